@@ -1,0 +1,109 @@
+"""Block geometry: the one owner of the grid, its padding, positions and who sees whom.
+
+Blocks lie on the absolute grid: position p belongs to block p // block_size, the prompt
+included. A prompt's incomplete last block (its *remainder*) is the visible head of the
+first generated block.
+
+Letters in shapes: B batch, L length, T layout length, N blocks, S block size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+CLEAN = 0
+"""Stream of finished tokens; noised views are streams 1, 2, ..."""
+PADDING = -1
+"""Stream of columns that hold nothing. They see only each other."""
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """Where every column of a packed batch lies. All tensors are int64 of shape [B, T]."""
+
+    position: Tensor
+    block: Tensor
+    stream: Tensor
+
+    @property
+    def noised(self) -> Tensor:
+        """Columns of noised views, bool [B, T]."""
+        return self.stream > CLEAN
+
+
+def may_attend(
+    query_block: Tensor, query_stream: Tensor, key_block: Tensor, key_stream: Tensor
+) -> Tensor:
+    """The attention rule of block diffusion, elementwise on broadcastable int64 tensors.
+
+    A token sees the clean tokens of all earlier blocks and its own stream's tokens of its
+    own block. For the clean stream that is block-causal attention; for a noised view it is
+    what the decoder sees while it denoises that block (BD3LM, arXiv:2503.09573).
+    """
+    earlier = (key_stream == CLEAN) & (key_block < query_block) & (query_stream != PADDING)
+    return earlier | ((key_stream == query_stream) & (key_block == query_block))
+
+
+@dataclass(frozen=True)
+class BlockLayout:
+    """The absolute block grid of one block size."""
+
+    block_size: int
+
+    def __post_init__(self) -> None:
+        if self.block_size < 1:
+            raise ValueError(f"block_size must be at least 1, got {self.block_size}")
+
+    def floor(self, position: int) -> int:
+        """First position of the block that holds `position`."""
+        return position - position % self.block_size
+
+    def ceil(self, length: int) -> int:
+        """The smallest multiple of the block size that is at least `length`."""
+        return -(-length // self.block_size) * self.block_size
+
+    def span(self, prompt_length: int, max_new_tokens: int) -> tuple[int, int]:
+        """Positions [start, end) of the whole blocks that a decoder fills.
+
+        `start` lies at or before the end of the prompt; the last block is whole, so up to
+        block_size - 1 positions may lie beyond prompt_length + max_new_tokens.
+        """
+        return self.floor(prompt_length), self.ceil(prompt_length + max_new_tokens)
+
+    def coordinates(self, position: Tensor, stream: Tensor) -> Coordinates:
+        """Coordinates of columns with the given positions and streams, [B, T] each."""
+        return Coordinates(position, position // self.block_size, stream)
+
+    def clean(self, length: Tensor, width: int) -> Coordinates:
+        """`width` clean columns, right-padded after each sequence's `length` [B]."""
+        position = torch.arange(width, device=length.device).expand(length.shape[0], width)
+        stream = torch.where(position < length[:, None], CLEAN, PADDING)
+        return self.coordinates(position, stream)
+
+    def training(self, prompt_length: Tensor, length: Tensor, num_views: int) -> Coordinates:
+        """The layout [x0 || x_t^1 || x_t^2 ...] of one forward pass over clean and noised copies.
+
+        Every noised view starts at the block boundary at or before its response and ends
+        with a whole block, as the decoder sees it. Positions repeat those of the clean
+        copy; gather tokens with them.
+
+        Args:
+            prompt_length: [B] tokens before the response.
+            length: [B] prompt and response tokens.
+            num_views: how many noised copies follow the clean one.
+        """
+        start = prompt_length - prompt_length % self.block_size
+        end = -(-length // self.block_size) * self.block_size
+        width = int((end - start).max())
+        offset = torch.arange(width, device=length.device)
+        noised = start[:, None] + offset  # [B, width]
+        inside = noised < end[:, None]
+        noised = torch.where(inside, noised, 0)
+        clean = self.clean(length, int(length.max()))
+        streams = [clean.stream]
+        streams += [torch.where(inside, view, PADDING) for view in range(1, num_views + 1)]
+        position = torch.cat([clean.position] + [noised] * num_views, dim=1)
+        return self.coordinates(position, torch.cat(streams, dim=1))

@@ -1,0 +1,118 @@
+"""The slow, obviously right decoder: one request, no cache, plain Python. For tests.
+
+Every pass runs the whole sequence so far, so nothing can be stale, misplaced or padded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+import torch
+
+from t3d.blocks import BlockLayout
+from t3d.decoding.request import Completion, DecodingConfig, Passes, Request
+from t3d.decoding.sampling import position_keys, sample
+from t3d.models.attention import attention_mask
+from t3d.models.sdar import SDARForCausalLM
+from t3d.rng import fold, uniform
+from t3d.trajectory import FinishReason
+
+
+def _choose(
+    config: DecodingConfig, step: int, confidence: dict[int, float], noise: dict[int, float]
+) -> set[int]:
+    """The positions that commit, out of the masked ones, which are the keys."""
+    size, steps = config.block_size, config.denoising_steps
+    quota = size // steps + (1 if step < size % steps else 0)
+    if config.remasking == "sequential":
+        return set(sorted(confidence)[:quota])
+    if config.remasking == "random":
+        return set(sorted(noise, key=lambda p: (-noise[p], p))[:quota])
+    chosen = set(sorted(confidence, key=lambda p: (-confidence[p], p))[:quota])
+    if config.remasking == "low_confidence_dynamic":
+        chosen |= {p for p in confidence if confidence[p] > config.confidence_threshold}
+    return chosen
+
+
+@torch.inference_mode()
+def decode_one(
+    model: SDARForCausalLM,
+    request: Request,
+    config: DecodingConfig,
+    *,
+    mask_token_id: int,
+    stop_token_ids: Collection[int],
+    banned_token_ids: Collection[int] = (),
+    on_state: Callable[[int, list[int]], None] | None = None,
+) -> Completion:
+    """Decode one request.
+
+    Args:
+        on_state: called before every denoising step with the block's first position and ids.
+    """
+    layout = BlockLayout(config.block_size)
+    implementation = model.config._attn_implementation
+    assert implementation is not None
+    banned = torch.tensor([mask_token_id, *banned_token_ids])
+    prompt_length = len(request.prompt_ids)
+    limit = prompt_length + config.max_new_tokens
+    ids = list(request.prompt_ids)
+    step_map: dict[int, int] = {}
+    log_prob: dict[int, float] = {}
+    num_passes = 0
+    reason: FinishReason = "length"
+    num_response_tokens = config.max_new_tokens
+
+    first, last = layout.span(prompt_length, config.max_new_tokens)
+    for start in range(first, last, config.block_size):
+        end = start + config.block_size
+        ids += [mask_token_id] * (end - len(ids))
+        masked = [p for p in range(start, end) if p >= prompt_length]
+        step = 0
+        while masked and reason == "length":
+            if on_state is not None:
+                on_state(start, ids[start:])
+            grid = layout.clean(torch.tensor([end]), end)
+            mask = attention_mask(implementation, grid, grid, model.dtype)
+            logits = model(torch.tensor([ids]), mask).logits[0, masked]
+            num_passes += 1
+            keys = position_keys(
+                torch.tensor(request.seed), torch.tensor(masked), torch.tensor(step)
+            )
+            candidates = sample(
+                logits,
+                uniform(keys),
+                banned,
+                temperature=config.temperature,
+                top_k=config.top_k,
+                top_p=config.top_p,
+            )
+            confidence = dict(zip(masked, candidates.confidence.tolist(), strict=True))
+            noise = dict(zip(masked, uniform(fold(keys, 1)).tolist(), strict=True))
+            chosen = _choose(config, step, confidence, noise)
+            for i, p in enumerate(masked):
+                if p in chosen:
+                    ids[p] = int(candidates.ids[i])
+                    step_map[p] = step
+                    log_prob[p] = float(candidates.log_probs[i])
+            masked = [p for p in masked if p not in chosen]
+            step += 1
+            for p in range(max(start, prompt_length), min(end, limit)):
+                if p in masked:
+                    break
+                if ids[p] in stop_token_ids:
+                    reason = "stop"
+                    num_response_tokens = p + 1 - prompt_length
+                    break
+        if reason == "stop":
+            break
+
+    response = range(prompt_length, len(ids))
+    return Completion(
+        response_ids=ids[prompt_length:],
+        step_map=[step_map.get(p, -1) for p in response],
+        log_probs=[log_prob.get(p, 0.0) for p in response],
+        num_response_tokens=num_response_tokens,
+        finish_reason=reason,
+        passes=Passes(denoising=num_passes),
+    )

@@ -1,0 +1,93 @@
+"""What goes into a decoder and what comes out of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from t3d.trajectory import FinishReason
+
+Remasking = Literal["low_confidence_static", "low_confidence_dynamic", "sequential", "random"]
+
+
+@dataclass(frozen=True)
+class DecodingConfig:
+    """How a block-diffusion model decodes.
+
+    Args:
+        block_size: tokens a block.
+        denoising_steps: forward passes a block at most; block_size of them are full steps.
+        remasking: which masked positions commit after a pass.
+        confidence_threshold: low_confidence_dynamic commits every position above it.
+        temperature: of candidate sampling; 0 takes the most likely token.
+        top_k: sample among the k most likely tokens; 0 for all.
+        top_p: sample among the smallest set of tokens with this total probability.
+        max_new_tokens: response tokens at most, rounded up to a whole last block.
+    """
+
+    block_size: int = 4
+    denoising_steps: int = 4
+    remasking: Remasking = "low_confidence_static"
+    confidence_threshold: float = 0.9
+    temperature: float = 0.1
+    top_k: int = 0
+    top_p: float = 1.0
+    max_new_tokens: int = 256
+
+    def __post_init__(self) -> None:
+        problems = {
+            "block_size must be at least 1": self.block_size < 1,
+            f"denoising_steps must lie between 1 and block_size={self.block_size}": not (
+                1 <= self.denoising_steps <= self.block_size
+            ),
+            f"remasking must be one of {', '.join(get_args(Remasking))}": (
+                self.remasking not in get_args(Remasking)
+            ),
+            "confidence_threshold must lie in [0, 1]": not 0 <= self.confidence_threshold <= 1,
+            "temperature must not be negative": self.temperature < 0,
+            "top_k must not be negative": self.top_k < 0,
+            "top_p must lie in (0, 1]": not 0 < self.top_p <= 1,
+            "max_new_tokens must be at least 1": self.max_new_tokens < 1,
+        }
+        for problem, present in problems.items():
+            if present:
+                name = problem.split()[0]
+                raise ValueError(f"{problem}, got {name}={getattr(self, name)!r}")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt to decode. Its output depends on nothing but itself, model and config."""
+
+    prompt_ids: list[int]
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Forward passes that one request took part in."""
+
+    prefill: int = 0
+    denoising: int = 0
+    commit: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.prefill + self.denoising + self.commit
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A decoded response; fields as in `t3d.trajectory.Trajectory`."""
+
+    response_ids: list[int]
+    step_map: list[int]
+    log_probs: list[float]
+    num_response_tokens: int
+    finish_reason: FinishReason
+    passes: Passes = field(default_factory=Passes)
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The response up to and including the stop token."""
+        return self.response_ids[: self.num_response_tokens]

@@ -1,0 +1,93 @@
+"""Candidate tokens for masked positions: pure functions of logits and uniforms.
+
+Letters in shapes: M positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from t3d.rng import fold
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """One candidate token a position."""
+
+    ids: Tensor
+    """int64 [M]."""
+    log_probs: Tensor
+    """Untempered log-probability (nats), float32, or float64 for float64 logits, [M]."""
+
+    @property
+    def confidence(self) -> Tensor:
+        """Untempered probability, [M]."""
+        return self.log_probs.exp()
+
+
+def position_keys(seed: Tensor, position: Tensor, step: Tensor) -> Tensor:
+    """Keys of `t3d.rng`, one for each position of each denoising step; int64, broadcast."""
+    return fold(seed, position, step)
+
+
+def allowed_log_probs(logits: Tensor, banned: Tensor) -> Tensor:
+    """Log-softmax of logits [M, V] with the ids `banned` [K] impossible; at least float32."""
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    return logits.index_fill(-1, banned, -torch.inf).log_softmax(-1)
+
+
+def sampling_probs(log_probs: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
+    """Unnormalised float64 [M, V]: temperature, then top-k, then top-p of what is left.
+
+    Equal probabilities rank by id, so top-k keeps exactly k tokens.
+    """
+    probs = (log_probs.double() / temperature).softmax(-1)
+    if top_k == 0 and top_p == 1:
+        return probs
+    ranked, order = probs.sort(dim=-1, descending=True, stable=True)
+    if top_k > 0:
+        ranked[..., top_k:] = 0
+    if top_p < 1:
+        before = ranked.cumsum(-1) - ranked
+        ranked = ranked.masked_fill(before >= top_p * ranked.sum(-1, keepdim=True), 0)
+    return torch.zeros_like(probs).scatter(-1, order, ranked)
+
+
+def inverse_cdf(probs: Tensor, uniforms: Tensor) -> Tensor:
+    """The first id whose cumulative share exceeds the uniform, int64 [M].
+
+    Args:
+        probs: float64 [M, V], not normalised. An id of probability 0 is never returned.
+        uniforms: float64 [M] in [0, 1).
+    """
+    # A parallel scan may round upwards across a zero: such ids must not count.
+    cumulative = probs.cumsum(-1).masked_fill(probs == 0, 0)
+    bound = uniforms * cumulative.amax(-1)
+    return (cumulative > bound[..., None]).to(torch.uint8).argmax(-1)
+
+
+def sample(
+    logits: Tensor,
+    uniforms: Tensor,
+    banned: Tensor,
+    *,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+) -> Candidates:
+    """Draw a candidate for each position; temperature 0 takes the likeliest, lowest id first.
+
+    Args:
+        logits: [M, V].
+        uniforms: float64 [M] in [0, 1).
+        banned: int64 [K], ids that are never drawn.
+    """
+    log_probs = allowed_log_probs(logits, banned)
+    if temperature == 0:
+        ids = log_probs.argmax(-1)
+    else:
+        ids = inverse_cdf(sampling_probs(log_probs, temperature, top_k, top_p), uniforms)
+    return Candidates(ids, log_probs.gather(-1, ids[..., None])[..., 0])

@@ -1,0 +1,92 @@
+"""The one row of results, and the file that holds them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class ResultRow:
+    """One checkpoint, one task, one decoding setting. Keys are always present."""
+
+    task: str
+    method: str
+    seed: int
+    model: str
+    block_size: int
+    remasking: str
+    denoising_steps: int
+    confidence_threshold: float | None
+    """None where the strategy has no threshold."""
+    temperature: float
+    accuracy: float
+    """Share of correct answers, 0 to 1."""
+    n: int
+    ci95: tuple[float, float]
+    """Wilson interval of the accuracy."""
+    tokens_per_forward: float
+    """Tokens up to and including the stop token over denoising passes."""
+    tokens_per_pass: float
+    """The same tokens over all passes, prefill and commits included."""
+    passes: int
+    """All forward passes, summed over requests."""
+    average_steps: float
+    """Denoising passes per request."""
+    average_length: float
+    """Response tokens per request, stop token included."""
+    truncated: float
+    """Share of responses cut at the token limit."""
+    agreement: float | None
+    """Share of problems whose final answer equals the full-step teacher's; None if unknown."""
+    tokens_per_second: float
+    latency_seconds: float | None
+    """Mean seconds a request at batch 1; None if not measured."""
+    optimizer_steps: int
+    tokens_seen: int
+
+    @property
+    def tokens_per_step(self) -> float:
+        """The nominal speed-up: block_size / denoising_steps."""
+        return self.block_size / self.denoising_steps
+
+
+def save_results(path: Path, rows: list[ResultRow], provenance: dict[str, Any]) -> None:
+    """Write `results.json` atomically."""
+    document = {
+        "format": FORMAT,
+        "provenance": provenance,
+        "rows": [dataclasses.asdict(row) for row in rows],
+    }
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def load_results(path: Path) -> list[ResultRow]:
+    """Read `results.json`.
+
+    Raises:
+        ValueError: if the file is missing, is no results file or has unknown or missing keys.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such results file; make one with `t3d eval`") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a results file: {error}") from None
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise ValueError(f"{path}: not a results file of format {FORMAT}")
+    names = {field.name for field in dataclasses.fields(ResultRow)}
+    rows = []
+    for number, row in enumerate(document.get("rows", [])):
+        if set(row) != names:
+            wrong = ", ".join(sorted(set(row) ^ names))
+            raise ValueError(f"{path}: row {number} has missing or unknown keys: {wrong}")
+        rows.append(ResultRow(**{**row, "ci95": tuple(row["ci95"])}))
+    return rows

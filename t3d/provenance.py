@@ -1,0 +1,98 @@
+"""What made an artefact (versions, config, seed, weights), and files that appear whole or not."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Mapping
+from contextlib import suppress
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("t3d", "torch", "transformers", "tokenizers", "pyarrow")
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that results depend on."""
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:  # run from a source tree
+            versions[name] = "not installed"
+    return versions
+
+
+def provenance(
+    *, config: Mapping[str, Any], seed: int, model: str, weights_hash: str | None
+) -> dict[str, Any]:
+    """What to keep beside an artefact, as JSON.
+
+    Args:
+        config: everything that was asked for; values that JSON lacks become strings.
+        seed: the seed of the whole run.
+        model: the model's path or name.
+        weights_hash: as `hash_weights` gives it; None for weights that only live in memory.
+    """
+    return {
+        "packages": package_versions(),
+        "platform": platform.platform(),
+        "config": json.loads(json.dumps(dict(config), default=str)),
+        "seed": seed,
+        "model": model,
+        "weights_hash": weights_hash,
+    }
+
+
+def hash_file(path: Path) -> str:
+    """sha256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_weights(directory: Path) -> str:
+    """sha256 over the bytes of a checkpoint's safetensors files, in the order of their names.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    files = sorted(directory.glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"{directory}: no *.safetensors files; name a checkpoint directory")
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            hashlib.file_digest(file, lambda: digest)
+    return digest.hexdigest()
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file that is either there as a whole or not there at all, even after a kill.
+
+    Raises:
+        ValueError: if the system refuses (full disk, no permission); nothing is left behind.
+    """
+    # The process id keeps ranks that write the same manifest apart.
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        raise ValueError(
+            f"{path}: cannot be written: {error.strerror}; "
+            "free the space or choose another place, then run the same again"
+        ) from error
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON as `write_bytes` does."""
+    write_bytes(path, (json.dumps(value, indent=1) + "\n").encode())

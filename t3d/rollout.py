@@ -1,0 +1,151 @@
+"""Rollout: the teacher decodes every prompt, and how it did goes into a trajectory store."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from tqdm import tqdm
+
+from t3d.decoding.build import make_decoder
+from t3d.decoding.request import Completion, DecodingConfig, Request
+from t3d.models.loading import LanguageModel
+from t3d.provenance import package_versions
+from t3d.rng import derive_key
+from t3d.store import Manifest, TrajectoryStore, hash_prompts
+from t3d.tasks.base import Example
+from t3d.trajectory import Trajectory
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """How trajectories are recorded.
+
+    Args:
+        decoding: how the teacher decodes.
+        seed: of the candidates' sampling; each prompt draws from it and its own id.
+        batch_size: prompts decoded at the same time.
+        shard_size: prompts a shard of the store; what a killed run loses at most.
+    """
+
+    decoding: DecodingConfig = field(default_factory=DecodingConfig)
+    seed: int = 0
+    batch_size: int = 256
+    shard_size: int = 512
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "shard_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+def rollout(
+    lm: LanguageModel,
+    examples: Sequence[Example],
+    output: Path,
+    config: RolloutConfig,
+    *,
+    progress: bool = True,
+) -> TrajectoryStore:
+    """Decode every prompt that the store at `output` lacks.
+
+    Under `torchrun` each rank takes every world_size-th run of `shard_size` prompts and
+    writes its own shards; the store is complete once all ranks have returned.
+
+    Raises:
+        ValueError: before anything is decoded, for prompts that cannot be decoded and for
+            a store that something else made; afterwards, naming prompts that were lost.
+    """
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    prompts = encode_prompts(lm, examples, config.decoding)
+    manifest = Manifest(
+        prompt_set_hash=hash_prompts(
+            [(e.id, ids, e.answer) for e, ids in zip(examples, prompts, strict=True)]
+        ),
+        num_prompts=len(examples),
+        decoding=asdict(config.decoding),
+        model=lm.name,
+        weights_hash=lm.weights_hash,
+        seed=config.seed,
+        packages=package_versions(),
+    )
+    store = TrajectoryStore.open_or_create(output, manifest, rank=rank, world_size=world_size)
+    # Who decodes a prompt, and beside which others, does not depend on what is in the store:
+    # other ranks fill it meanwhile, and a resumed run must give the same bytes.
+    width = config.shard_size
+    starts = range(rank * width, len(prompts), world_size * width)
+    chunks = [range(start, min(start + width, len(prompts))) for start in starts]
+    completed = store.completed()
+    decoder = make_decoder(lm, config.decoding, config.batch_size)
+    with tqdm(
+        total=sum(map(len, chunks)), desc="rollout", unit="prompt", disable=not progress or rank > 0
+    ) as bar:
+
+        def tick(_: int, completion: Completion) -> None:
+            bar.update()
+
+        for chunk in chunks:
+            missing = [i for i in chunk if i not in completed]
+            bar.update(len(chunk) - len(missing))
+            if not missing:
+                continue
+            requests = [
+                Request(prompts[i], derive_key(config.seed, examples[i].id)) for i in missing
+            ]
+            completions = decoder.decode(requests, on_finish=tick)
+            store.append(
+                [
+                    (i, record(examples[i], prompts[i], completion, config.decoding))
+                    for i, completion in zip(missing, completions, strict=True)
+                ]
+            )
+    completed = store.completed()
+    lost = [examples[i].id for chunk in chunks for i in chunk if i not in completed]
+    if lost:
+        raise ValueError(f"{output}: {len(lost)} rollouts were lost: {', '.join(lost[:10])}")
+    return store
+
+
+def encode_prompts(
+    lm: LanguageModel, examples: Sequence[Example], decoding: DecodingConfig
+) -> list[list[int]]:
+    """Token ids of all prompts.
+
+    Raises:
+        ValueError: for an empty set, an id used twice, or a prompt that leaves no room for
+            max_new_tokens.
+    """
+    if not examples:
+        raise ValueError("the prompt set is empty; there is nothing to roll out")
+    name, count = Counter(example.id for example in examples).most_common(1)[0]
+    if count > 1:
+        raise ValueError(f"the prompt id {name!r} is used {count} times; ids must be unique")
+    limit = lm.model.config.max_position_embeddings - decoding.max_new_tokens
+    prompts = [lm.encode_prompt(example.question) for example in examples]
+    for example, ids in zip(examples, prompts, strict=True):
+        if len(ids) > limit:
+            raise ValueError(
+                f"prompt {example.id!r} has {len(ids)} tokens, but {lm.name} takes at most "
+                f"{limit} with max_new_tokens={decoding.max_new_tokens}; shorten or drop it"
+            )
+    return prompts
+
+
+def record(
+    example: Example, prompt_ids: list[int], completion: Completion, decoding: DecodingConfig
+) -> Trajectory:
+    """What the store keeps of a decoded prompt."""
+    return Trajectory(
+        prompt_id=example.id,
+        prompt_ids=prompt_ids,
+        response_ids=completion.response_ids,
+        step_map=completion.step_map,
+        log_probs=completion.log_probs,
+        num_response_tokens=completion.num_response_tokens,
+        finish_reason=completion.finish_reason,
+        block_size=decoding.block_size,
+        answer=example.answer,
+    )

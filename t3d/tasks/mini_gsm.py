@@ -1,0 +1,125 @@
+"""mini_gsm: generated grade-school word problems with two to five reasoning steps.
+
+Every step of a solution can be told in many ways. Tokens of one step therefore depend on
+each other, and that is what a model loses when it commits several of them in one pass.
+
+A problem is a pure function of (seed, split, number). The splits cannot overlap: a problem
+belongs to the split that the hash of its question names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from collections.abc import Iterator
+from itertools import islice
+
+from t3d.rng import derive_key
+from t3d.tasks.base import Example, Grade, Split
+
+MAX_VALUE = 15
+NAMES = ("Tom", "Anna", "Ben", "Mia", "Sam", "Lucy", "Max", "Eva")
+ITEMS = ("apples", "books", "coins", "cards", "shells", "stamps", "pens", "beads")
+
+DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday")
+
+_START = ("{name} has {a} {item}.", "{name} starts with {a} {item}.", "{name} owns {a} {item}.")
+_GAIN = (
+    "On {day} {name} buys {k} more.",
+    "On {day} {name} finds {k}.",
+    "{name} gets {k} more on {day}.",
+    "A friend brings {k} on {day}.",
+)
+_LOSE = (
+    "On {day} {name} loses {k}.",
+    "On {day} {name} sells {k}.",
+    "{name} gives away {k} on {day}.",
+    "A friend takes {k} on {day}.",
+)
+_DOUBLE = ("On {day} the number doubles.", "On {day} {name} has twice as many.")
+_ASK = (
+    "How many {item} does {name} have now?",
+    "How many {item} are left?",
+    "What is the number of {item}?",
+)
+_STEP = (
+    "{day}: {a} {op} {k} = {b}.",
+    "On {day}, {a} {op} {k} = {b}.",
+    "After {day} there are {a} {op} {k} = {b}.",
+    "{day} makes it {a} {op} {k} = {b}.",
+    "{a} {op} {k} on {day} gives {b}.",
+    "{name} has {a} {op} {k} = {b} on {day}.",
+    "So {day} leaves {b}, as {a} {op} {k} = {b}.",
+    "By {day}, {name} has {a} {op} {k} = {b} {item}.",
+)
+_FINAL = (
+    "The answer is \\boxed{{{b}}}.",
+    "So the answer is \\boxed{{{b}}}.",
+    "{name} has \\boxed{{{b}}} {item}.",
+    "In total: \\boxed{{{b}}}.",
+)
+_NUM_STEPS = ((2, 3, 4, 5), (0.4, 0.3, 0.2, 0.1))
+_BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
+_SHARES: dict[Split, range] = {"test": range(0, 2), "dev": range(2, 4), "train": range(4, 32)}
+"""Thirty-seconds of the question hashes that a split owns."""
+
+
+def _split_of(question: str) -> Split:
+    bucket = hashlib.blake2b(question.encode(), digest_size=1).digest()[0] % 32
+    return next(split for split, share in _SHARES.items() if bucket in share)
+
+
+def _problem(rng: random.Random) -> tuple[str, str, str]:
+    """Question, worked answer, final answer."""
+    names = {"name": rng.choice(NAMES), "item": rng.choice(ITEMS)}
+    value = rng.randint(2, 9)
+    question = [rng.choice(_START).format(a=value, **names)]
+    solution: list[str] = []
+    num_steps = rng.choices(_NUM_STEPS[0], _NUM_STEPS[1])[0]
+    for day in DAYS[:num_steps]:
+        kinds = ["gain"] * (value < MAX_VALUE) + ["lose"] * (value > 1)
+        kinds += ["double"] * (0 < value <= MAX_VALUE // 2)
+        kind = rng.choices(kinds, [1 if k == "double" else 3 for k in kinds])[0]
+        if kind == "gain":
+            k = rng.randint(1, min(9, MAX_VALUE - value))
+            template, op, new = rng.choice(_GAIN), "+", value + k
+        elif kind == "lose":
+            k = rng.randint(1, min(9, value))
+            template, op, new = rng.choice(_LOSE), "-", value - k
+        else:
+            k, template, op, new = 2, rng.choice(_DOUBLE), "*", value * 2
+        question.append(template.format(k=k, day=day, **names))
+        solution.append(rng.choice(_STEP).format(a=value, op=op, k=k, b=new, day=day, **names))
+        value = new
+    question.append(rng.choice(_ASK).format(**names))
+    solution.append(rng.choice(_FINAL).format(b=value, **names))
+    return " ".join(question), " ".join(solution), str(value)
+
+
+class MiniGSM:
+    """The generated benchmark; see the module's docstring."""
+
+    name = "mini_gsm"
+
+    def stream(self, split: Split, *, seed: int = 0) -> Iterator[Example]:
+        """An endless stream of the split's problems, without repetition."""
+        seen: set[str] = set()
+        number = 0
+        while True:
+            rng = random.Random(derive_key(seed, self.name, number))
+            number += 1
+            question, reference, answer = _problem(rng)
+            if _split_of(question) == split and question not in seen:
+                seen.add(question)
+                name = f"{self.name}/{split}/{seed}/{len(seen) - 1}"
+                yield Example(name, question, answer, reference)
+
+    def examples(self, split: Split, num: int, *, seed: int = 0) -> list[Example]:
+        return list(islice(self.stream(split, seed=seed), num))
+
+    def grade(self, example: Example, output: str) -> Grade:
+        """Correct if the last \\boxed{} holds the gold number."""
+        found = _BOXED.findall(output)
+        final = found[-1].strip() if found else None
+        return Grade(final is not None and final == example.answer, final)

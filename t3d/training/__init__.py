@@ -1,0 +1,1 @@
+"""Training: one trainer for pretraining and for every distillation method."""

@@ -1,0 +1,93 @@
+"""Settings of a training run, and how they become transformers' TrainingArguments."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainingArguments
+
+
+@dataclass
+class TrainingConfig:
+    """Optimisation, shared by pretraining and every method.
+
+    Args:
+        steps: optimizer steps.
+        batch_size: sequences an optimizer step, over all processes.
+        micro_batch_size: sequences a forward pass and process; the rest is accumulated.
+        block_sizes: block sizes to train at, one drawn for each optimizer step.
+        learning_rate: peak rate of AdamW.
+        weight_decay: of AdamW.
+        beta2: of AdamW; beta1 is 0.9.
+        warmup_steps: steps of linear warm-up, before a cosine to a tenth of the peak.
+        max_grad_norm: gradient norm is clipped to it.
+        save_steps: steps between checkpoints that a killed run resumes from; 0 for none.
+        logging_steps: steps between logged metrics.
+        report_to: trackers of transformers, such as tensorboard or wandb.
+        bf16: compute in bfloat16, with float32 master weights.
+        seed: of data order and noise.
+        trainer: further transformers.TrainingArguments by name.
+    """
+
+    steps: int = 1000
+    batch_size: int = 64
+    micro_batch_size: int = 64
+    block_sizes: list[int] = field(default_factory=lambda: [4, 8])
+    learning_rate: float = 1e-5
+    weight_decay: float = 0.01
+    beta2: float = 0.999
+    warmup_steps: int = 20
+    max_grad_norm: float = 1.0
+    save_steps: int = 0
+    logging_steps: int = 10
+    report_to: list[str] = field(default_factory=list)
+    bf16: bool = False
+    seed: int = 0
+    trainer: dict[str, Any] = field(default_factory=dict)
+
+    def arguments(self, output_dir: Path, *, progress: bool) -> TrainingArguments:
+        """The same settings for transformers' Trainer.
+
+        Raises:
+            ValueError: if the batch does not divide among processes and micro-batches.
+        """
+        own = {
+            "output_dir": str(output_dir),
+            "max_steps": self.steps,
+            "per_device_train_batch_size": self.micro_batch_size,
+            "learning_rate": self.learning_rate,
+            "weight_decay": self.weight_decay,
+            "adam_beta2": self.beta2,
+            "warmup_steps": self.warmup_steps,
+            "lr_scheduler_type": "cosine_with_min_lr",
+            "lr_scheduler_kwargs": {"min_lr_rate": 0.1},
+            "max_grad_norm": self.max_grad_norm,
+            "save_strategy": "steps" if self.save_steps else "no",
+            "save_steps": self.save_steps or 500,
+            "save_total_limit": 2,
+            "logging_steps": self.logging_steps,
+            "logging_nan_inf_filter": False,
+            "report_to": self.report_to or "none",
+            "bf16": self.bf16,
+            "seed": self.seed,
+            "remove_unused_columns": False,
+            "dataloader_drop_last": True,
+            "disable_tqdm": not progress,
+        }
+        clash = sorted(set(self.trainer) & set(own))
+        if clash:
+            raise ValueError(f"trainer.{clash[0]} is owned by t3d; set the key of TrainingConfig")
+        try:
+            arguments = TrainingArguments(**own, **self.trainer)
+        except TypeError as error:
+            raise ValueError(f"trainer: not an argument of transformers: {error}") from None
+        in_one_pass = self.micro_batch_size * arguments.world_size
+        if self.batch_size % in_one_pass:
+            raise ValueError(
+                f"batch_size={self.batch_size} is no multiple of micro_batch_size="
+                f"{self.micro_batch_size} x {arguments.world_size} processes"
+            )
+        arguments.gradient_accumulation_steps = self.batch_size // in_one_pass
+        return arguments

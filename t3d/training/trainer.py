@@ -1,0 +1,155 @@
+"""The one trainer: transformers.Trainer with a noiser, an objective and a reference."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_model, save_model
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from t3d.blocks import BlockLayout
+from t3d.methods import Method
+from t3d.models import LanguageModel
+from t3d.noising import Vocabulary
+from t3d.objectives import Context
+from t3d.rng import derive_key, fold
+from t3d.training.data import LengthGroupedSampler
+from t3d.training.forward import ModelInputs, assemble
+from t3d.trajectory import TrajectoryBatch
+
+REFERENCE_FILE = "reference.safetensors"
+_VIEW, _SAMPLE = range(2)
+
+
+class DiffusionTrainer(Trainer):
+    """Trains a block-diffusion model by one method.
+
+    Noise is a function of (seed, optimizer step, sequence): fresh at every visit, and the
+    same for any micro-batching or resumption.
+    """
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        method: Method,
+        rows: Sequence[dict[str, Any]],
+        arguments: TrainingArguments,
+        block_sizes: list[int],
+        callbacks: list[TrainerCallback] | None = None,
+    ) -> None:
+        super().__init__(
+            model=lm.model,
+            args=arguments,
+            train_dataset=rows,  # type: ignore[arg-type]
+            data_collator=lambda rows: TrajectoryBatch.collate(rows, lm.pad_token_id).as_dict(),
+            processing_class=lm.tokenizer,
+            callbacks=callbacks,
+        )
+        # The loss is divided by the sequences of the whole accumulation window, below.
+        self.model_accepts_loss_kwargs = True
+        self.method = method
+        self.vocabulary = Vocabulary(lm.model.config.vocab_size, lm.mask_token_id)
+        self.layouts = [BlockLayout(size) for size in block_sizes]
+        self.reference: nn.Module | None = None
+        self._lengths = [len(row["input_ids"]) for row in rows]
+        self._metrics: dict[str, list[Tensor]] = {}
+        if method.objective.needs_reference:
+            self.reference = copy.deepcopy(lm.model).requires_grad_(False).eval()
+            self.add_callback(_ReferenceRounds(self))
+
+    def refresh_reference(self) -> None:
+        """Start a round: the reference becomes a frozen copy of the student."""
+        assert self.reference is not None
+        self.reference.load_state_dict(self.accelerator.unwrap_model(self.model).state_dict())
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
+        return LengthGroupedSampler(
+            self._lengths, self.args.train_batch_size, seed=self.args.data_seed or self.args.seed
+        )
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        """The accumulation window and the number of its sequences."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        return batches, torch.tensor(sum(len(b["input_ids"]) for b in batches), device=device)
+
+    def compute_loss(  # type: ignore[override]
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | None = None,
+    ) -> Tensor:
+        """The window's share of the mean loss over its sequences."""
+        assert not return_outputs and num_items_in_batch is not None
+        batch = TrajectoryBatch(**inputs)
+        step = self.state.global_step
+        seed = torch.tensor(derive_key(self.args.seed, "noise"), device=batch.index.device)
+        keys = fold(seed, step, batch.index)
+        layout = self.layouts[derive_key(self.args.seed, "block", step) % len(self.layouts)]
+        views = self.method.noiser(batch, layout, fold(keys, _VIEW), self.vocabulary)
+        config = self.accelerator.unwrap_model(model).config
+        packed, tokens, place = assemble(
+            batch, views, layout, config._attn_implementation, torch.float32
+        )
+        context = Context(
+            tokens,
+            student=lambda: _logits(model, packed),
+            reference=(lambda: _logits(self.reference, packed)) if self.reference else None,
+            sample_keys=fold(fold(keys, _SAMPLE)[tokens.sequence], place[:, 0], place[:, 1]),
+        )
+        loss, metrics = self.method.objective(context)
+        for name, value in metrics.items():
+            self._metrics.setdefault(name, []).append(value)
+        self.state.num_input_tokens_seen += int(
+            torch.as_tensor(self.accelerator.gather(batch.length)).sum()
+        )
+        return loss.sum() / num_items_in_batch
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the objective's metrics, averaged since the last log."""
+        for name, values in self._metrics.items():
+            logs[name] = round(torch.stack(values).float().mean().item(), 6)
+        self._metrics.clear()
+        super().log(logs, start_time)
+
+
+def _logits(model: nn.Module | None, packed: ModelInputs) -> Tensor:
+    """Logits [M, V] of the loss tokens."""
+    assert model is not None
+    return model(
+        input_ids=packed.input_ids,
+        position_ids=packed.position_ids,
+        attention_mask=packed.attention_mask,
+        select=packed.select,
+    ).logits
+
+
+class _ReferenceRounds(TrainerCallback):
+    """Refreshes the reference, saves it in checkpoints and restores it from them."""
+
+    def __init__(self, trainer: DiffusionTrainer) -> None:
+        self.trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        every = self.trainer.method.reference_every
+        assert every is not None
+        if state.global_step % every == 0:
+            self.trainer.refresh_reference()
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        assert self.trainer.reference is not None
+        directory = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        save_model(self.trainer.reference, str(directory / REFERENCE_FILE))
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        assert self.trainer.reference is not None
+        if state.global_step:
+            directory = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            load_model(self.trainer.reference, str(directory / REFERENCE_FILE))

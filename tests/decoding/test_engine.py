@@ -1,0 +1,205 @@
+"""The engine by example: stopping, counting, refilling, errors. Its invariants lie in
+`tests/invariants/test_decoding.py`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+
+from t3d.decoding import BlockDecoder, Completion, DecodingConfig, Passes, Request
+from t3d.models import tiny
+
+MODEL = tiny(vocab_size=50, max_position_embeddings=128)
+MASK = 49
+CONFIG = DecodingConfig(block_size=4, denoising_steps=4, temperature=0.0, max_new_tokens=12)
+
+
+def decoder(config: DecodingConfig = CONFIG, **options: Any) -> BlockDecoder:
+    options = {"mask_token_id": MASK, "stop_token_ids": (), "batch_size": 4, **options}
+    return BlockDecoder(MODEL, config, **options)
+
+
+def prompt(length: int, offset: int = 0) -> list[int]:
+    return [(3 + 7 * i + offset) % 49 for i in range(length)]
+
+
+@cache
+def stop_example() -> tuple[Request, Completion]:
+    """Decodes to four different tokens, out of order, the last position not last."""
+    requests = [Request(prompt(8, offset)) for offset in range(49)]
+    for request, free in zip(requests, decoder(batch_size=49).decode(requests), strict=True):
+        steps = free.step_map[:4]
+        if len(set(free.response_ids[:4])) == 4 and steps[3] < 3 and steps[1] > steps[2]:
+            return request, free
+    raise AssertionError("no example")
+
+
+def decode(length: int, config: DecodingConfig = CONFIG, **options: Any) -> Completion:
+    return decoder(config, **options).decode([Request(prompt(length))])[0]
+
+
+@pytest.mark.parametrize(("length", "blocks"), [(1, 4), (3, 4), (4, 3), (5, 4), (8, 3), (11, 4)])
+def test_passes_without_a_stop(length: int, blocks: int) -> None:
+    completion = decode(length)
+    # At one token a pass, each token costs one denoising pass; the last block no commit.
+    assert completion.passes == Passes(
+        prefill=int(length >= 4), denoising=4 * blocks - length % 4, commit=blocks - 1
+    )
+    assert len(completion.response_ids) == 4 * blocks - length % 4
+    assert completion.num_response_tokens == 12
+    assert completion.finish_reason == "length"
+    assert len(completion.token_ids) == 12
+
+
+@pytest.mark.parametrize("denoising_steps", [1, 2, 3])
+def test_few_steps(denoising_steps: int) -> None:
+    completion = decode(8, replace(CONFIG, denoising_steps=denoising_steps))
+    assert completion.passes == Passes(prefill=1, denoising=3 * denoising_steps, commit=2)
+    quotas = {1: [4], 2: [2, 2], 3: [2, 1, 1]}[denoising_steps]
+    for block in range(3):
+        steps = completion.step_map[4 * block : 4 * block + 4]
+        assert [steps.count(step) for step in range(denoising_steps)] == quotas
+
+
+def test_a_remainder_leaves_fewer_passes() -> None:
+    # Two positions of the first block are masked and each step commits two.
+    completion = decode(6, replace(CONFIG, denoising_steps=2, max_new_tokens=2))
+    assert completion.passes == Passes(prefill=1, denoising=1, commit=0)
+    assert completion.step_map == [0, 0]
+
+
+def test_a_certain_model_needs_one_pass_a_block() -> None:
+    dynamic = replace(CONFIG, remasking="low_confidence_dynamic", confidence_threshold=0.0)
+    completion = decode(8, dynamic)
+    assert completion.passes == Passes(prefill=1, denoising=3, commit=2)
+    assert set(completion.step_map) == {0}
+
+
+def test_stop_waits_for_everything_before_it_in_the_block() -> None:
+    request, free = stop_example()
+    steps = free.step_map[:4]
+    for place in range(4):
+        [completion] = decoder(stop_token_ids={free.response_ids[place]}).decode([request])
+        assert completion.finish_reason == "stop"
+        assert completion.num_response_tokens == place + 1
+        assert completion.token_ids == free.response_ids[: place + 1]
+        # It ends in the very step that fills the last gap before it.
+        last = max(steps[: place + 1])
+        assert completion.passes == Passes(prefill=1, denoising=last + 1, commit=0)
+        for i, step in enumerate(steps):
+            committed = step <= last
+            assert completion.step_map[i] == (step if committed else -1)
+            assert completion.response_ids[i] == (free.response_ids[i] if committed else MASK)
+            assert (completion.log_probs[i] == 0.0) == (not committed)
+
+
+def test_stop_in_a_later_block() -> None:
+    free = decode(6)
+    # Response token 2 is the first of the second block.
+    place = next(p for p in range(2, 6) if free.response_ids[p] not in free.response_ids[:p])
+    completion = decode(6, stop_token_ids={free.response_ids[place]})
+    assert completion.finish_reason == "stop"
+    assert completion.num_response_tokens == place + 1
+    assert len(completion.response_ids) == 6
+    assert completion.passes.commit == 1
+
+
+def test_a_stop_token_in_the_prompt_ends_nothing() -> None:
+    visible = prompt(6)[4:]  # the head of the first block
+    free = decode(6)
+    assert not set(visible) & set(free.response_ids)
+    assert decode(6, stop_token_ids=set(visible)) == free
+
+
+def test_a_stop_token_beyond_the_limit_is_length() -> None:
+    request, free = stop_example()
+    stops = {free.response_ids[2]}
+    [completion] = decoder(replace(CONFIG, max_new_tokens=2), stop_token_ids=stops).decode(
+        [request]
+    )
+    assert completion.response_ids == free.response_ids[:4]
+    assert completion.finish_reason == "length"
+    assert completion.num_response_tokens == 2
+
+
+def test_banning_changes_what_is_generated() -> None:
+    free = decode(8)
+    banned = set(free.response_ids[:2])
+    completion = decode(8, banned_token_ids=banned)
+    assert not banned & set(completion.response_ids)
+
+
+def test_waiting_requests_take_the_place_of_finished_ones() -> None:
+    requests = [Request(prompt(length, length)) for length in (9, 3, 4, 17, 2, 8, 5)]
+    alone = [decoder().decode([request])[0] for request in requests]
+    stop = alone[0].response_ids[1]
+    calls: list[tuple[int, Completion]] = []
+    sizes: list[int] = []
+    hook = MODEL.model.register_forward_pre_hook(
+        lambda module, args, kwargs: sizes.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    try:
+        completions = decoder(stop_token_ids={stop}, batch_size=3).decode(
+            requests, on_finish=lambda index, completion: calls.append((index, completion))
+        )
+    finally:
+        hook.remove()
+    assert sorted(index for index, _ in calls) == list(range(7))
+    assert all(completions[index] is completion for index, completion in calls)
+    assert calls[0][0] != 6  # told as each finishes, not at the end
+    assert completions[0].finish_reason == "stop"
+    assert max(sizes) == 3
+    # Rows are kept busy: fewer passes than one request after another would take.
+    assert len(sizes) < 0.6 * sum(completion.passes.total for completion in completions)
+
+
+def test_no_requests() -> None:
+    assert decoder().decode([]) == []
+
+
+def test_decoding_leaves_requests_and_gradients_alone() -> None:
+    request = Request(prompt(5))
+    decoder().decode([request])
+    assert request.prompt_ids == prompt(5)
+    assert all(parameter.grad is None for parameter in MODEL.parameters())
+
+
+def test_errors_name_the_request_and_the_remedy() -> None:
+    good = Request([1])
+    with pytest.raises(ValueError, match=r"request 1: the prompt is empty"):
+        decoder().decode([good, Request([])])
+    with pytest.raises(ValueError, match=r"request 1: .*117 tokens.*12.*129.*=128; shorten"):
+        decoder().decode([good, Request(prompt(117))])
+    for token in (-1, 50):
+        with pytest.raises(ValueError, match=rf"request 1: token id {token} .*vocabulary of 50"):
+            decoder().decode([good, Request([0, token])])
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        decoder(batch_size=0)
+    with pytest.raises(ValueError, match="token id 50 lies outside"):
+        decoder(mask_token_id=50)
+    with pytest.raises(ValueError, match="token id 77 lies outside"):
+        decoder(banned_token_ids=[77])
+
+
+def test_a_request_may_fill_all_positions() -> None:
+    assert len(decode(116).response_ids) == 12
+
+
+def test_a_training_model_is_refused() -> None:
+    model = tiny(vocab_size=50).train()
+    engine = BlockDecoder(model, CONFIG, mask_token_id=MASK, stop_token_ids=(), batch_size=1)
+    with pytest.raises(ValueError, match=r"call model\.eval\(\)"):
+        engine.decode([Request([1])])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_lower_precision_decodes_and_records_finite_log_probs(dtype: torch.dtype) -> None:
+    model = tiny(vocab_size=50, dtype=dtype)
+    engine = BlockDecoder(model, CONFIG, mask_token_id=MASK, stop_token_ids=(), batch_size=2)
+    for completion in engine.decode([Request(prompt(3)), Request(prompt(9))]):
+        assert MASK not in completion.response_ids
+        assert all(-20 < value <= 0 for value in completion.log_probs)

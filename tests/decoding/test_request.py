@@ -1,0 +1,36 @@
+"""Decoding settings: every wrong value is a clear error."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from t3d.decoding import Completion, DecodingConfig, Passes
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"block_size": 0},
+        {"denoising_steps": 0},
+        {"denoising_steps": 5},
+        {"remasking": "high_confidence"},
+        {"confidence_threshold": 1.5},
+        {"temperature": -0.1},
+        {"top_k": -1},
+        {"top_p": 0.0},
+        {"max_new_tokens": 0},
+    ],
+)
+def test_a_wrong_value_names_its_key(wrong: dict[str, Any]) -> None:
+    (name, value) = next(iter(wrong.items()))
+    with pytest.raises(ValueError, match=f"^{name} must .*got {name}={value!r}"):
+        DecodingConfig(**wrong)
+
+
+def test_passes_and_token_ids() -> None:
+    passes = Passes(prefill=1, denoising=7, commit=2)
+    assert passes.total == 10
+    completion = Completion([5, 6, 7, 8], [0, 1, 2, 3], [0.0] * 4, 3, "stop", passes)
+    assert completion.token_ids == [5, 6, 7]

@@ -1,0 +1,205 @@
+"""What holds of every decode: engine = oracle, whatever shares the batch; replay = visited."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from t3d.decoding import (
+    STRATEGIES,
+    BlockDecoder,
+    Completion,
+    DecodingConfig,
+    Remasking,
+    Request,
+    decode_one,
+    visited_states,
+)
+from t3d.models import SDARForCausalLM, tiny
+from t3d.trajectory import Trajectory
+
+VOCABULARY = 50
+MASK = 49
+BANNED = (48, 11)
+STOPS = (3, 19, 30, 44)
+BLOCK_STEPS = [(size, steps) for size in (1, 3, 4, 8) for steps in range(1, size + 1)]
+
+
+MODEL = tiny(vocab_size=VOCABULARY)
+
+
+def engine(config: DecodingConfig, batch_size: int, model: SDARForCausalLM = MODEL) -> BlockDecoder:
+    return BlockDecoder(
+        model,
+        config,
+        mask_token_id=MASK,
+        stop_token_ids=STOPS,
+        banned_token_ids=BANNED,
+        batch_size=batch_size,
+    )
+
+
+def oracle(
+    config: DecodingConfig, request: Request, seen: list[tuple[int, list[int]]] | None = None
+) -> Completion:
+    return decode_one(
+        MODEL,
+        request,
+        config,
+        mask_token_id=MASK,
+        stop_token_ids=STOPS,
+        banned_token_ids=BANNED,
+        on_state=None if seen is None else lambda start, ids: seen.append((start, ids)),
+    )
+
+
+def assert_same(actual: Completion, expected: Completion, *, atol: float = 1e-9) -> None:
+    assert actual.response_ids == expected.response_ids
+    assert actual.step_map == expected.step_map
+    assert actual.num_response_tokens == expected.num_response_tokens
+    assert actual.finish_reason == expected.finish_reason
+    assert actual.passes.denoising == expected.passes.denoising
+    torch.testing.assert_close(actual.log_probs, expected.log_probs, rtol=0, atol=atol)
+
+
+def numbered_requests(lengths: list[int], seed: int = 0) -> list[Request]:
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        Request(torch.randint(0, MASK, (length,), generator=generator).tolist(), seed=7 * i)
+        for i, length in enumerate(lengths)
+    ]
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> DecodingConfig:
+    block_size, denoising_steps = draw(st.sampled_from(BLOCK_STEPS))
+    return DecodingConfig(
+        block_size=block_size,
+        denoising_steps=denoising_steps,
+        remasking=draw(st.sampled_from(list(STRATEGIES))),
+        confidence_threshold=draw(st.sampled_from([0.2, 0.4, 0.9])),
+        temperature=draw(st.sampled_from([0.0, 0.7])),
+        top_k=draw(st.sampled_from([0, 5])),
+        top_p=draw(st.sampled_from([1.0, 0.8])),
+        max_new_tokens=draw(st.integers(1, 12)),
+    )
+
+
+requests = st.builds(
+    Request,
+    st.lists(st.integers(0, MASK - 1), min_size=1, max_size=18),
+    st.integers(0, (1 << 63) - 1),
+)
+
+
+@pytest.mark.parametrize(("block_size", "denoising_steps"), BLOCK_STEPS)
+@pytest.mark.parametrize("remasking", list(STRATEGIES))
+def test_engine_equals_oracle(block_size: int, denoising_steps: int, remasking: Remasking) -> None:
+    sampled = denoising_steps % 2 == 0
+    lengths = [1, 4, 5, 17] if sampled else [2, 3, 8, 9]
+    batch = numbered_requests(lengths, seed=block_size)
+    config = DecodingConfig(
+        block_size=block_size,
+        denoising_steps=denoising_steps,
+        remasking=remasking,
+        confidence_threshold=0.3,
+        temperature=0.7 if sampled else 0.0,
+        top_k=12 if sampled else 0,
+        top_p=0.9 if sampled else 1.0,
+        max_new_tokens=9,
+    )
+    for request, completion in zip(batch, engine(config, 3).decode(batch), strict=True):
+        assert_same(completion, oracle(config, request))
+
+
+@settings(max_examples=25)
+@given(configs(), st.lists(requests, min_size=1, max_size=4), st.integers(1, 5))
+def test_engine_equals_oracle_on_anything(
+    config: DecodingConfig, batch: list[Request], batch_size: int
+) -> None:
+    for request, completion in zip(batch, engine(config, batch_size).decode(batch), strict=True):
+        assert_same(completion, oracle(config, request))
+
+
+@settings(max_examples=15)
+@given(configs(), st.permutations(range(6)), st.integers(1, 7), st.integers(0, 6))
+def test_neither_batch_size_nor_order_nor_company_matters(
+    config: DecodingConfig, order: list[int], batch_size: int, num: int
+) -> None:
+    batch = numbered_requests([6, 1, 13, 4, 9, 20])
+    alone = engine(config, 6).decode(batch)
+    chosen = order[:num]
+    shuffled = engine(config, batch_size).decode([batch[i] for i in chosen])
+    for i, completion in zip(chosen, shuffled, strict=True):
+        assert_same(completion, alone[i])
+        assert completion.passes == alone[i].passes
+
+
+def test_eager_attention_decodes_alike() -> None:
+    model = tiny(vocab_size=VOCABULARY)
+    model.set_attn_implementation("eager")
+    batch = numbered_requests([3, 9, 6])
+    config = DecodingConfig(denoising_steps=3, temperature=0.0, max_new_tokens=6)
+    expected = engine(config, 2).decode(batch)
+    for actual, reference in zip(engine(config, 2, model).decode(batch), expected, strict=True):
+        # Eager attention takes its softmax in float32.
+        assert_same(actual, reference, atol=1e-4)
+
+
+@settings(max_examples=25)
+@given(configs(), requests)
+def test_every_output_is_well_formed(config: DecodingConfig, request: Request) -> None:
+    [completion] = engine(config, 1).decode([request])
+    prompt_length, size = len(request.prompt_ids), config.block_size
+    length = prompt_length + len(completion.response_ids)
+    assert length % size == 0
+    for token, step in zip(completion.response_ids, completion.step_map, strict=True):
+        if step < 0:
+            assert token == MASK
+        else:
+            assert token not in (MASK, *BANNED)
+    assert max(completion.step_map) < config.denoising_steps
+    assert all(value <= 0 for value in completion.log_probs)
+
+    stops = [i for i, token in enumerate(completion.token_ids) if token in STOPS]
+    assert min(completion.step_map[: completion.num_response_tokens]) >= 0
+    assert completion.num_response_tokens <= config.max_new_tokens
+    if completion.finish_reason == "stop":
+        assert stops == [completion.num_response_tokens - 1]
+        # Nothing is decoded beyond the block of the stop token.
+        assert length - size < prompt_length + completion.num_response_tokens <= length
+    else:
+        assert stops == []
+        assert completion.num_response_tokens == config.max_new_tokens
+        assert min(completion.step_map) >= 0
+
+    num_blocks = length // size - prompt_length // size
+    assert completion.passes.prefill == int(prompt_length >= size)
+    assert num_blocks <= completion.passes.denoising <= num_blocks * config.denoising_steps
+    assert completion.passes.commit == num_blocks - 1
+
+
+@settings(max_examples=25)
+@given(configs(), requests)
+def test_replay_rebuilds_every_visited_state(config: DecodingConfig, request: Request) -> None:
+    seen: list[tuple[int, list[int]]] = []
+    completion = oracle(config, request, seen)
+    trajectory = Trajectory(
+        prompt_id="p",
+        prompt_ids=request.prompt_ids,
+        response_ids=completion.response_ids,
+        step_map=completion.step_map,
+        log_probs=completion.log_probs,
+        num_response_tokens=completion.num_response_tokens,
+        finish_reason=completion.finish_reason,
+        block_size=config.block_size,
+    )
+    assert visited_states(trajectory, MASK) == seen
+    # Visible tokens never change: every state's tokens are those of the end.
+    ids = request.prompt_ids + completion.response_ids
+    for start, state in seen:
+        end = ids[start : start + config.block_size]
+        assert all(a in (MASK, b) for a, b in zip(state, end, strict=True))
+        assert MASK in state

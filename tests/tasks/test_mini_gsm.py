@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import re
+from itertools import islice
+from typing import get_args
+
+import pytest
+
+from t3d.tasks import mini_gsm
+from t3d.tasks.base import Example, Grade, Split
+from t3d.tasks.mini_gsm import DAYS, ITEMS, MAX_VALUE, NAMES, MiniGSM
+
+SPLITS: tuple[Split, ...] = get_args(Split)
+TASK = MiniGSM()
+GAINS = ("buys", "finds", "gets", "brings")
+LOSSES = ("loses", "sells", "gives away", "takes")
+DOUBLES = ("doubles", "twice as many")
+DAY = re.compile("|".join(DAYS))
+OPERATION = re.compile(r"(\d+) ([-+*]) (\d+)")
+
+
+def sentences(text: str) -> list[str]:
+    return re.split(r"(?<=[.?]) ", text)
+
+
+def integer(sentence: str) -> int:
+    (number,) = re.findall(r"\d+", sentence)
+    return int(number)
+
+
+def solve(question: str) -> list[int]:
+    """The running value after every sentence, by reading the question alone."""
+    start, *events, ask = sentences(question)
+    assert ask.endswith("?")
+    values = [integer(start)]
+    for event in events:
+        kinds = [
+            kind
+            for kind, words in (("+", GAINS), ("-", LOSSES), ("*", DOUBLES))
+            if any(word in event for word in words)
+        ]
+        match kinds:
+            case ["+"]:
+                values.append(values[-1] + integer(event))
+            case ["-"]:
+                values.append(values[-1] - integer(event))
+            case ["*"]:
+                values.append(values[-1] * 2)
+            case _:
+                raise AssertionError(f"{event!r} reads as {kinds}")
+    return values
+
+
+def shape(sentence: str) -> str:
+    """The sentence without its numbers, name, item, day and operator."""
+    sentence = re.sub(rf"\b({'|'.join(NAMES)})\b", "N", sentence)
+    sentence = re.sub(rf"\b({'|'.join(ITEMS)})\b", "I", sentence)
+    sentence = re.sub(rf"\b({'|'.join(DAYS)})\b", "D", sentence)
+    return re.sub(r" [-+*] ", " o ", re.sub(r"\d+", "0", sentence))
+
+
+@pytest.fixture(scope="module")
+def examples() -> list[Example]:
+    return TASK.examples("train", 1000)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_examples_are_a_function_of_split_and_seed(split: Split):
+    assert TASK.examples(split, 20, seed=3) == MiniGSM().examples(split, 20, seed=3)
+    assert TASK.examples(split, 8, seed=3) == TASK.examples(split, 20, seed=3)[:8]
+    assert list(islice(TASK.stream(split, seed=3), 20)) == TASK.examples(split, 20, seed=3)
+    ours, theirs = (TASK.examples(split, 20, seed=seed) for seed in (3, 4))
+    assert {e.question for e in ours}.isdisjoint(e.question for e in theirs)
+
+
+def test_no_question_is_in_two_splits_or_twice_in_one():
+    questions: dict[str, Split] = {}
+    ids: set[str] = set()
+    for split in SPLITS:
+        for seed in range(3):
+            found = TASK.examples(split, 100, seed=seed)
+            assert len({e.question for e in found}) == 100
+            ids |= {e.id for e in found}
+            for example in found:
+                assert questions.setdefault(example.question, split) == split
+    assert len(ids) == 3 * 3 * 100
+
+
+def test_a_problem_that_comes_up_again_is_skipped(monkeypatch: pytest.MonkeyPatch):
+    once = TASK.examples("train", 10)
+    derive = mini_gsm.derive_key
+    monkeypatch.setattr(mini_gsm, "derive_key", lambda seed, name, n: derive(seed, name, n // 3))
+    assert TASK.examples("train", 10) == once
+
+
+def test_worked_answers_follow_from_the_questions(examples: list[Example]):
+    for example in examples:
+        assert example.reference is not None
+        values = solve(example.question)
+        assert 2 <= len(values) - 1 <= 5
+        assert all(0 <= value <= MAX_VALUE for value in values)
+        assert example.answer == str(values[-1])
+
+        *steps, final = sentences(example.reference)
+        assert [DAY.findall(step) for step in steps] == [[day] for day in DAYS[: len(steps)]]
+        assert DAY.findall(example.question) == list(DAYS[: len(steps)])
+        for before, after, step in zip(values, values[1:], steps, strict=False):
+            ((a, op, k),) = OPERATION.findall(step)
+            # Whatever else a step says in numbers is its result.
+            results = re.findall(r"\d+", OPERATION.sub("", step))
+            assert int(a) == before
+            assert {"+": before + int(k), "-": before - int(k), "*": before * int(k)}[op] == after
+            assert set(results) == {str(after)}
+        assert len(steps) == len(values) - 1
+        assert f"\\boxed{{{values[-1]}}}" in final
+
+
+def test_every_number_of_steps_and_every_phrasing_occurs(examples: list[Example]):
+    assert {len(sentences(e.question)) - 2 for e in examples} == {2, 3, 4, 5}
+    texts = [text for e in examples for text in (e.question, e.reference or "")]
+    found = {shape(sentence) for text in texts for sentence in sentences(text)}
+    fields = {"name": NAMES[0], "item": ITEMS[0], "a": 1, "op": "+", "k": 2, "b": 3, "day": DAYS[0]}
+    phrasings = (
+        *mini_gsm._START,
+        *mini_gsm._GAIN,
+        *mini_gsm._LOSE,
+        *mini_gsm._DOUBLE,
+        *mini_gsm._ASK,
+        *mini_gsm._STEP,
+        *mini_gsm._FINAL,
+    )
+    assert found == {shape(phrasing.format(**fields)) for phrasing in phrasings}
+    assert {word for text in texts for word in re.findall(r"\w+", text)} >= {*NAMES, *ITEMS, *DAYS}
+
+
+def test_the_worked_answer_is_graded_correct(examples: list[Example]):
+    for example in examples:
+        assert TASK.grade(example, example.reference or "") == Grade(True, example.answer)
+
+
+@pytest.mark.parametrize(
+    ("output", "grade"),
+    [
+        (r"\boxed{12}", Grade(True, "12")),
+        (r"In total: \boxed{ 12 }.", Grade(True, "12")),
+        ("\\boxed{\n12\t}", Grade(True, "12")),
+        (r"\boxed{3} no, \boxed{12}", Grade(True, "12")),
+        (r"\boxed{12} no, \boxed{3}", Grade(False, "3")),
+        (r"\boxed{-12}", Grade(False, "-12")),
+        (r"\boxed{1 2}", Grade(False, "1 2")),
+        (r"\boxed{}", Grade(False, "")),
+        (r"\boxed{12", Grade(False, None)),
+        (r"boxed{12}", Grade(False, None)),
+        ("The answer is 12.", Grade(False, None)),
+        ("", Grade(False, None)),
+    ],
+)
+def test_the_last_box_is_graded(output: str, grade: Grade):
+    assert TASK.grade(Example("id", "question", "12"), output) == grade
+
+
+def test_nothing_is_correct_without_a_gold_answer():
+    assert TASK.grade(Example("id", "question"), r"\boxed{12}") == Grade(False, "12")

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from t3d.tasks.base import Example
+from t3d.tasks.prompts import load_prompts
+
+TEXT = st.text(min_size=1).filter(lambda text: text.strip())
+EXAMPLES = st.lists(
+    st.builds(Example, id=st.text(), question=TEXT, answer=st.none() | st.text()),
+    min_size=1,
+    unique_by=lambda example: example.id,
+)
+
+
+@given(EXAMPLES, st.booleans(), st.sampled_from(["question", "prompt"]))
+def test_jsonl_round_trips(
+    tmp_path_factory: pytest.TempPathFactory, examples: list[Example], ascii: bool, key: str
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "prompts.jsonl"
+    rows = [{"id": e.id, key: e.question, "answer": e.answer} for e in examples]
+    lines = [json.dumps(row, ensure_ascii=ascii) + "\n\n" for row in rows]
+    path.write_text("".join(lines), encoding="utf-8")
+    assert load_prompts(path) == examples
+
+
+def test_text_lines(tmp_path: Path) -> None:
+    path = tmp_path / "mine.txt"
+    path.write_bytes("\ufeffWhat is 1 + 1?\r\n\n  \nWhy?\n".encode())
+    assert load_prompts(path) == [
+        Example("mine/1", "What is 1 + 1?"),
+        Example("mine/4", "Why?"),
+    ]
+
+
+def test_optional_keys(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text(
+        '{"prompt": "a", "id": 7, "answer": 2.5}\n'
+        '{"question": "b", "prompt": "c", "answer": "x", "level": 3}\n'
+        '{"question": "d", "id": null, "answer": null}\n',
+        encoding="utf-8",
+    )
+    assert load_prompts(path) == [
+        Example("7", "a", "2.5"),
+        Example("mine/2", "b", "x"),
+        Example("mine/3", "d"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("p.csv", b"a", "prompts come as .jsonl or .txt, not .csv"),
+        ("p", b"a", "prompts come as .jsonl or .txt, not neither"),
+        ("p.txt", b"", "holds no prompts"),
+        ("p.jsonl", b"\n \n", "holds no prompts"),
+        ("p.txt", b"ab\xff", "not UTF-8 text (invalid start byte at byte 2)"),
+        ("p.jsonl", b'{"prompt": "a"}\n\n{"prompt" "b"}', "line 3: not JSON"),
+        ("p.jsonl", b'{"prompt": "a"}\n["b"]', 'line 2: not a JSON object but ["b"]'),
+        ("p.jsonl", b'{"text": "a", "id": 1}', "line 1: needs the key 'question' or 'prompt', has"),
+        ("p.jsonl", b"{}", "line 1: needs the key 'question' or 'prompt', has none"),
+        ("p.jsonl", b'{"prompt": " "}', "line 1: 'prompt' must be a text that is not blank"),
+        ("p.jsonl", b'{"question": 3}', "line 1: 'question' must be a text"),
+        ("p.jsonl", b'{"prompt": "a", "answer": []}', "line 1: 'answer' must be a text or a num"),
+        ("p.jsonl", b'{"prompt": "a", "id": true}', "line 1: 'id' must be a text or a number"),
+        (
+            "p.jsonl",
+            b'{"prompt": "a", "id": 1}\n\n{"prompt": "b", "id": "1"}',
+            "line 3: the id '1' is already that of line 1",
+        ),
+        (
+            "p.jsonl",
+            b'{"prompt": "a", "id": "p/2"}\n{"prompt": "b"}',
+            "line 2: the id 'p/2' is already that of line 1",
+        ),
+    ],
+)
+def test_errors_name_file_and_line(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"^{re.escape(str(path))}.*{re.escape(message)}"):
+        load_prompts(path)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="prompts cannot be read: No such file"):
+        load_prompts(tmp_path / "p.txt")
+    (tmp_path / "d.txt").mkdir()
+    with pytest.raises(ValueError, match="prompts cannot be read: Is a directory"):
+        load_prompts(tmp_path / "d.txt")
