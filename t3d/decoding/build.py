@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from t3d.decoding.engine import BlockDecoder
-from t3d.decoding.request import DecodingConfig
+from t3d.decoding.request import Completion, DecodingConfig, Request
 from t3d.models.loading import LanguageModel
+from t3d.rng import derive_key
 
 
 def make_decoder(lm: LanguageModel, config: DecodingConfig, batch_size: int) -> BlockDecoder:
@@ -18,3 +21,21 @@ def make_decoder(lm: LanguageModel, config: DecodingConfig, batch_size: int) -> 
         banned_token_ids=tuple(sorted(banned)),
         batch_size=batch_size,
     )
+
+
+def generate(
+    lm: LanguageModel,
+    questions: Sequence[str],
+    config: DecodingConfig | None = None,
+    *,
+    seed: int = 0,
+    batch_size: int = 32,
+) -> list[Completion]:
+    """Answer questions; `lm.decode(completion.token_ids)` is the text of an answer.
+
+    Raises:
+        ValueError: for a question that does not fit the model.
+    """
+    decoder = make_decoder(lm, config or DecodingConfig(), batch_size)
+    prompts = lm.encode_prompts(questions)
+    return decoder.decode([Request(ids, derive_key(seed, i)) for i, ids in enumerate(prompts)])

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from jinja2 import TemplateError
+from safetensors import SafetensorError, safe_open
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from t3d.models.sdar import SDARConfig, SDARForCausalLM
 from t3d.provenance import hash_weights
@@ -17,6 +19,7 @@ from t3d.provenance import hash_weights
 MASK_TOKEN = "<|MASK|>"
 BUILT_IN = {"mini_teacher": Path(__file__).parent.parent / "assets" / "mini_teacher"}
 """Checkpoints that ship with the package."""
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 @dataclass(frozen=True)
@@ -131,23 +134,34 @@ def from_pretrained(
     source = str(BUILT_IN[name]) if name in BUILT_IN else name
     if Path(source).is_dir():
         _check_directory(Path(source))
+    elif not _HUB_NAME.fullmatch(source):
+        raise ValueError(f"{name}: no such checkpoint directory")
+    config = _load_config(name, source)
     try:
-        config = AutoConfig.from_pretrained(source)
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{name}: cannot load a model from there: {_first_line(error)}") from None
-    if not isinstance(config, SDARConfig):
+        # Without the refusal, a checkpoint may ask the user to run its code.
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:
         raise ValueError(
-            f"{name}: model_type {config.model_type!r} is no block-diffusion family of t3d (sdar)"
-        )
-    mask, pad, stops = _special_ids(tokenizer, name, mask_token_id or config.mask_token_id)
+            f"{name}: cannot load the tokenizer ({_first_line(error)}); "
+            "copy its tokenizer.json and tokenizer_config.json again"
+        ) from error
+    wanted = config.mask_token_id if mask_token_id is None else mask_token_id
+    mask, pad, stops = _special_ids(tokenizer, name, wanted)
     config.mask_token_id = mask
-    config.block_size = block_size or config.block_size
+    config.block_size = config.block_size if block_size is None else block_size
     if len(tokenizer) > config.vocab_size:
         raise ValueError(
             f"{name}: the tokenizer has {len(tokenizer)} tokens, the model only "
             f"{config.vocab_size} embeddings; they do not belong together"
         )
+    if not isinstance(mask, int) or not 0 <= mask < config.vocab_size:
+        raise ValueError(
+            f"{name}: mask_token_id {mask!r} is no token of the vocabulary of "
+            f"{config.vocab_size}; correct it in config.json"
+        )
+    size = config.block_size
+    if size is not None and (not isinstance(size, int) or size < 1):
+        raise ValueError(f"{name}: block_size must be a number from 1 up, got {size!r}")
     try:
         model, report = SDARForCausalLM.from_pretrained(
             source,
@@ -155,23 +169,55 @@ def from_pretrained(
             dtype=dtype,
             attn_implementation=attn_implementation,
             use_safetensors=True,
+            # They are in the report, which is the clearer error.
+            ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"{name}: cannot load the weights: {_first_line(error)}") from None
+    except Exception as error:
+        raise ValueError(f"{name}: cannot load the model: {_first_line(error)}") from error
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if report[problem]:
-            first = sorted(str(key) for key in report[problem])[0]
+            first = sorted(report[problem])[0]
+            if not isinstance(first, str):
+                key, found, wanted = first
+                first = f"{key} with shape {list(found)}, not {list(wanted)}"
             raise ValueError(f"{name}: weights do not fit config.json: {problem}, first {first}")
     local = Path(source)
     weights = hash_weights(local) if local.is_dir() else None
-    return LanguageModel(
-        model.to(torch.device(device)).eval(), tokenizer, mask, pad, stops, name, weights
-    )
+    model = model.to(torch.device(device)).eval()
+    lm = LanguageModel(model, tokenizer, mask, pad, stops, name, weights)
+    try:
+        lm.encode_prompt("")
+    except (ValueError, TemplateError) as error:
+        raise ValueError(
+            f"{name}: the tokenizer's chat template is missing or broken; "
+            "add or correct chat_template.jinja"
+        ) from error
+    return lm
+
+
+def _load_config(name: str, source: str) -> SDARConfig:
+    """config.json, which must be of the family; its auto_map is never followed."""
+    try:
+        document, _ = SDARConfig.get_config_dict(source)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{name}: neither a directory nor a model of the Hub: {_first_line(error)}"
+        ) from error
+    family = document.get("model_type")
+    if family != SDARConfig.model_type:
+        raise ValueError(
+            f"{name}: model_type {family!r} is no block-diffusion family of t3d (sdar)"
+        )
+    try:
+        return SDARConfig.from_dict(document)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise ValueError(f"{name}: config.json is no SDAR configuration: {reason}") from error
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _check_directory(directory: Path) -> None:
@@ -180,12 +226,21 @@ def _check_directory(directory: Path) -> None:
     if not path.is_file():
         raise ValueError(f"{directory}: no config.json; name a checkpoint directory")
     try:
-        json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid JSON: {error}") from None
-    if not any(directory.glob("*.safetensors")):
+    if not isinstance(document, dict):
+        raise ValueError(f"{path}: not a JSON object")
+    shards = sorted(directory.glob("*.safetensors"))
+    if not shards:
         pickled = sorted(p.name for p in [*directory.glob("*.bin"), *directory.glob("*.pt*")])
         remedy = f"; {pickled[0]} is a pickle, convert it to safetensors first" if pickled else ""
         raise ValueError(f"{directory}: no *.safetensors weights{remedy}")
+    for shard in shards:
+        try:
+            with safe_open(shard, framework="pt"):
+                pass
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{shard}: damaged or cut short ({error}); copy it again") from None
     if not (directory / "tokenizer.json").is_file():
         raise ValueError(f"{directory}: no tokenizer.json")

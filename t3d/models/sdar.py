@@ -30,13 +30,13 @@ class SDARConfig(Qwen3Config):
     block_size: int | None = None
     mask_token_id: int | None = None
 
-    def to_dict(self) -> dict[str, Any]:
-        """Adds the top-level fields that other engines read.
+    def to_diff_dict(self) -> dict[str, Any]:
+        """What config.json holds, with the top-level fields that other engines read.
 
         transformers 5 writes only `rope_parameters`; engines that do not know it fall back
         to theta 10000 and give wrong output without an error.
         """
-        out = super().to_dict()
+        out = super().to_diff_dict()
         if self.rope_parameters is not None:
             out["rope_theta"] = self.rope_parameters["rope_theta"]
             out["rope_scaling"] = None

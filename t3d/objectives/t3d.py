@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -11,6 +11,9 @@ from torch.nn.functional import logsigmoid
 
 from t3d.objectives.base import Context, Predictions
 from t3d.rng import uniform
+
+
+Fake = Literal["argmax", "sample", "exact"]
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,12 @@ class TrajectoryDDO:
     alpha: float = 0.5
     beta: float = 0.1
     path_weight: float = 0.2
-    fake: Literal["argmax", "sample", "exact"] = "argmax"
+    fake: Fake = "argmax"
     needs_reference: bool = True
+
+    def __post_init__(self) -> None:
+        if self.fake not in get_args(Fake):
+            raise ValueError(f"fake must be one of {', '.join(get_args(Fake))}, got {self.fake!r}")
 
     def __call__(self, context: Context) -> tuple[Tensor, dict[str, Tensor]]:
         tokens, student, reference = context.tokens, context.student, context.reference

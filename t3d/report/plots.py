@@ -140,12 +140,12 @@ def _legend(figure: Figure, rows: Sequence[ResultRow], styles: dict, dashes: dic
 
 
 def accuracy_figure(rows: Sequence[ResultRow]) -> Figure:
-    """Accuracy against tokens per forward, 8 inches wide, a panel a task.
+    """Accuracy against tokens per forward, 8 inches wide, a panel a task and temperature.
 
     Lines join the static settings of a method; other remasking gives hollow points. Bars
     are Wilson 95 % intervals. Over several seeds, points and interval ends are means.
     """
-    tasks = sorted({row.task for row in rows})
+    tasks = sorted({(row.task, row.temperature) for row in rows})
     # False sorts first: the main block size gets the solid line.
     sizes = sorted(
         {row.block_size for row in rows}, key=lambda size: (size != MAIN_BLOCK_SIZE, size)
@@ -156,13 +156,13 @@ def accuracy_figure(rows: Sequence[ResultRow]) -> Figure:
     figure.get_layout_engine().set(h_pad=0.1, hspace=0.06)  # type: ignore[union-attr]
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(tasks), squeeze=False)[:, 0]
-    for axes, task in zip(panels, tasks, strict=True):
-        own = [row for row in rows if row.task == task]
+    for axes, (task, temperature) in zip(panels, tasks, strict=True):
+        own = [row for row in rows if (row.task, row.temperature) == (task, temperature)]
         _draw(axes, own, styles, dashes)
         _label_speeds(axes, own)
         methods = method_order(own)
         counts = " or ".join(str(n) for n in sorted({row.n for row in own}))
-        title = f"{task}, n = {counts}; bars are 95 % intervals"
+        title = f"{task}, temperature {temperature:g}, n = {counts}; bars are 95 % intervals"
         title += (
             "; means over seeds" if len({(r.method, r.seed) for r in own}) > len(methods) else ""
         )

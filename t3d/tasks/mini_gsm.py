@@ -18,7 +18,8 @@ from itertools import islice
 from t3d.rng import derive_key
 from t3d.tasks.base import Example, Grade, Split
 
-MAX_VALUE = 15
+MAX_VALUE = 12
+MAX_CHANGE = 6
 NAMES = ("Tom", "Anna", "Ben", "Mia", "Sam", "Lucy", "Max", "Eva")
 ITEMS = ("apples", "books", "coins", "cards", "shells", "stamps", "pens", "beads")
 
@@ -44,22 +45,28 @@ _ASK = (
     "What is the number of {item}?",
 )
 _STEP = (
-    "{day}: {a} {op} {k} = {b}.",
-    "On {day}, {a} {op} {k} = {b}.",
-    "After {day} there are {a} {op} {k} = {b}.",
-    "{day} makes it {a} {op} {k} = {b}.",
-    "{a} {op} {k} on {day} gives {b}.",
-    "{name} has {a} {op} {k} = {b} on {day}.",
-    "So {day} leaves {b}, as {a} {op} {k} = {b}.",
-    "By {day}, {name} has {a} {op} {k} = {b} {item}.",
+    ("On {day},", "{day}:", "After {day}", "By {day},", "So on {day}", "Then"),
+    ("{name} has", "there are", "we get", "it is", ""),
+    (
+        "{a} {op} {k} = {b}",
+        "{a} {op} {k}, making {b}",
+        "{a} {op} {k}, so {b}",
+        "{b}, as {a} {op} {k} = {b}",
+    ),
+    (".", ".", " {item}.", " now."),
 )
+"""A step is told by one phrase of each row: choices all along it, not only at its start."""
 _FINAL = (
     "The answer is \\boxed{{{b}}}.",
     "So the answer is \\boxed{{{b}}}.",
     "{name} has \\boxed{{{b}}} {item}.",
     "In total: \\boxed{{{b}}}.",
+    "This leaves {name} with \\boxed{{{b}}} {item}.",
+    "Now \\boxed{{{b}}} {item} are left.",
+    "Altogether, that is \\boxed{{{b}}}.",
+    "At the end {name} owns \\boxed{{{b}}} {item}.",
 )
-_NUM_STEPS = ((2, 3, 4, 5), (0.4, 0.3, 0.2, 0.1))
+_NUM_STEPS = ((2, 3, 4, 5), (0.3, 0.3, 0.25, 0.15))
 _BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
 _SHARES: dict[Split, range] = {"test": range(0, 2), "dev": range(2, 4), "train": range(4, 32)}
 """Thirty-seconds of the question hashes that a split owns."""
@@ -82,15 +89,17 @@ def _problem(rng: random.Random) -> tuple[str, str, str]:
         kinds += ["double"] * (0 < value <= MAX_VALUE // 2)
         kind = rng.choices(kinds, [1 if k == "double" else 3 for k in kinds])[0]
         if kind == "gain":
-            k = rng.randint(1, min(9, MAX_VALUE - value))
+            k = rng.randint(1, min(MAX_CHANGE, MAX_VALUE - value))
             template, op, new = rng.choice(_GAIN), "+", value + k
         elif kind == "lose":
-            k = rng.randint(1, min(9, value))
+            k = rng.randint(1, min(MAX_CHANGE, value))
             template, op, new = rng.choice(_LOSE), "-", value - k
         else:
             k, template, op, new = 2, rng.choice(_DOUBLE), "*", value * 2
         question.append(template.format(k=k, day=day, **names))
-        solution.append(rng.choice(_STEP).format(a=value, op=op, k=k, b=new, day=day, **names))
+        *opening, closing = (rng.choice(row) for row in _STEP)
+        step = " ".join(phrase for phrase in opening if phrase) + closing
+        solution.append(step.format(a=value, op=op, k=k, b=new, day=day, **names))
         value = new
     question.append(rng.choice(_ASK).format(**names))
     solution.append(rng.choice(_FINAL).format(b=value, **names))

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainingArguments
 
 
@@ -74,6 +75,7 @@ class TrainingConfig:
             "seed": self.seed,
             "remove_unused_columns": False,
             "dataloader_drop_last": True,
+            "dataloader_pin_memory": torch.accelerator.is_available(),
             "disable_tqdm": not progress,
         }
         clash = sorted(set(self.trainer) & set(own))

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from t3d.methods import METHODS
+from t3d.methods import build_method
 from t3d.models import LanguageModel, SDARConfig, SDARForCausalLM, wrap
 from t3d.provenance import hash_weights, provenance, write_json
 from t3d.tasks import get_task
@@ -44,6 +44,7 @@ class PretrainConfig:
         data_seed: of the benchmark's stream.
         vocab_size: tokens at most of the tokenizer learned from the problems.
         shape: of the model.
+        num_views: noised copies of a sequence in one pass.
         training: optimisation.
     """
 
@@ -51,6 +52,7 @@ class PretrainConfig:
     num_examples: int = 96_000
     data_seed: int = 1
     vocab_size: int = 1024
+    num_views: int = 1
     shape: ModelShape = field(default_factory=ModelShape)
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
@@ -66,6 +68,8 @@ def new_model(config: PretrainConfig, examples: list[Example]) -> LanguageModel:
         settings = SDARConfig(
             vocab_size=len(tokenizer),
             block_size=min(config.training.block_sizes),
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
             rope_parameters={"rope_type": "default", "rope_theta": theta},
             **shape,
         )
@@ -99,9 +103,10 @@ def pretrain(config: PretrainConfig, output: Path, *, progress: bool = True) -> 
         The checkpoint's directory, `output` itself.
     """
     examples = get_task(config.task).examples("train", config.num_examples, seed=config.data_seed)
+    method = build_method("pretrain", noiser={"num_views": config.num_views})
     lm = new_model(config, examples)
     rows = labelled_rows(lm, examples, max(config.training.block_sizes))
-    fit(lm, METHODS["pretrain"], rows, config.training, output / "training", progress=progress)
+    fit(lm, method, rows, config.training, output / "training", progress=progress)
     lm.save(output)
     record = provenance(
         config=asdict(config),

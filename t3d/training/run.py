@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import TrainerState
 
 from t3d.methods import Method
 from t3d.models import LanguageModel
@@ -23,7 +24,7 @@ def fit(
     *,
     progress: bool,
 ) -> DiffusionTrainer:
-    """Train `lm.model` in place.
+    """Train `lm.model` in place, from the last whole checkpoint in `directory` if it has one.
 
     Raises:
         ValueError: if there are fewer sequences than one batch takes.
@@ -34,6 +35,21 @@ def fit(
         )
     arguments = config.arguments(directory, progress=progress)
     trainer = DiffusionTrainer(lm, method, rows, arguments, config.block_sizes)
-    last = get_last_checkpoint(str(directory)) if directory.is_dir() else None
-    trainer.train(resume_from_checkpoint=last)
+    last = _last_checkpoint(directory)
+    if last is not None and _step(last) >= config.steps:
+        # Nothing is left to train; transformers would go on for another step.
+        trainer._load_from_checkpoint(str(last))
+        trainer.state = TrainerState.load_from_json(str(last / TRAINER_STATE_NAME))
+    else:
+        trainer.train(resume_from_checkpoint=None if last is None else str(last))
     return trainer
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def _last_checkpoint(directory: Path) -> Path | None:
+    """The newest checkpoint that was written to its end; the trainer's state comes last."""
+    whole = [path.parent for path in directory.glob(f"checkpoint-*/{TRAINER_STATE_NAME}")]
+    return max(whole, key=_step, default=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,12 @@ class DiffusionTrainer(Trainer):
         self.vocabulary = Vocabulary(lm.model.config.vocab_size, lm.mask_token_id)
         self.layouts = [BlockLayout(size) for size in block_sizes]
         self.reference: nn.Module | None = None
-        self._lengths = [len(row["input_ids"]) for row in rows]
+        # Batches of whole optimizer steps, so that nothing depends on micro-batches.
+        self._sampler = LengthGroupedSampler(
+            [len(row["input_ids"]) for row in rows],
+            self.get_total_train_batch_size(arguments),
+            seed=arguments.data_seed or arguments.seed,
+        )
         self._metrics: dict[str, list[Tensor]] = {}
         if method.objective.needs_reference:
             self.reference = copy.deepcopy(lm.model).requires_grad_(False).eval()
@@ -68,14 +74,14 @@ class DiffusionTrainer(Trainer):
         self.reference.load_state_dict(self.accelerator.unwrap_model(self.model).state_dict())
 
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
-        return LengthGroupedSampler(
-            self._lengths, self.args.train_batch_size, seed=self.args.data_seed or self.args.seed
-        )
+        return self._sampler
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor | int | None]:
         """The accumulation window and the number of its sequences."""
+        # accelerate forgets the epoch where it skips the batches that a resumed run has seen.
+        self._sampler.set_epoch(self.state.global_step // self._sampler.num_batches)
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         return batches, torch.tensor(sum(len(b["input_ids"]) for b in batches), device=device)
 
@@ -98,13 +104,23 @@ class DiffusionTrainer(Trainer):
         packed, tokens, place = assemble(
             batch, views, layout, config._attn_implementation, torch.float32
         )
+
+        def reference() -> Tensor:
+            # In the student's precision: accelerate casts only the model that it trains.
+            with self.accelerator.autocast():
+                return _logits(self.reference, packed)
+
         context = Context(
             tokens,
             student=lambda: _logits(model, packed),
-            reference=(lambda: _logits(self.reference, packed)) if self.reference else None,
+            reference=reference if self.reference else None,
             sample_keys=fold(fold(keys, _SAMPLE)[tokens.sequence], place[:, 0], place[:, 1]),
         )
         loss, metrics = self.method.objective(context)
+        if not loss.isfinite().all():
+            raise ValueError(
+                f"the loss at optimizer step {step + 1} is not finite; lower learning_rate"
+            )
         for name, value in metrics.items():
             self._metrics.setdefault(name, []).append(value)
         self.state.num_input_tokens_seen += int(
@@ -119,6 +135,22 @@ class DiffusionTrainer(Trainer):
         self._metrics.clear()
         super().log(logs, start_time)
 
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        # The trainer's state comes last: a checkpoint that has one is complete.
+        if self.reference is not None and self.args.should_save:
+            directory = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            directory.mkdir(parents=True, exist_ok=True)
+            save_model(self.reference, str(directory / REFERENCE_FILE))
+        super()._save_checkpoint(model, trial)
+
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
+        with warnings.catch_warnings():
+            # transformers reads the config as one of no family, which warns of `rope_scaling`.
+            warnings.filterwarnings("ignore", "`rope_scaling`", FutureWarning)
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
 
 def _logits(model: nn.Module | None, packed: ModelInputs) -> Tensor:
     """Logits [M, V] of the loss tokens."""
@@ -132,7 +164,7 @@ def _logits(model: nn.Module | None, packed: ModelInputs) -> Tensor:
 
 
 class _ReferenceRounds(TrainerCallback):
-    """Refreshes the reference, saves it in checkpoints and restores it from them."""
+    """Refreshes the reference, and restores it from the checkpoint that training resumes from."""
 
     def __init__(self, trainer: DiffusionTrainer) -> None:
         self.trainer = trainer
@@ -142,11 +174,6 @@ class _ReferenceRounds(TrainerCallback):
         assert every is not None
         if state.global_step % every == 0:
             self.trainer.refresh_reference()
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        assert self.trainer.reference is not None
-        directory = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        save_model(self.trainer.reference, str(directory / REFERENCE_FILE))
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         assert self.trainer.reference is not None

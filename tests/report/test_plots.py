@@ -118,11 +118,17 @@ def test_other_remasking_is_named(make_rows: Make) -> None:
     assert legend_labels(accuracy_figure(rows)) == ["t3d", "sequential"]
 
 
-def test_a_panel_a_task(make_rows: Make) -> None:
+def test_a_panel_a_task_and_temperature(make_rows: Make) -> None:
     rows = make_rows(methods=("t3d",))
-    other = [dataclasses.replace(row, task="gsm8k", n=7) for row in rows]
-    titles = [axes.get_title(loc="left") for axes in accuracy_figure(rows + other).axes]
-    assert [title.split(";")[0] for title in titles] == ["gsm8k, n = 7", "mini_gsm, n = 500"]
+    task = [dataclasses.replace(row, task="gsm8k", n=7) for row in rows]
+    warm = [dataclasses.replace(row, temperature=1.0) for row in rows]
+    panels = accuracy_figure(rows + task + warm).axes
+    assert [axes.get_title(loc="left").split(";")[0] for axes in panels] == [
+        "gsm8k, temperature 0.1, n = 7",
+        "mini_gsm, temperature 0.1, n = 500",
+        "mini_gsm, temperature 1, n = 500",
+    ]
+    assert all(len(drawn(axes)[0]) == 4 for axes in panels)
 
 
 def test_figures_stay_out_of_the_global_plotting_state(make_rows: Make) -> None:

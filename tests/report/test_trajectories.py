@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -127,7 +127,7 @@ def test_blocks_lie_on_the_absolute_grid(block_size: int, prompt_length: int, nu
 text = st.text(st.characters(exclude_categories=("Cc", "Cs")) | st.just("\n"), max_size=8)
 
 
-@settings(max_examples=60, deadline=None)
+@example(tokens=TOKENS, name="<i>&amp;", question="<!-- </p> &lt; $legend")
 @given(tokens=st.lists(text.filter(bool), min_size=1, max_size=12), name=text, question=text)
 def test_html_holds_every_token_as_text(tokens: list[str], name: str, question: str) -> None:
     made = page([(question, name, [view(tokens, title=name), view(tokens[::-1])])])

@@ -1,0 +1,72 @@
+"""Few-step decoding for block-diffusion language models by trajectory self-distillation.
+
+The names below are imported when they are first used: `import t3d` needs no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from t3d.decoding.build import generate, make_decoder
+    from t3d.decoding.request import DecodingConfig, Request
+    from t3d.evaluation.evaluate import evaluate
+    from t3d.models.loading import LanguageModel, from_pretrained
+    from t3d.pipeline import RunConfig, run
+    from t3d.rollout import RolloutConfig
+    from t3d.store import TrajectoryStore
+    from t3d.tasks import get_task
+    from t3d.training.config import TrainingConfig
+    from t3d.training.distill import MethodConfig, distill
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DecodingConfig",
+    "LanguageModel",
+    "MethodConfig",
+    "Request",
+    "RolloutConfig",
+    "RunConfig",
+    "TrainingConfig",
+    "TrajectoryStore",
+    "__version__",
+    "distill",
+    "evaluate",
+    "from_pretrained",
+    "generate",
+    "get_task",
+    "make_decoder",
+    "run",
+]
+
+_HOME = {
+    "DecodingConfig": "decoding.request",
+    "LanguageModel": "models.loading",
+    "MethodConfig": "training.distill",
+    "Request": "decoding.request",
+    "RolloutConfig": "rollout",
+    "RunConfig": "pipeline",
+    "TrainingConfig": "training.config",
+    "TrajectoryStore": "store",
+    "distill": "training.distill",
+    "evaluate": "evaluation.evaluate",
+    "from_pretrained": "models.loading",
+    "generate": "decoding.build",
+    "get_task": "tasks",
+    "make_decoder": "decoding.build",
+    "run": "pipeline",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 't3d' has no attribute {name!r}")
+    value = getattr(import_module(f"t3d.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

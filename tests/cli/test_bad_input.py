@@ -1,0 +1,195 @@
+"""Whatever cannot be used: one sentence on stderr, an exit code, and nothing left behind."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Outcome, Run
+
+
+def assert_refused(outcome: Outcome, code: int, *parts: str) -> None:
+    """One line on stderr with all the parts, nothing on stdout."""
+    assert outcome.out == ""
+    assert outcome.code == code, outcome.err
+    assert re.fullmatch(r"t3d[ a-z]*: error: [^\n]+\n", outcome.err), outcome.err
+    for part in parts:
+        assert part in outcome.err
+
+
+RECIPES = [
+    ("nonsense: 1", "option 'nonsense' is not accepted"),
+    ("training: {step: 1}", "group 'training' does not accept option 'step'"),
+    ("methods: {a: {method: t3d, lambda: 1}}", "methods: option 'lambda' is not accepted"),
+    ("methods: {a: {}}", "methods: the following arguments are required: method"),
+    ("evaluation: {settings: [{blocks: 4}]}", "settings: option 'blocks' is not accepted"),
+    ("training: {steps: many}", "training.steps: expected int, got many"),
+    ("model: 3", "model: expected str, got 3"),
+    ("data: {split: tset}", "data.split: expected Literal['train', 'dev', 'test'], got tset"),
+    ("training: [1", "while parsing a flow sequence"),
+    ("- model", "unexpected config: - model"),
+]
+
+
+@pytest.mark.parametrize(("text", "part"), RECIPES)
+def test_wrong_recipes(tmp_path: Path, t3d: Run, text: str, part: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text + "\n", encoding="utf-8")
+    outcome = t3d("run", path, "--output", tmp_path / "run")
+    assert_refused(outcome, 2, "t3d run: error: ", part, "`t3d run --help`")
+    assert not (tmp_path / "run").exists()
+
+
+CALLS = [
+    (("run", "no.yaml"), 2, "no.yaml"),
+    (("run",), 2, "the recipe comes first: t3d run RECIPE.yaml"),
+    (("run", "--output", "x", "recipe.yaml"), 2, "the recipe comes first"),
+    (("pretrain", "--output", "x"), 2, "the recipe comes first: t3d pretrain RECIPE.yaml"),
+    (("rollout", "--model", "m"), 2, "arguments are required: output"),
+    (("rollout", "--model", "m", "--output", "x", "--nmu", "3"), 2, "--nmu 3"),
+    (("train", "--model", "m", "--output", "x", "--method", "t3d"), 2, "trajectories"),
+    (("generate",), 2, "question"),
+    (("report",), 2, "runs"),
+    (("report", "nowhere"), 1, "nowhere/results.json: no such results file"),
+    (("generate", "--model", "no/where/at/all", "q"), 1, "no/where/at/all: no such checkpoint"),
+    (("generate", "--decoding.block_size", "0", "q"), 1, "block_size must be at least 1"),
+    (("generate", "--decoding.denoising_steps", "5", "q"), 1, "denoising_steps must lie between"),
+    (("generate", " "), 1, "the question is empty"),
+]
+
+
+@pytest.mark.parametrize(("call", "code", "part"), CALLS)
+def test_wrong_calls(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    t3d: Run,
+    call: tuple[str, ...],
+    code: int,
+    part: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert_refused(t3d(*call), code, part)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_command(t3d: Run) -> None:
+    outcome = t3d("runn", "x.yaml")
+    assert outcome.code == 2
+    assert "invalid choice: 'runn'" in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+OVERRIDES = [
+    (("--task", "nosuch"), "unknown task 'nosuch'; choose one of mini_gsm"),
+    (("--methods.t3d.method", "td3"), "unknown method 'td3'; choose one of"),
+    (("--methods.t3d.noiser", "{nosuch: 1}"), "method t3d: noiser: unknown key 'nosuch'"),
+    (("--methods.t3d.objective", "{bta: 1}"), "method t3d: objective: unknown key 'bta'"),
+    (("--methods", "{original: {method: t3d}}"), "'original' is the teacher's own name"),
+    (("--training.batch_size", "6"), "batch_size=6 is no multiple of micro_batch_size=4"),
+    (("--training.batch_size", "32"), "16 training sequences are fewer than batch_size=32"),
+    (("--training.trainer", "{nosuch: 1}"), "trainer: not an argument of transformers"),
+    (("--training.trainer", "{max_steps: 1}"), "trainer.max_steps is owned by t3d"),
+    (("--rollout.batch_size", "0"), "batch_size must be at least 1"),
+    (("--rollout.decoding.max_new_tokens", "250"), "takes at most 6 with max_new_tokens=250"),
+    (("--evaluation.settings", "[]"), "evaluation: settings is empty"),
+    (("--evaluation.settings", "[{block_size: 2}]"), "denoising_steps must lie between 1 and"),
+    (("--evaluation.settings", "[{max_new_tokens: 9}, {max_new_tokens: 8}]"), "two settings are"),
+    (("--evaluation.settings", "[{temperature: 0}]"), "max_new_tokens=256"),
+    (("--data.num_problems", "0"), "no problems to evaluate"),
+    (("--data.num_prompts", "0", "--methods", "{}"), "the prompt set is empty"),
+    (("--model", "no/where/at/all"), "no/where/at/all: no such checkpoint directory"),
+]
+
+
+@pytest.mark.parametrize(("override", "part"), OVERRIDES)
+def test_settings_that_do_not_fit_leave_nothing(
+    recipe_file: Path, tmp_path: Path, t3d: Run, override: tuple[str, ...], part: str
+) -> None:
+    output = tmp_path / "run"
+    outcome = t3d("run", recipe_file, "--output", output, "--progress", "false", *override)
+    assert_refused(outcome, 1, part)
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("command", ["run", "pretrain", "rollout", "train", "eval"])
+def test_output_that_is_a_file(
+    recipe_file: Path, checkpoint: Path, store: Path, tmp_path: Path, t3d: Run, command: str
+) -> None:
+    output = tmp_path / "taken"
+    output.write_text("mine")
+    recipe = tmp_path / "pretrain.yaml"
+    recipe.write_text("num_examples: 64\n")
+    short = ("--training.batch_size", 4, "--training.micro_batch_size", 4)
+    calls = {
+        "run": (recipe_file,),
+        "pretrain": (recipe,),
+        "rollout": ("--model", checkpoint, "--num", 2, "--decoding.max_new_tokens", 8),
+        "train": ("--model", checkpoint, "--trajectories", store, "--method", "t3d", *short),
+        "eval": ("--model", checkpoint, "--limit", 2),
+    }
+    outcome = t3d(command, *calls[command], "--output", output)
+    assert_refused(outcome, 1, f"{output}: ")
+    assert output.read_text() == "mine"
+    assert not list(tmp_path.glob(".taken*"))
+
+
+PROMPTS = [
+    ("empty.txt", "\n\n", "holds no prompts"),
+    ("bad.jsonl", '{"question": "x"}\n{"quest": 1}\n', "line 2: needs the key 'question'"),
+    ("bad.csv", "x\n", "prompts come as .jsonl or .txt"),
+    ("long.txt", "apples " * 300, "shorten or drop it"),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "part"), PROMPTS)
+def test_wrong_prompts(
+    checkpoint: Path, tmp_path: Path, t3d: Run, name: str, text: str, part: str
+) -> None:
+    path, output = tmp_path / name, tmp_path / "store"
+    path.write_text(text)
+    outcome = t3d("rollout", "--model", checkpoint, "--prompts", path, "--output", output)
+    assert_refused(outcome, 1, part)
+    assert not output.exists()
+
+
+def test_prompt_longer_than_the_model(checkpoint: Path, t3d: Run) -> None:
+    outcome = t3d("generate", "--model", checkpoint, "apples " * 300)
+    assert_refused(outcome, 1, "more than the model's max_position_embeddings=256")
+
+
+def train(t3d: Run, checkpoint: Path, store: Path, output: Path, *options: object) -> Outcome:
+    fixed = ("--model", checkpoint, "--trajectories", store, "--output", output)
+    size = ("--training.batch_size", 4, "--training.micro_batch_size", 4, "--training.steps", 1)
+    return t3d("train", *fixed, "--method", "naive_td", "--progress", "false", *size, *options)
+
+
+def test_stores_that_cannot_be_trained_on(
+    checkpoint: Path, store: Path, tmp_path: Path, t3d: Run
+) -> None:
+    output, copy = tmp_path / "student", tmp_path / "copy"
+    assert_refused(train(t3d, checkpoint, tmp_path, output), 1, "it has no manifest.json")
+    assert_refused(train(t3d, checkpoint, tmp_path / "no", output), 1, "no such trajectory store")
+    shutil.copytree(store, copy)
+    shard = copy / "shards" / "part-00000-000001.parquet"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    assert_refused(train(t3d, checkpoint, copy, output), 1, f"{shard}: damaged: its checksum")
+    shard.with_suffix(".json").unlink()
+    outcome = train(t3d, checkpoint, copy, output)
+    assert_refused(outcome, 1, f"{copy}: holds 8 of 16 trajectories; give the same `t3d rollout`")
+    assert not output.exists()
+
+
+def test_training_that_cannot_start(
+    checkpoint: Path, store: Path, tmp_path: Path, t3d: Run
+) -> None:
+    output = tmp_path / "student"
+    outcome = train(t3d, checkpoint, store, output, "--noiser.nosuch", 1)
+    assert_refused(outcome, 1, "method naive_td: noiser: unknown key 'nosuch'")
+    outcome = train(t3d, checkpoint, store, output, "--training.batch_size", 6)
+    assert_refused(outcome, 1, "batch_size=6 is no multiple of micro_batch_size=4")
+    outcome = train(t3d, checkpoint, store, output, "--method", "pretrain")
+    assert_refused(outcome, 1, "trains on labelled answers; use t3d pretrain")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,162 @@
+"""`t3d run` in processes of its own: the whole route, killed and resumed."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from t3d.cli import main
+from tests.cli.conftest import Run, recipe
+
+# Timings, and where the checkpoint lies.
+LOCAL = ("tokens_per_second", "latency_seconds", "model")
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    # Under a shell that runs its jobs in the background, SIGINT would be ignored.
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-m", "t3d", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+def stop_when(process: subprocess.Popen[str], ready: Callable[[], bool], number: int) -> str:
+    """Send a signal as soon as `ready`; what the process wrote to stderr."""
+    while not ready():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.002)
+    process.send_signal(number)
+    return process.communicate()[1]
+
+
+def rows(output: Path) -> list[dict[str, Any]]:
+    document = json.loads((output / "results.json").read_text())
+    return [{k: v for k, v in row.items() if k not in LOCAL} for row in document["rows"]]
+
+
+@pytest.fixture(scope="module")
+def finished(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing interrupted; its recipe lies beside it."""
+    output = tmp_path_factory.mktemp("runs") / "whole"
+    path = output.parent / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe(checkpoint)), encoding="utf-8")
+    assert main(["run", str(path), "--output", str(output), "--progress", "false"]) == 0
+    return output
+
+
+def test_a_killed_run_resumes_to_the_same_results(finished: Path, tmp_path: Path) -> None:
+    output = tmp_path / "killed"
+    command = ("run", finished.parent / "recipe.yaml", "--output", output)
+    training = output / "checkpoints" / ".t3d.training"
+    saved = training / "checkpoint-2" / "reference.safetensors"
+    stop_when(start(*command), saved.exists, signal.SIGKILL)
+    assert (output / "checkpoints" / "naive_td" / "provenance.json").exists()
+    assert not (output / "checkpoints" / "t3d").exists()
+    assert not (output / "results.json").exists()
+
+    resumed = start(*command)
+    out, err = resumed.communicate()
+    assert resumed.returncode == 0, err
+    assert rows(output) == rows(finished)
+    for name in ("naive_td", "t3d"):
+        weights = Path("checkpoints", name, "model.safetensors")
+        assert (output / weights).read_bytes() == (finished / weights).read_bytes()
+    for name in ("results.json", "report.md", "accuracy.png", "trajectories.html"):
+        assert (output / name).stat().st_size > 0
+        assert str(output / name) in out.splitlines()
+    # Progress and the notes of libraries stay away from what a pipe reads.
+    assert "it/s" not in out
+    assert "train_loss" not in out
+    assert "deprecated" not in err
+    assert "model shards" not in err
+    assert "Loading weights" not in err
+
+
+def test_the_results_have_a_row_a_checkpoint_and_setting(finished: Path) -> None:
+    found = [(row["method"], row["denoising_steps"]) for row in rows(finished)]
+    assert found == [(m, s) for m in ("original", "naive_td", "t3d") for s in (4, 1)]
+    trained = [row for row in rows(finished) if row["method"] != "original"]
+    assert {row["optimizer_steps"] for row in trained} == {6}
+    assert all(row["tokens_seen"] > 0 for row in trained)
+
+
+def test_a_finished_run_prints_the_same_and_touches_no_checkpoint(finished: Path, t3d: Run) -> None:
+    weights = finished / "checkpoints" / "t3d" / "model.safetensors"
+    before = weights.stat().st_mtime_ns
+    recipe_path = finished.parent / "recipe.yaml"
+    outcome = t3d("run", recipe_path, "--output", finished, "--progress", "false")
+    assert outcome.code == 0
+    assert weights.stat().st_mtime_ns == before
+    for text in ("Accuracy", "naive_td", "step  1  2  3  4"):
+        assert text in outcome.out
+    # One problem: the original at full steps, then every checkpoint at the fewest.
+    assert outcome.out.count("original, 4 steps a block of 4") == 1
+    assert outcome.out.count(", 1 step a block of 4") == 3
+
+
+def test_another_recipe_in_the_same_directory_is_refused(finished: Path, t3d: Run) -> None:
+    before = (finished / "recipe.json").read_bytes()
+    recipe_path = finished.parent / "recipe.yaml"
+    outcome = t3d("run", recipe_path, "--output", finished, "--training.steps", "7")
+    assert outcome.code == 1
+    assert f"{finished}: holds what another recipe made (training differ)" in outcome.err
+    assert (finished / "recipe.json").read_bytes() == before
+
+
+def test_runs_are_reported_together(finished: Path, tmp_path: Path, t3d: Run) -> None:
+    twin = tmp_path / "twin"
+    twin.mkdir()
+    document = json.loads((finished / "results.json").read_text())
+    for row in document["rows"]:
+        row["tokens_per_second"] *= 2
+        row["seed"] = row["seed"] if row["method"] == "original" else 1
+    (twin / "results.json").write_text(json.dumps(document))
+    outcome = t3d("report", finished, twin, "--output", tmp_path / "report")
+    assert outcome.code == 0, outcome.err
+    assert (tmp_path / "report" / "report.md").exists()
+    assert (tmp_path / "report" / "accuracy.png").stat().st_size > 0
+    # Seeds of a method have a mean; the original, found twice, has one row.
+    table = outcome.out.split("Speed")[0]
+    assert table.count("mean") == 2
+    assert table.count("original") == 1
+
+
+def test_interrupt_says_how_to_go_on(checkpoint: Path, tmp_path: Path, t3d: Run) -> None:
+    output = tmp_path / "store"
+    options = ("--num", 400, "--decoding.max_new_tokens", 16, "--shard_size", 4)
+    command = ("rollout", "--model", checkpoint, "--output", output, *options)
+    process = start(*command)
+    err = stop_when(process, (output / "shards/part-00000-000000.json").exists, signal.SIGINT)
+    assert process.returncode == 130
+    assert err.endswith("t3d: stopped; run the same command again to resume\n")
+    assert "Traceback" not in err
+    num = len(list((output / "shards").glob("*.json")))
+    assert 0 < num < 100
+    outcome = t3d(*command, "--progress", "false")
+    assert outcome.code == 0, outcome.err
+    assert outcome.out == f"{output}: 400 trajectories\n"
+
+
+def test_the_answer_alone_is_on_stdout_of_a_pipe(checkpoint: Path) -> None:
+    command = ("generate", "--model", checkpoint, "--decoding.max_new_tokens", 8, "-")
+    process = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "t3d", *map(str, command)],
+        input="How many apples?\n",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert process.stderr == ""
+    assert process.stdout.strip()

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from t3d.methods import METHODS, Method, build_method
+from t3d.noising import TrajectoryState
+from t3d.objectives import CrossEntropy, TrajectoryDDO
+
+
+def test_t3d_has_the_published_hyperparameters():
+    method = build_method("t3d")
+    noiser, objective = method.noiser, method.objective
+    assert isinstance(noiser, TrajectoryState)
+    assert noiser.levels == (1.0, 0.75, 0.5, 0.25)
+    assert (noiser.level_power, noiser.random_share, noiser.random_in) == (8, 0.1, "all")
+    assert isinstance(objective, TrajectoryDDO)
+    assert (objective.alpha, objective.beta, objective.path_weight) == (0.5, 0.1, 0.2)
+    assert objective.fake == "argmax"
+    assert method.reference_every == 10
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_every_method_is_built_from_its_name(name: str):
+    method = build_method(name)
+    assert method == METHODS[name]
+    assert (method.reference_every is not None) == method.objective.needs_reference
+
+
+def test_naive_td_is_cross_entropy_on_trajectory_states():
+    assert METHODS["naive_td"] == Method("trajectories", TrajectoryState(), CrossEntropy())
+
+
+def test_settings_replace_those_of_the_table_and_leave_it_alone():
+    method = build_method(
+        "t3d",
+        noiser={"levels": [1.0, 0.5], "random_share": 0.2},
+        objective={"fake": "exact"},
+        reference_every=3,
+    )
+    assert method.noiser == TrajectoryState(levels=(1.0, 0.5), random_share=0.2)
+    assert method.objective == TrajectoryDDO(fake="exact")
+    assert method.reference_every == 3
+    assert METHODS["t3d"].reference_every == 10
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("t4d", {}, "unknown method 't4d'; choose one of pretrain, naive_td"),
+        ("t3d", {"noiser": {"levles": [1]}}, "method t3d: noiser: unknown key 'levles'; known are"),
+        ("naive_td", {"objective": {"beta": 1}}, "method naive_td: objective: unknown key 'beta'"),
+        ("t3d", {"objective": {"needs_reference": False}}, "unknown key 'needs_reference'"),
+        ("t3d", {"noiser": {"random_share": 2}}, "random_share must lie in"),
+        ("t3d", {"objective": {"fake": "max"}}, "fake must be one of"),
+        ("t3d", {"reference_every": -1}, "reference_every must be at least 1"),
+        ("naive_td", {"reference_every": 5}, "CrossEntropy has no reference model"),
+    ],
+)
+def test_mistakes_are_named(name: str, settings: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        build_method(name, **settings)
+
+
+def test_an_objective_that_needs_a_reference_needs_rounds():
+    with pytest.raises(ValueError, match="TrajectoryDDO needs reference model"):
+        Method("trajectories", TrajectoryState(), TrajectoryDDO())

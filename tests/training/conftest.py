@@ -1,0 +1,72 @@
+"""One tokenizer and small models around it, shared by all tests of training."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from t3d.models import LanguageModel, tiny, wrap
+from t3d.tasks import get_task
+from t3d.tasks.tokenizer import train_tokenizer
+from t3d.trajectory import Trajectory, training_row
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerBase:
+    examples = get_task("mini_gsm").examples("train", 100)
+    texts = [text for e in examples for text in (e.question, e.reference or "")]
+    return train_tokenizer(texts, vocab_size=320)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Fresh models, always with the same weights, and random trajectories."""
+
+    tokenizer: PreTrainedTokenizerBase
+
+    def model(self, **config: Any) -> LanguageModel:
+        settings = {"seed": 1, "initializer_range": 0.2, "mask_token_id": None, **config}
+        mask = settings.pop("mask_token_id")
+        model = tiny(vocab_size=len(self.tokenizer), **settings)
+        model.config.mask_token_id = mask
+        return wrap(model, self.tokenizer, "tiny")
+
+    def trajectories(self, num: int, *, block_size: int = 4, seed: int = 0) -> list[Trajectory]:
+        """Prompts of 1 to 9 tokens and one to four blocks each, in any order of decoding."""
+        rng = random.Random(seed)
+        out = []
+        for number in range(num):
+            prompt = [rng.randrange(256) for _ in range(rng.randint(1, 9))]
+            length = block_size * rng.randint(1, 4) - len(prompt) % block_size
+            out.append(
+                Trajectory(
+                    prompt_id=str(number),
+                    prompt_ids=prompt,
+                    response_ids=[rng.randrange(256) for _ in range(length)],
+                    step_map=[rng.randrange(block_size) for _ in range(length)],
+                    log_probs=[-0.5] * length,
+                    num_response_tokens=max(1, length - rng.randrange(block_size)),
+                    finish_reason="length",
+                    block_size=block_size,
+                )
+            )
+        return out
+
+    def rows(self, num: int, **settings: Any) -> list[dict[str, Any]]:
+        return [training_row(t, i) for i, t in enumerate(self.trajectories(num, **settings))]
+
+
+@pytest.fixture
+def bench(tokenizer: PreTrainedTokenizerBase) -> Bench:
+    return Bench(tokenizer)
+
+
+@pytest.fixture
+def weights() -> Callable[[LanguageModel], dict[str, torch.Tensor]]:
+    return lambda lm: {k: v.detach().clone() for k, v in lm.model.state_dict().items()}

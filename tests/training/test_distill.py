@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from t3d.models import from_pretrained
+from t3d.provenance import hash_weights
+from t3d.training.config import TrainingConfig
+from t3d.training.distill import MethodConfig, distill
+
+TRAINING = TrainingConfig(
+    steps=3, batch_size=4, micro_batch_size=2, learning_rate=1e-3, warmup_steps=0, save_steps=2
+)
+
+
+@pytest.mark.parametrize("method", ["t3d", "naive_td"])
+def test_distilling_saves_a_student_that_loads(bench: Any, tmp_path: Path, method: str):
+    lm, teacher = bench.model(dtype=torch.float32), bench.model(dtype=torch.float32)
+    output = tmp_path / "student"
+    settings = MethodConfig(method, noiser={"level_power": 2.0}, learning_rate=5e-3)
+    record = distill(lm, bench.trajectories(9), settings, TRAINING, output, progress=False)
+    student = from_pretrained(output)
+    for name, value in lm.model.state_dict().items():
+        assert torch.equal(student.model.state_dict()[name], value)
+    assert not torch.equal(lm.model.model.norm.weight, teacher.model.model.norm.weight)
+    assert record["optimizer_steps"] == 3
+    assert record["tokens_seen"] > 3 * 4 * 2
+    assert record["weights_hash"] == hash_weights(output)
+    assert record["config"]["method"]["method"] == method
+    assert record["config"]["training"]["learning_rate"] == 5e-3
+    assert json.loads((output / "provenance.json").read_text()) == record
+
+
+def test_a_student_that_was_trained_but_not_saved_is_only_saved(bench: Any, tmp_path: Path):
+    """The last step has a checkpoint; training again would go one step too far."""
+    training = TrainingConfig(
+        steps=4, batch_size=4, micro_batch_size=4, learning_rate=1e-2, warmup_steps=0, save_steps=2
+    )
+    items, settings = bench.trajectories(9), MethodConfig("t3d", reference_every=3)
+    records = []
+    for _ in range(2):
+        lm = bench.model(dtype=torch.float32)
+        records.append(distill(lm, items, settings, training, tmp_path / "s", progress=False))
+    for key in ("optimizer_steps", "tokens_seen", "weights_hash"):
+        assert records[0][key] == records[1][key]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (MethodConfig("pretrain"), "'pretrain' trains on labelled answers; use t3d pretrain"),
+        (MethodConfig("t4d"), "unknown method 't4d'"),
+        (MethodConfig("t3d", objective={"gamma": 1}), "unknown key 'gamma'"),
+    ],
+)
+def test_mistakes_are_named(bench: Any, tmp_path: Path, settings: MethodConfig, message: str):
+    with pytest.raises(ValueError, match=message):
+        distill(bench.model(), bench.trajectories(4), settings, TRAINING, tmp_path / "s")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,76 @@
+"""How clean and noised copies are laid out; that logits are right is an invariant's test."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from t3d.blocks import BlockLayout
+from t3d.noising import View
+from t3d.training.forward import assemble
+from t3d.trajectory import TrajectoryBatch
+
+PAD = 99
+
+
+def batch_of(shapes: list[tuple[int, int]]) -> TrajectoryBatch:
+    """Token p of sequence b is 100 b + p."""
+    rows = [
+        {
+            "input_ids": [100 * b + p for p in range(prompt + response)],
+            "prompt_length": prompt,
+            "num_response_tokens": response,
+            "decode_order": [-1] * prompt + list(range(response)),
+            "index": b,
+        }
+        for b, (prompt, response) in enumerate(shapes)
+    ]
+    return TrajectoryBatch.collate(rows, PAD)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=4),
+    st.integers(1, 5),
+    st.integers(1, 2),
+    st.integers(0, 99),
+)
+def test_every_loss_token_comes_once_with_its_target_weight_and_noised_token(
+    shapes: list[tuple[int, int]], block_size: int, num_views: int, seed: int
+):
+    batch, layout = batch_of(shapes), BlockLayout(block_size)
+    width = layout.ceil(batch.input_ids.shape[1])
+    generator = torch.Generator().manual_seed(seed)
+    views = []
+    for view in range(num_views):
+        xt = 1000 * (view + 1) + torch.arange(width).expand(len(shapes), width)
+        loss = torch.zeros(xt.shape, dtype=torch.bool)
+        loss[:, : batch.input_ids.shape[1]] = batch.target
+        loss &= torch.rand(xt.shape, generator=generator) < 0.5
+        views.append(View(xt, loss, torch.rand(xt.shape, generator=generator)))
+    inputs, tokens, place = assemble(batch, views, layout, "sdpa", torch.float32)
+
+    expected = [
+        (b, v + 1, p)
+        for b in range(len(shapes))
+        for v, view in enumerate(views)
+        for p in view.loss_mask[b].nonzero().flatten().tolist()
+    ]
+    actual = list(zip(tokens.sequence.tolist(), *place.T.tolist(), strict=True))
+    assert actual == expected
+    assert tokens.target.tolist() == [100 * b + p for b, _, p in expected]
+    weights = [float(views[v - 1].weight[b, p]) for b, v, p in expected]
+    assert tokens.weight.tolist() == weights
+    assert inputs.input_ids[inputs.select].tolist() == [1000 * v + p for _, v, p in expected]
+    assert inputs.position_ids[inputs.select].tolist() == [p for _, _, p in expected]
+    assert tokens.num_sequences == len(shapes)
+    assert torch.equal(tokens.num_response_tokens, batch.num_response_tokens)
+
+    clean = inputs.input_ids[:, : int(batch.length.max())]
+    assert torch.equal(clean, batch.input_ids)
+    for b, (prompt, response) in enumerate(shapes):
+        # A noised copy starts at the block of the response and ends with a whole block.
+        start, end = layout.floor(prompt), layout.ceil(prompt + response)
+        noised = inputs.input_ids[b, clean.shape[1] :].view(num_views, -1)[:, : end - start]
+        expected_ids = torch.stack([view.xt[b, start:end] for view in views])
+        assert torch.equal(noised, expected_ids)

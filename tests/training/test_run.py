@@ -1,0 +1,181 @@
+"""A killed run goes on where it stopped, and ends with the same weights to the last bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from t3d.blocks import BlockLayout
+from t3d.methods import Method, build_method
+from t3d.models import LanguageModel
+from t3d.noising import Noiser, View, Vocabulary
+from t3d.training.config import TrainingConfig
+from t3d.training.run import fit
+from t3d.trajectory import TrajectoryBatch
+
+Weights = Callable[[LanguageModel], dict[str, Tensor]]
+NUM_ROWS = 27
+SETTINGS = TrainingConfig(
+    steps=10,
+    batch_size=8,
+    micro_batch_size=4,
+    learning_rate=1e-2,
+    warmup_steps=2,
+    save_steps=2,
+    logging_steps=1,
+)
+"""Three steps an epoch, so that a run resumes inside an epoch and inside a round."""
+
+
+class PowerCut(Exception):
+    pass
+
+
+@dataclass
+class Interrupted:
+    """A noiser during whose call number `at` the power goes off."""
+
+    noiser: Noiser
+    at: int
+
+    def __call__(
+        self, batch: TrajectoryBatch, layout: BlockLayout, keys: Tensor, vocabulary: Vocabulary
+    ) -> list[View]:
+        self.at -= 1
+        if self.at < 0:
+            raise PowerCut
+        return self.noiser(batch, layout, keys, vocabulary)
+
+
+def interrupt(bench: Any, method: Method, at: int, directory: Path) -> None:
+    noiser = Interrupted(method.noiser, at)
+    cut = Method(method.data, noiser, method.objective, method.reference_every)
+    with pytest.raises(PowerCut):
+        fit(bench.model(), cut, bench.rows(NUM_ROWS), SETTINGS, directory, progress=False)
+
+
+METHODS = {
+    "t3d": build_method("t3d", objective={"fake": "sample"}, reference_every=4),
+    "naive_td": build_method("naive_td"),
+}
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    bench: Any, weights: Weights, tmp_path: Path, name: str
+):
+    method = METHODS[name]
+    whole_lm, resumed_lm = bench.model(), bench.model()
+    rows = bench.rows(NUM_ROWS)
+    whole = fit(whole_lm, method, rows, SETTINGS, tmp_path / "whole", progress=False)
+    directory = tmp_path / "resumed"
+    # In the second micro-batch of the sixth step: checkpoint 4 was the last.
+    interrupt(bench, method, 2 * 5 + 1, directory)
+    assert (directory / "checkpoint-4").is_dir()
+    assert not (directory / "checkpoint-6").exists()
+    # And once more, in the seventh step, the third after resuming.
+    interrupt(bench, method, 2 * 2 + 1, directory)
+    assert (directory / "checkpoint-6").is_dir()
+    if method.reference_every is not None:
+        checkpoint = load_file(directory / "checkpoint-6" / "model.safetensors")
+        reference = load_file(directory / "checkpoint-6" / "reference.safetensors")
+        assert any(not torch.equal(checkpoint[k], reference[k]) for k in checkpoint)
+    resumed = fit(resumed_lm, method, rows, SETTINGS, directory, progress=False)
+
+    expected, actual = weights(whole_lm), weights(resumed_lm)
+    assert all(torch.equal(actual[k], expected[k]) for k in expected)
+    assert resumed.state.global_step == whole.state.global_step == 10
+    assert resumed.state.num_input_tokens_seen == whole.state.num_input_tokens_seen > 0
+    drop = {"epoch", "step"}
+    for a, b in zip(resumed.state.log_history[:10], whole.state.log_history[:10], strict=True):
+        assert {k: v for k, v in a.items() if k not in drop} == pytest.approx(
+            {k: v for k, v in b.items() if k not in drop}
+        )
+
+
+def test_a_checkpoint_that_was_not_written_to_its_end_is_passed_over(
+    bench: Any, weights: Weights, tmp_path: Path
+):
+    method, rows = METHODS["t3d"], bench.rows(NUM_ROWS)
+    lm, again = bench.model(), bench.model()
+    fit(lm, method, rows, SETTINGS, tmp_path, progress=False)
+    last = tmp_path / "checkpoint-10"
+    assert (last / "reference.safetensors").is_file()
+    # Killed while the state was written, which comes last.
+    for name in ("trainer_state.json", "optimizer.pt", "scheduler.pt"):
+        (last / name).unlink()
+    (last / "model.safetensors").write_bytes(b"half")
+    trainer = fit(again, method, rows, SETTINGS, tmp_path, progress=False)
+    assert trainer.state.global_step == 10
+    assert all(torch.equal(weights(again)[k], value) for k, value in weights(lm).items())
+
+
+def test_a_finished_run_is_not_trained_further(bench: Any, weights: Weights, tmp_path: Path):
+    method, rows = METHODS["t3d"], bench.rows(NUM_ROWS)
+    lm, again = bench.model(), bench.model()
+    first = fit(lm, method, rows, SETTINGS, tmp_path, progress=False)
+    second = fit(again, method, rows, SETTINGS, tmp_path, progress=False)
+    assert second.state.global_step == 10
+    assert second.state.num_input_tokens_seen == first.state.num_input_tokens_seen
+    assert all(torch.equal(weights(again)[k], value) for k, value in weights(lm).items())
+
+
+SCRIPT = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from t3d.methods import METHODS
+from t3d.tasks import get_task
+from t3d.training.config import TrainingConfig
+from t3d.training.pretrain import ModelShape, PretrainConfig, pretrain
+
+shape = ModelShape(16, 16, 1, 2, 1, 8)
+training = TrainingConfig(
+    steps=5, batch_size=4, micro_batch_size=2, learning_rate=1e-2, warmup_steps=0, save_steps=2
+)
+config = PretrainConfig(num_examples=16, vocab_size=300, shape=shape, training=training)
+pretrain(config, Path(sys.argv[1]), progress=False)
+"""
+
+
+def test_a_killed_process_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """kill -9 as soon as a checkpoint appears, whatever of it is written; then run again."""
+    script, killed, whole = (tmp_path / name for name in ("script.py", "killed", "whole"))
+    script.write_text(SCRIPT)
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(killed)],
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+        stdout=subprocess.DEVNULL,
+    )
+    while not (killed / "training" / "checkpoint-4").exists():
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (killed / "model.safetensors").exists()
+    hashes = []
+    for output in (killed, whole):
+        monkeypatch.setattr(sys, "argv", ["script.py", str(output)])
+        runpy.run_path(str(script))
+        hashes.append(json.loads((output / "provenance.json").read_text())["weights_hash"])
+    assert hashes[0] == hashes[1]
+
+
+def test_too_few_sequences_are_an_error(bench: Any, tmp_path: Path):
+    method = METHODS["naive_td"]
+    with pytest.raises(ValueError, match="7 training sequences are fewer than batch_size=8"):
+        fit(bench.model(), method, bench.rows(7), SETTINGS, tmp_path, progress=False)
