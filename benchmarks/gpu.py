@@ -111,8 +111,11 @@ def main() -> int:
     shape, dtype = (TOY, torch.float32) if device == "cpu" else (SDAR_1_7B, torch.bfloat16)
     with torch.device(device):
         torch.manual_seed(0)
-        settings = SDARConfig(block_size=4, tie_word_embeddings=False, **shape)
-        model = SDARForCausalLM(settings).to(dtype=dtype).eval()
+        settings = SDARConfig.from_dict({"block_size": 4, "tie_word_embeddings": False, **shape})
+        # In the dtype from the start: a cast would round the rotary frequencies.
+        torch.set_default_dtype(dtype)
+        model = SDARForCausalLM(settings).eval()
+        torch.set_default_dtype(torch.float32)
     num = sum(p.numel() for p in model.parameters())
     for batch in (1, 32, 128) if device != "cpu" else (1, 4):
         for steps in (4, 2, 1):

@@ -3,15 +3,14 @@
 from pathlib import Path
 
 import t3d
+from t3d.rollout import RolloutConfig, rollout
 
 task = t3d.get_task("mini_gsm")
 run = Path("runs/quickstart")
 
 teacher = t3d.from_pretrained("mini_teacher")
 full_steps = t3d.DecodingConfig(block_size=4, denoising_steps=4, max_new_tokens=96)
-store = t3d.rollout(
-    teacher, task.examples("train", 500), run / "store", t3d.RolloutConfig(full_steps)
-)
+store = rollout(teacher, task.examples("train", 500), run / "store", RolloutConfig(full_steps))
 
 student = t3d.from_pretrained("mini_teacher")
 training = t3d.TrainingConfig(steps=50, batch_size=32, micro_batch_size=32, learning_rate=1e-3)
@@ -20,5 +19,5 @@ t3d.distill(student, store.read(), t3d.MethodConfig("naive_td"), training, run /
 one_step = t3d.DecodingConfig(block_size=4, denoising_steps=1, max_new_tokens=96)
 problems = task.examples("test", 100)
 for name, lm in {"teacher": teacher, "student": student}.items():
-    row = t3d.evaluate(lm, task, problems, one_step, t3d.Identity(name)).row
+    row = t3d.evaluate(lm, task, problems, one_step).row
     print(f"{name}: {row.accuracy:.0%} right at {row.tokens_per_forward:.1f} tokens a pass")

@@ -62,12 +62,13 @@ def build_method(
         base,
         noiser=_replace(base.noiser, noiser or {}, f"method {name}: noiser"),
         objective=_replace(base.objective, objective or {}, f"method {name}: objective"),
-        reference_every=reference_every or base.reference_every,
+        reference_every=base.reference_every if reference_every is None else reference_every,
     )
 
 
 def _replace(value: T, settings: dict[str, Any], where: str) -> T:
-    assert dataclasses.is_dataclass(value) and not isinstance(value, type)
+    assert dataclasses.is_dataclass(value)
+    assert not isinstance(value, type)
     names = {f.name for f in dataclasses.fields(value)} - {"needs_reference"}
     unknown = sorted(set(settings) - names)
     if unknown:
@@ -75,4 +76,7 @@ def _replace(value: T, settings: dict[str, Any], where: str) -> T:
             f"{where}: unknown key {unknown[0]!r}; known are {', '.join(sorted(names)) or 'none'}"
         )
     listed = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
-    return dataclasses.replace(value, **listed)
+    try:
+        return dataclasses.replace(value, **listed)
+    except TypeError as error:
+        raise ValueError(f"{where}: a setting has the wrong type: {error}") from None

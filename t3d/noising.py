@@ -51,6 +51,11 @@ class Noiser(Protocol):
     ) -> list[View]: ...
 
 
+def _check_views(num_views: int) -> None:
+    if num_views < 1:
+        raise ValueError(f"num_views must be at least 1, got {num_views}")
+
+
 def _blocks(values: Tensor, layout: BlockLayout, fill: int) -> Tensor:
     """[B, L] -> [B, N, S], filled up to whole blocks."""
     width = layout.ceil(values.shape[1])
@@ -82,15 +87,18 @@ class RandomMask:
     """Masked tokens chosen at random, independently of any trajectory.
 
     In a block of n response tokens, k is drawn uniformly from 1..n and k random tokens are
-    masked, with weight n / k (over the number of views). The expectation of the weighted cross-entropy is the linear
-    schedule's NELBO with t ~ U(0, 1] (integrate 1/t over the number of masked tokens), its
-    variance is lower.
+    masked, with weight n / k over the number of views. The expectation of the weighted
+    cross-entropy is the linear schedule's NELBO with t ~ U(0, 1] (integrate 1/t over the
+    number of masked tokens), its variance is lower.
 
     Args:
         num_views: noised copies of a sequence in one pass, with stratified k.
     """
 
     num_views: int = 1
+
+    def __post_init__(self) -> None:
+        _check_views(self.num_views)
 
     def __call__(
         self, batch: TrajectoryBatch, layout: BlockLayout, keys: Tensor, vocabulary: Vocabulary
@@ -146,8 +154,7 @@ class TrajectoryState:
             raise ValueError(f"levels must lie in (0, 1], got {self.levels}")
         if not 0 <= self.random_share <= 1:
             raise ValueError(f"random_share must lie in [0, 1], got {self.random_share}")
-        if self.num_views < 1:
-            raise ValueError(f"num_views must be at least 1, got {self.num_views}")
+        _check_views(self.num_views)
         if self.random_in not in get_args(RandomIn):
             raise ValueError(
                 f"random_in must be one of {', '.join(get_args(RandomIn))}, got {self.random_in!r}"

@@ -69,6 +69,14 @@ class EvaluationConfig:
     measure_latency: bool = True
     num_shown: int = 3
 
+    def __post_init__(self) -> None:
+        if not self.settings:
+            raise ValueError("evaluation: settings is empty; name at least one decoding setting")
+        if self.batch_size < 1:
+            raise ValueError(f"evaluation: batch_size must be at least 1, got {self.batch_size}")
+        if self.num_shown < 0:
+            raise ValueError(f"evaluation: num_shown must not be negative, got {self.num_shown}")
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -111,6 +119,8 @@ def walk(config: RunConfig, *, progress: bool = True) -> tuple[list[ResultRow], 
     for name, method in config.methods.items():
         if name == ORIGINAL:
             raise ValueError(f"methods: {ORIGINAL!r} is the teacher's own name; choose another")
+        if Path(name).name != name:
+            raise ValueError(f"methods: {name!r} is to name a directory; choose another name")
         check_training(method, config.training, config.data.num_prompts, config.output)
     teacher = load(config.model)
     prompts = task.examples("train", config.data.num_prompts, seed=config.data.seed)
@@ -147,8 +157,8 @@ def check_training(
     method: MethodConfig | None, config: TrainingConfig, num_sequences: int, output: Path
 ) -> None:
     """Raise ValueError for what would fail only when training starts; None is for pretraining."""
-    if method is not None and method.build().data != "trajectories":
-        raise ValueError(f"method {method.method!r} trains on labelled answers; use t3d pretrain")
+    if method is not None:
+        method.build()
     config.arguments(output, progress=False)
     if num_sequences < config.batch_size:
         raise ValueError(
@@ -161,8 +171,6 @@ def check_evaluation(
     lm: LanguageModel, problems: Sequence[Example], config: EvaluationConfig
 ) -> None:
     """Raise ValueError for what would fail only when evaluation starts."""
-    if not config.settings:
-        raise ValueError("evaluation: settings is empty; name at least one decoding setting")
     if not problems:
         raise ValueError("there are no problems to evaluate; ask for at least one")
     labels = set()

@@ -152,6 +152,14 @@ def test_training_block_8_on_rollout_block_4_by_hand():
     torch.testing.assert_close(view.weight[0, 8:], expected)
 
 
+@pytest.mark.parametrize("tenths", range(1, 11))
+def test_levels_that_binary_fractions_miss(tenths: int):
+    """A share of 7 / 10 in float32 is less than 0.7 in float64."""
+    items = one_block(1, size=10, prompt=10)
+    _, view = noised(TrajectoryState(levels=(tenths / 10,)), items, 10)
+    assert view.loss_mask.sum() == tenths
+
+
 @given(trajectories())
 def test_rho_1_is_the_state_before_the_first_step(trajectory: Trajectory):
     """Also where the first steps only commit what follows the stop token."""
@@ -390,12 +398,13 @@ def subsets(num: int) -> list[tuple[int, ...]]:
     return list(chain.from_iterable(combinations(range(num), k) for k in range(1, num + 1)))
 
 
-@pytest.mark.parametrize("num", [3, 4])
-def test_the_expected_random_mask_loss_is_the_nelbo(num: int):
+@pytest.mark.parametrize(("num", "num_views"), [(3, 1), (4, 1), (4, 2)])
+def test_the_expected_random_mask_loss_is_the_nelbo(num: int, num_views: int):
     """Against the integral over t of (1/t) E[sum of the masked tokens' losses]."""
     draws = 8000
-    _, view = noised(RandomMask(), one_block(draws, prompt=8 - num), 4)
-    patterns = view.loss_mask[:, 8 - num :]
+    batch = batch_of(one_block(draws, prompt=8 - num))
+    views = RandomMask(num_views)(batch, BlockLayout(4), keys_of(draws), VOCABULARY)
+    assert len(views) == num_views
     generator = np.random.default_rng(0)
     nelbo = exact = 0.0
     # The integrand is a polynomial of degree num - 1: three nodes are exact up to degree 5.
@@ -408,10 +417,20 @@ def test_the_expected_random_mask_loss_is_the_nelbo(num: int):
         probability = 1 / num / math.comb(num, size)
         exact += probability * num / size * losses.sum()
         pattern = torch.tensor([i in subset for i in range(num)])
-        chosen = (patterns == pattern).all(1)
-        assert close(int(chosen.sum()), draws, probability)
-        assert (view.weight[chosen, 8 - num :] == num / size).all()
+        for view in views:
+            chosen = (view.loss_mask[:, 8 - num :] == pattern).all(1)
+            assert close(int(chosen.sum()), draws, probability)
+            # Losses of all views are added up.
+            weight = torch.tensor(num / size / num_views).float()
+            assert (view.weight[chosen, 8 - num :] == weight).all()
     assert exact == pytest.approx(nelbo, rel=1e-12)
+
+
+def test_views_of_a_random_mask_are_stratified():
+    batch = batch_of(one_block(400))
+    views = RandomMask(num_views=2)(batch, BlockLayout(4), keys_of(400), VOCABULARY)
+    counts = torch.stack([view.loss_mask.sum(1) for view in views])
+    assert (counts[0] - counts[1]).abs().unique().tolist() == [2]
 
 
 @pytest.mark.parametrize(
@@ -428,3 +447,8 @@ def test_the_expected_random_mask_loss_is_the_nelbo(num: int):
 def test_settings_that_make_no_sense(settings: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         TrajectoryState(**settings)
+
+
+def test_a_random_mask_has_a_view():
+    with pytest.raises(ValueError, match="num_views must be at least 1, got 0"):
+        RandomMask(num_views=0)

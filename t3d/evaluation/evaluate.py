@@ -91,7 +91,7 @@ def evaluate(
     task: Task,
     examples: Sequence[Example],
     decoding: DecodingConfig,
-    identity: Identity,
+    identity: Identity | None = None,
     *,
     batch_size: int = 250,
     seed: int = 0,
@@ -102,6 +102,7 @@ def evaluate(
     """Accuracy and cost of one checkpoint under one decoding setting.
 
     Args:
+        identity: what the row says of the checkpoint; by default its name, as if untrained.
         teacher_answers: the full-step teacher's final answer to each problem, for `agreement`.
         measure_latency: also decode a few problems at batch 1 and record the mean seconds.
 
@@ -110,6 +111,7 @@ def evaluate(
     """
     if not examples:
         raise ValueError(f"{task.name}: no problems to evaluate")
+    identity = identity or Identity(lm.name)
     prompts = lm.encode_prompts([example.question for example in examples])
     requests = [
         Request(ids, derive_key(seed, "evaluate", example.id))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import nn
 
 from t3d.models.loading import LanguageModel, from_pretrained, wrap
 from t3d.models.sdar import SDARConfig, SDARForCausalLM
@@ -36,11 +37,14 @@ def tiny(
     }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        settings = SDARConfig(
-            vocab_size=vocab_size,
-            block_size=block_size,
-            mask_token_id=vocab_size - 1,
-            attn_implementation="sdpa",
-            **{**shape, **config},
+        settings = SDARConfig.from_dict(
+            {
+                "vocab_size": vocab_size,
+                "block_size": block_size,
+                "mask_token_id": vocab_size - 1,
+                **shape,
+                **config,
+            }
         )
-        return SDARForCausalLM(settings).to(dtype).eval()
+        model: nn.Module = SDARForCausalLM(settings).eval()
+        return cast(SDARForCausalLM, model.to(dtype))

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jinja2 import TemplateError
@@ -163,7 +164,7 @@ def from_pretrained(
     if size is not None and (not isinstance(size, int) or size < 1):
         raise ValueError(f"{name}: block_size must be a number from 1 up, got {size!r}")
     try:
-        model, report = SDARForCausalLM.from_pretrained(
+        loaded: Any = SDARForCausalLM.from_pretrained(
             source,
             config=config,
             dtype=dtype,
@@ -175,6 +176,7 @@ def from_pretrained(
         )
     except Exception as error:
         raise ValueError(f"{name}: cannot load the model: {_first_line(error)}") from error
+    model, report = loaded
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if report[problem]:
             first = sorted(report[problem])[0]

@@ -38,7 +38,7 @@ class SDARConfig(Qwen3Config):
         """
         out = super().to_diff_dict()
         if self.rope_parameters is not None:
-            out["rope_theta"] = self.rope_parameters["rope_theta"]
+            out["rope_theta"] = dict(self.rope_parameters)["rope_theta"]
             out["rope_scaling"] = None
         if out.get("dtype") is not None:
             out["torch_dtype"] = out["dtype"]
@@ -49,7 +49,7 @@ class SDARForCausalLM(Qwen3ForCausalLM):
     """Block-diffusion language model in the SDAR family."""
 
     config_class = SDARConfig
-    config: SDARConfig
+    config: SDARConfig  # type: ignore[assignment]
 
     def forward(  # type: ignore[override]
         self,
@@ -81,6 +81,7 @@ class SDARForCausalLM(Qwen3ForCausalLM):
             length = torch.full((len(input_ids),), input_ids.shape[1], device=input_ids.device)
             grid = BlockLayout(self.config.block_size).clean(length, input_ids.shape[1])
             implementation = self.config._attn_implementation
+            assert implementation is not None
             attention_mask = build_mask(implementation, grid, grid, self.dtype)
         hidden = self.model(
             input_ids=input_ids,

@@ -12,7 +12,6 @@ from torch.nn.functional import logsigmoid
 from t3d.objectives.base import Context, Predictions
 from t3d.rng import uniform
 
-
 Fake = Literal["argmax", "sample", "exact"]
 
 

@@ -44,18 +44,20 @@ _ASK = (
     "How many {item} are left?",
     "What is the number of {item}?",
 )
-_STEP = (
-    ("On {day},", "{day}:", "After {day}", "By {day},", "So on {day}", "Then"),
-    ("{name} has", "there are", "we get", "it is", ""),
-    (
-        "{a} {op} {k} = {b}",
-        "{a} {op} {k}, making {b}",
-        "{a} {op} {k}, so {b}",
-        "{b}, as {a} {op} {k} = {b}",
-    ),
-    (".", ".", " {item}.", " now."),
+_OPENING = (
+    "",
+    "Then",
+    "{day}:",
+    "On {day},",
+    "So on {day},",
+    "After {day} {name} has",
+    "By {day} we count up to",
+    "{name} knows that on {day} it is",
 )
-"""A step is told by one phrase of each row: choices all along it, not only at its start."""
+"""Of very different lengths, so that a number may stand anywhere: where tokens are drawn
+independently, each position takes the likeliest token of another telling."""
+_EQUATION = ("{a} {op} {k} = {b}", "{a} {op} {k}, so {b}", "{a} {op} {k}, making {b}")
+_CLOSING = (".", " now.", " {item} in all.", " {item} for {name}.")
 _FINAL = (
     "The answer is \\boxed{{{b}}}.",
     "So the answer is \\boxed{{{b}}}.",
@@ -97,8 +99,7 @@ def _problem(rng: random.Random) -> tuple[str, str, str]:
         else:
             k, template, op, new = 2, rng.choice(_DOUBLE), "*", value * 2
         question.append(template.format(k=k, day=day, **names))
-        *opening, closing = (rng.choice(row) for row in _STEP)
-        step = " ".join(phrase for phrase in opening if phrase) + closing
+        step = f"{rng.choice(_OPENING)} {rng.choice(_EQUATION)}{rng.choice(_CLOSING)}".lstrip()
         solution.append(step.format(a=value, op=op, k=k, b=new, day=day, **names))
         value = new
     question.append(rng.choice(_ASK).format(**names))

@@ -48,6 +48,24 @@ class TrainingConfig:
     seed: int = 0
     trainer: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "micro_batch_size", "logging_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in (
+            "learning_rate",
+            "weight_decay",
+            "warmup_steps",
+            "max_grad_norm",
+            "save_steps",
+        ):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not self.block_sizes or min(self.block_sizes) < 1:
+            raise ValueError(f"block_sizes must name sizes from 1 up, got {self.block_sizes}")
+        if not 0 <= self.beta2 < 1:
+            raise ValueError(f"beta2 must lie in [0, 1), got {self.beta2}")
+
     def arguments(self, output_dir: Path, *, progress: bool) -> TrainingArguments:
         """The same settings for transformers' Trainer.
 
@@ -75,6 +93,7 @@ class TrainingConfig:
             "seed": self.seed,
             "remove_unused_columns": False,
             "dataloader_drop_last": True,
+            "ddp_find_unused_parameters": False,
             "dataloader_pin_memory": torch.accelerator.is_available(),
             "disable_tqdm": not progress,
         }
@@ -85,6 +104,11 @@ class TrainingConfig:
             arguments = TrainingArguments(**own, **self.trainer)
         except TypeError as error:
             raise ValueError(f"trainer: not an argument of transformers: {error}") from None
+        if arguments.n_gpu > 1:
+            raise ValueError(
+                f"one process sees {arguments.n_gpu} GPUs; start one for each with "
+                "torchrun --nproc-per-node, or set CUDA_VISIBLE_DEVICES"
+            )
         in_one_pass = self.micro_batch_size * arguments.world_size
         if self.batch_size % in_one_pass:
             raise ValueError(

@@ -34,12 +34,20 @@ class MethodConfig:
     learning_rate: float | None = None
 
     def build(self) -> Method:
-        return build_method(
+        """The method with its settings replaced.
+
+        Raises:
+            ValueError: for an unknown method or setting, or a method that needs labels.
+        """
+        method = build_method(
             self.method,
             noiser=self.noiser,
             objective=self.objective,
             reference_every=self.reference_every,
         )
+        if method.data != "trajectories":
+            raise ValueError(f"method {self.method!r} trains on labelled answers; use t3d pretrain")
+        return method
 
 
 def distill(
@@ -62,8 +70,6 @@ def distill(
         ValueError: for an unknown method or setting, or one that needs labels.
     """
     method = config.build()
-    if method.data != "trajectories":
-        raise ValueError(f"method {config.method!r} trains on labelled answers; use t3d pretrain")
     if config.learning_rate is not None:
         training = TrainingConfig(**{**asdict(training), "learning_rate": config.learning_rate})
     rows = [training_row(trajectory, index) for index, trajectory in enumerate(trajectories)]

@@ -13,7 +13,7 @@ from t3d.models import LanguageModel, SDARConfig, SDARForCausalLM, wrap
 from t3d.provenance import hash_weights, provenance, write_json
 from t3d.tasks import get_task
 from t3d.tasks.base import Example
-from t3d.tasks.tokenizer import train_tokenizer
+from t3d.tasks.tokenizer import END_TOKEN, PAD_TOKEN, train_tokenizer
 from t3d.training.config import TrainingConfig
 from t3d.training.run import fit
 from t3d.trajectory import labelled_row
@@ -32,6 +32,18 @@ class ModelShape:
     max_position_embeddings: int = 256
     rope_theta: float = 10000.0
     tie_word_embeddings: bool = True
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if value < 1 and name != "tie_word_embeddings":
+                raise ValueError(f"shape: {name} must be at least 1, got {value}")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"shape: num_attention_heads={self.num_attention_heads} is no multiple of "
+                f"num_key_value_heads={self.num_key_value_heads}"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"shape: head_dim must be even, got {self.head_dim}")
 
 
 @dataclass
@@ -61,6 +73,7 @@ def new_model(config: PretrainConfig, examples: list[Example]) -> LanguageModel:
     """A random model and a tokenizer learned from the examples."""
     texts = [text for e in examples[:4000] for text in (e.question, e.reference or "")]
     tokenizer = train_tokenizer(texts, vocab_size=config.vocab_size)
+    vocabulary = tokenizer.get_vocab()
     shape = asdict(config.shape)
     theta = shape.pop("rope_theta")
     with torch.random.fork_rng():
@@ -68,8 +81,8 @@ def new_model(config: PretrainConfig, examples: list[Example]) -> LanguageModel:
         settings = SDARConfig(
             vocab_size=len(tokenizer),
             block_size=min(config.training.block_sizes),
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=vocabulary[PAD_TOKEN],
+            eos_token_id=vocabulary[END_TOKEN],
             rope_parameters={"rope_type": "default", "rope_theta": theta},
             **shape,
         )
@@ -101,6 +114,9 @@ def pretrain(config: PretrainConfig, output: Path, *, progress: bool = True) -> 
 
     Returns:
         The checkpoint's directory, `output` itself.
+
+    Raises:
+        ValueError: for an unknown task, or fewer problems than one batch takes.
     """
     examples = get_task(config.task).examples("train", config.num_examples, seed=config.data_seed)
     method = build_method("pretrain", noiser={"num_views": config.num_views})

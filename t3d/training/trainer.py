@@ -93,7 +93,8 @@ class DiffusionTrainer(Trainer):
         num_items_in_batch: Tensor | None = None,
     ) -> Tensor:
         """The window's share of the mean loss over its sequences."""
-        assert not return_outputs and num_items_in_batch is not None
+        assert not return_outputs
+        assert num_items_in_batch is not None
         batch = TrajectoryBatch(**inputs)
         step = self.state.global_step
         seed = torch.tensor(derive_key(self.args.seed, "noise"), device=batch.index.device)
@@ -138,7 +139,7 @@ class DiffusionTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         # The trainer's state comes last: a checkpoint that has one is complete.
         if self.reference is not None and self.args.should_save:
-            directory = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            directory = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
             directory.mkdir(parents=True, exist_ok=True)
             save_model(self.reference, str(directory / REFERENCE_FILE))
         super()._save_checkpoint(model, trial)

@@ -76,9 +76,9 @@ def test_wrong_calls(
 
 
 def test_unknown_command(t3d: Run) -> None:
-    outcome = t3d("runn", "x.yaml")
+    outcome = t3d("runx", "x.yaml")
     assert outcome.code == 2
-    assert "invalid choice: 'runn'" in outcome.err
+    assert "invalid choice: 'runx'" in outcome.err
     assert "Traceback" not in outcome.err
 
 
@@ -88,11 +88,14 @@ OVERRIDES = [
     (("--methods.t3d.noiser", "{nosuch: 1}"), "method t3d: noiser: unknown key 'nosuch'"),
     (("--methods.t3d.objective", "{bta: 1}"), "method t3d: objective: unknown key 'bta'"),
     (("--methods", "{original: {method: t3d}}"), "'original' is the teacher's own name"),
+    (("--methods", "{../mine: {method: t3d}}"), "'../mine' is to name a directory"),
     (("--training.batch_size", "6"), "batch_size=6 is no multiple of micro_batch_size=4"),
     (("--training.batch_size", "32"), "16 training sequences are fewer than batch_size=32"),
     (("--training.trainer", "{nosuch: 1}"), "trainer: not an argument of transformers"),
     (("--training.trainer", "{max_steps: 1}"), "trainer.max_steps is owned by t3d"),
     (("--rollout.batch_size", "0"), "batch_size must be at least 1"),
+    (("--evaluation.batch_size", "0"), "evaluation: batch_size must be at least 1, got 0"),
+    (("--evaluation.num_shown", "-1"), "evaluation: num_shown must not be negative, got -1"),
     (("--rollout.decoding.max_new_tokens", "250"), "takes at most 6 with max_new_tokens=250"),
     (("--evaluation.settings", "[]"), "evaluation: settings is empty"),
     (("--evaluation.settings", "[{block_size: 2}]"), "denoising_steps must lie between 1 and"),
@@ -111,6 +114,25 @@ def test_settings_that_do_not_fit_leave_nothing(
     output = tmp_path / "run"
     outcome = t3d("run", recipe_file, "--output", output, "--progress", "false", *override)
     assert_refused(outcome, 1, part)
+    assert not output.exists()
+
+
+SHAPES = [
+    (("--shape.num_attention_heads", "3"), "num_attention_heads=3 is no multiple of num_key_value"),
+    (("--shape.head_dim", "7"), "shape: head_dim must be even, got 7"),
+    (("--shape.hidden_size", "0"), "shape: hidden_size must be at least 1, got 0"),
+    (("--num_examples", "0"), "0 training sequences are fewer than batch_size=64"),
+    (("--task", "nosuch"), "unknown task 'nosuch'"),
+]
+
+
+@pytest.mark.parametrize(("override", "part"), SHAPES)
+def test_models_that_cannot_be_built_leave_nothing(
+    tmp_path: Path, t3d: Run, override: tuple[str, ...], part: str
+) -> None:
+    recipe, output = tmp_path / "recipe.yaml", tmp_path / "model"
+    recipe.write_text("num_examples: 64\n")
+    assert_refused(t3d("pretrain", recipe, "--output", output, *override), 1, part)
     assert not output.exists()
 
 

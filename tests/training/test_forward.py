@@ -30,7 +30,7 @@ def batch_of(shapes: list[tuple[int, int]]) -> TrajectoryBatch:
 
 
 @given(
-    st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=4),
+    st.lists(st.tuples(st.integers(0, 9), st.integers(1, 9)), min_size=1, max_size=4),
     st.integers(1, 5),
     st.integers(1, 2),
     st.integers(0, 99),

@@ -158,7 +158,7 @@ class Watch(TrainerCallback):
         assert not self.trainer.reference.training
         assert all(p.grad is None for p in self.trainer.reference.parameters())
         reference = self.trainer.reference.state_dict()
-        student = self.trainer.model.state_dict()
+        student = kwargs["model"].state_dict()
         self.states.append({k: v.clone() for k, v in reference.items()})
         self.equal.append(all(torch.equal(reference[k], student[k]) for k in student))
 
