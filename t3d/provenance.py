@@ -12,18 +12,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("t3d", "torch", "transformers", "tokenizers", "pyarrow")
+from t3d import __version__
+
+PACKAGES = ("torch", "transformers", "tokenizers", "pyarrow")
 
 
 def package_versions() -> dict[str, str]:
     """Versions of Python and of the packages that results depend on."""
-    versions = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:  # run from a source tree
-            versions[name] = "not installed"
-    return versions
+    own = {"python": platform.python_version(), "t3d": __version__}
+    return own | {name: metadata.version(name) for name in PACKAGES}
 
 
 def provenance(

@@ -15,6 +15,7 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
+import t3d
 from t3d.provenance import (
     hash_file,
     hash_weights,
@@ -39,7 +40,7 @@ def test_versions_are_those_that_run() -> None:
     assert versions["python"] == platform.python_version()
     assert versions["torch"] == torch.__version__
     assert versions["transformers"] == transformers.__version__
-    assert "t3d" in versions
+    assert versions["t3d"] == t3d.__version__
 
 
 def test_provenance_is_json_and_keeps_paths_as_text(tmp_path: Path) -> None:
