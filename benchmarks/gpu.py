@@ -15,7 +15,7 @@ import torch
 import transformers
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 
 from t3d.blocks import BlockLayout
 from t3d.decoding.engine import BlockDecoder
@@ -52,7 +52,8 @@ def engine_equals_oracle(device: str) -> bool:
     ids = {"mask_token_id": 63, "stop_token_ids": (), "banned_token_ids": ()}
     prompts = requests(6, 9, 64)
     slow = [decode_one(model, request, config, **ids) for request in prompts]
-    fast = BlockDecoder(model.to(device), config, **ids, batch_size=3).decode(prompts)
+    nn.Module.to(model, device)
+    fast = BlockDecoder(model, config, **ids, batch_size=3).decode(prompts)
     return all(
         a.response_ids == b.response_ids and a.step_map == b.step_map
         for a, b in zip(slow, fast, strict=True)
@@ -61,7 +62,8 @@ def engine_equals_oracle(device: str) -> bool:
 
 def flex_equals_sdpa(device: str) -> bool:
     """Logits of the clean-noised layout through FlexAttention and through sdpa."""
-    model = tiny(dtype=torch.float32, head_dim=16).to(device)
+    model = tiny(dtype=torch.float32, head_dim=16)
+    nn.Module.to(model, device)
     prompt, length = torch.tensor([5, 9], device=device), torch.tensor([33, 24], device=device)
     grid = BlockLayout(4).training(prompt, length, 1)
     ids = torch.randint(0, 63, grid.position.shape, device=device)

@@ -46,5 +46,4 @@ def tiny(
                 **config,
             }
         )
-        model: nn.Module = SDARForCausalLM(settings).eval()
-        return cast(SDARForCausalLM, model.to(dtype))
+        return cast(SDARForCausalLM, nn.Module.to(SDARForCausalLM(settings).eval(), dtype))
