@@ -26,6 +26,8 @@ def fit(
 ) -> DiffusionTrainer:
     """Train `lm.model` in place, from the last whole checkpoint in `directory` if it has one.
 
+    The model is left in evaluation mode, ready to decode.
+
     Raises:
         ValueError: if there are fewer sequences than one batch takes.
     """
@@ -42,6 +44,7 @@ def fit(
         trainer.state = TrainerState.load_from_json(str(last / TRAINER_STATE_NAME))
     else:
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    lm.model.eval()
     return trainer
 
 

@@ -23,6 +23,7 @@ def test_distilling_saves_a_student_that_loads(bench: Any, tmp_path: Path, metho
     output = tmp_path / "student"
     settings = MethodConfig(method, noiser={"level_power": 2.0}, learning_rate=5e-3)
     record = distill(lm, bench.trajectories(9), settings, TRAINING, output, progress=False)
+    assert not lm.model.training, "a trained student can decode"
     student = from_pretrained(output)
     for name, value in lm.model.state_dict().items():
         assert torch.equal(student.model.state_dict()[name], value)
