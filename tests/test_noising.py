@@ -17,6 +17,8 @@ from t3d.blocks import BlockLayout
 from t3d.decoding import DecodingConfig, Request, decode_one, visited_states
 from t3d.models import tiny
 from t3d.noising import Noiser, RandomMask, TrajectoryState, View, Vocabulary
+from t3d.rollout import record
+from t3d.tasks import Example
 from t3d.trajectory import Trajectory, TrajectoryBatch, training_row
 
 VOCABULARY = Vocabulary(size=64, mask_token_id=50)
@@ -213,16 +215,7 @@ def test_states_recorded_live_from_a_decoder(
             on_state=lambda start, ids, live=live: live.append((start, *ids)),
         )
         num_stopped += completion.finish_reason == "stop"
-        trajectory = Trajectory(
-            prompt_id="p",
-            prompt_ids=prompt,
-            response_ids=completion.response_ids,
-            step_map=completion.step_map,
-            log_probs=completion.log_probs,
-            num_response_tokens=completion.num_response_tokens,
-            finish_reason=completion.finish_reason,
-            block_size=block_size,
-        )
+        trajectory = record(Example("p", ""), prompt, completion, config)
         chosen = set()
         for key in range(10):
             noiser = TrajectoryState(level_power=0)

@@ -18,7 +18,8 @@ from t3d.decoding import (
     visited_states,
 )
 from t3d.models import SDARForCausalLM, tiny
-from t3d.trajectory import Trajectory
+from t3d.rollout import record
+from t3d.tasks import Example
 
 VOCABULARY = 50
 MASK = 49
@@ -186,16 +187,7 @@ def test_every_output_is_well_formed(config: DecodingConfig, request: Request) -
 def test_replay_rebuilds_every_visited_state(config: DecodingConfig, request: Request) -> None:
     seen: list[tuple[int, list[int]]] = []
     completion = oracle(config, request, seen)
-    trajectory = Trajectory(
-        prompt_id="p",
-        prompt_ids=request.prompt_ids,
-        response_ids=completion.response_ids,
-        step_map=completion.step_map,
-        log_probs=completion.log_probs,
-        num_response_tokens=completion.num_response_tokens,
-        finish_reason=completion.finish_reason,
-        block_size=config.block_size,
-    )
+    trajectory = record(Example("p", ""), request.prompt_ids, completion, config)
     assert visited_states(trajectory, MASK) == seen
     # Visible tokens never change: every state's tokens are those of the end.
     ids = request.prompt_ids + completion.response_ids

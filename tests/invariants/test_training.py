@@ -13,6 +13,8 @@ from t3d.decoding import BlockDecoder, Completion, DecodingConfig, Request, deco
 from t3d.models import tiny
 from t3d.models.attention import attention_mask
 from t3d.noising import TrajectoryState, View, Vocabulary
+from t3d.rollout import record
+from t3d.tasks import Example
 from t3d.training.forward import assemble
 from t3d.trajectory import Trajectory, TrajectoryBatch, training_row
 
@@ -38,16 +40,8 @@ def settings(block_size: int, **changes: Any) -> DecodingConfig:
 
 
 def trajectory(request: Request, completion: Completion, block_size: int) -> Trajectory:
-    return Trajectory(
-        prompt_id="p",
-        prompt_ids=request.prompt_ids,
-        response_ids=completion.response_ids,
-        step_map=completion.step_map,
-        log_probs=completion.log_probs,
-        num_response_tokens=completion.num_response_tokens,
-        finish_reason=completion.finish_reason,
-        block_size=block_size,
-    )
+    decoding = DecodingConfig(block_size=block_size, denoising_steps=1)
+    return record(Example("p", ""), request.prompt_ids, completion, decoding)
 
 
 def decoded(config: DecodingConfig) -> tuple[TrajectoryBatch, list[list[State]]]:
