@@ -126,7 +126,7 @@ def encode_prompts(
         raise ValueError(f"the prompt id {name!r} is used {count} times; ids must be unique")
     room = BlockLayout(decoding.block_size).floor(lm.model.config.max_position_embeddings)
     limit = room - decoding.max_new_tokens
-    prompts = [lm.encode_prompt(example.question) for example in examples]
+    prompts = lm.encode_examples(examples)
     for example, ids in zip(examples, prompts, strict=True):
         if len(ids) > limit:
             raise ValueError(

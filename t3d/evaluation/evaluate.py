@@ -112,7 +112,7 @@ def evaluate(
     if not examples:
         raise ValueError(f"{task.name}: no problems to evaluate")
     identity = identity or Identity(lm.name)
-    prompts = lm.encode_prompts([example.question for example in examples])
+    prompts = lm.encode_examples(examples)
     requests = [
         Request(ids, derive_key(seed, "evaluate", example.id))
         for ids, example in zip(prompts, examples, strict=True)
@@ -127,10 +127,14 @@ def evaluate(
         started = time.perf_counter()
         completions = decoder.decode(requests, on_finish=tick)
         seconds = time.perf_counter() - started
-    samples = []
-    for example, completion in zip(examples, completions, strict=True):
-        output = lm.decode(completion.token_ids)
-        samples.append(Sample(example.id, output, task.grade(example, output), completion))
+    outputs = [lm.decode(completion.token_ids) for completion in completions]
+    grades = task.grade(examples, outputs)
+    samples = [
+        Sample(example.id, output, grade, completion)
+        for example, output, grade, completion in zip(
+            examples, outputs, grades, completions, strict=True
+        )
+    ]
     correct = sum(sample.grade.correct for sample in samples)
     row = ResultRow(
         task=task.name,

@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBas
 
 from t3d.models.sdar import SDARConfig, SDARForCausalLM
 from t3d.provenance import hash_weights
+from t3d.tasks import Example
 
 MASK_TOKEN = "<|MASK|>"
 BUILT_IN = {"mini_teacher": Path(__file__).parent.parent / "assets" / "mini_teacher"}
@@ -37,22 +38,29 @@ class LanguageModel:
     weights_hash: str | None
     """sha256 of the safetensors files; None for weights that only live in memory."""
 
+    def encode_examples(self, examples: Sequence[Example]) -> list[list[int]]:
+        """The problems' prompts, up to where the model goes on in the assistant's turn."""
+        return self._encode(
+            [
+                self._template(e.question) + e.prefix if e.verbatim is None else e.verbatim
+                for e in examples
+            ]
+        )
+
     def encode_prompts(self, questions: Sequence[str]) -> list[list[int]]:
         """The chat template around one user turn each, ready for the assistant's answer."""
-        texts = [
-            str(
-                self.tokenizer.apply_chat_template(
-                    [{"role": "user", "content": question}],
-                    tokenize=False,
-                    add_generation_prompt=True,
-                )
-            )
-            for question in questions
-        ]
-        return self._encode(texts)
+        return self._encode([self._template(question) for question in questions])
 
     def encode_prompt(self, question: str) -> list[int]:
         return self.encode_prompts([question])[0]
+
+    def _template(self, question: str) -> str:
+        message = {"role": "user", "content": question}
+        return str(
+            self.tokenizer.apply_chat_template(
+                [message], tokenize=False, add_generation_prompt=True
+            )
+        )
 
     def encode_responses(self, texts: Sequence[str]) -> list[list[int]]:
         """Assistants' answers, each with its end token."""

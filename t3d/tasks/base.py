@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -20,6 +21,10 @@ class Example:
     """The gold final answer, where known."""
     reference: str | None = None
     """A worked answer, where known; only labelled training reads it."""
+    prefix: str = ""
+    """How the assistant's turn begins; the model goes on from there."""
+    verbatim: str | None = None
+    """The whole prompt as text, for a benchmark that fixes it; the chat template is not used."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,10 @@ class Grade:
     correct: bool
     final_answer: str | None
     """What was graded; None where the output gives no final answer."""
+    string_correct: bool | None = None
+    """The verdict of a plain comparison of strings beside `correct`; None where there is none."""
+    reason: str | None = None
+    """Why it is wrong, where the grader knows more than that: `timeout`, an error's name."""
 
 
 class Task(Protocol):
@@ -40,6 +49,6 @@ class Task(Protocol):
         """The first `num` examples of a split; deterministic in (split, seed)."""
         ...
 
-    def grade(self, example: Example, output: str) -> Grade:
-        """Grade the decoded text of a response (stop token excluded)."""
+    def grade(self, examples: Sequence[Example], outputs: Sequence[str]) -> list[Grade]:
+        """Grade the decoded text of each response (prefix and stop token excluded)."""
         ...

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from t3d.rng import derive_key
@@ -128,8 +128,11 @@ class MiniGSM:
     def examples(self, split: Split, num: int, *, seed: int = 0) -> list[Example]:
         return list(islice(self.stream(split, seed=seed), num))
 
-    def grade(self, example: Example, output: str) -> Grade:
+    def grade(self, examples: Sequence[Example], outputs: Sequence[str]) -> list[Grade]:
         """Correct if the last \\boxed{} holds the gold number."""
-        found = _BOXED.findall(output)
-        final = found[-1].strip() if found else None
-        return Grade(final is not None and final == example.answer, final)
+        found = [_BOXED.findall(output) for output in outputs]
+        finals = [numbers[-1].strip() if numbers else None for numbers in found]
+        return [
+            Grade(final is not None and final == example.answer, final)
+            for example, final in zip(examples, finals, strict=True)
+        ]

@@ -109,7 +109,7 @@ def labelled_rows(
     unanswered = next((e.id for e in examples if e.reference is None), None)
     if unanswered is not None:
         raise ValueError(f"{unanswered}: labelled training needs a worked answer")
-    prompts = lm.encode_prompts([e.question for e in examples])
+    prompts = lm.encode_examples(examples)
     responses = lm.encode_responses([e.reference or "" for e in examples])
     return [
         labelled_row(

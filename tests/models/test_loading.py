@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from t3d.models import LanguageModel, from_pretrained, tiny, wrap
 from t3d.provenance import hash_weights
-from t3d.tasks import get_task
+from t3d.tasks import Example, get_task
 from t3d.tasks.tokenizer import train_tokenizer
 
 Damage = Callable[[Path], object]
@@ -249,3 +249,16 @@ def test_text_of_a_response_ends_before_its_stop_token(lm: LanguageModel) -> Non
     assert ids[-1] == lm.stop_token_ids[0]
     assert lm.decode([*ids, *ids]) == "The answer is 3."
     assert lm.decode(ids[:-1]) == "The answer is 3."
+
+
+def test_a_prefix_goes_on_the_template_and_a_verbatim_prompt_replaces_it(lm: LanguageModel):
+    plain, begun, fixed = lm.encode_examples(
+        [
+            Example("a", "How many coins are left?"),
+            Example("b", "How many coins are left?", prefix="Now"),
+            Example("c", "How many coins are left?", verbatim="Now"),
+        ]
+    )
+    assert plain == lm.encode_prompt("How many coins are left?")
+    assert fixed == lm.tokenizer("Now", add_special_tokens=False)["input_ids"]
+    assert begun == plain + fixed

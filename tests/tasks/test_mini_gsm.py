@@ -146,8 +146,8 @@ def test_every_number_of_steps_and_every_phrasing_occurs(examples: list[Example]
 
 
 def test_the_worked_answer_is_graded_correct(examples: list[Example]):
-    for example in examples:
-        assert TASK.grade(example, example.reference or "") == Grade(True, example.answer)
+    grades = TASK.grade(examples, [example.reference or "" for example in examples])
+    assert grades == [Grade(True, example.answer) for example in examples]
 
 
 @pytest.mark.parametrize(
@@ -168,8 +168,8 @@ def test_the_worked_answer_is_graded_correct(examples: list[Example]):
     ],
 )
 def test_the_last_box_is_graded(output: str, grade: Grade):
-    assert TASK.grade(Example("id", "question", "12"), output) == grade
+    assert TASK.grade([Example("id", "question", "12")], [output]) == [grade]
 
 
 def test_nothing_is_correct_without_a_gold_answer():
-    assert TASK.grade(Example("id", "question"), r"\boxed{12}") == Grade(False, "12")
+    assert TASK.grade([Example("id", "question")], [r"\boxed{12}"]) == [Grade(False, "12")]
