@@ -39,6 +39,8 @@ class Method:
     """Optimizer steps of a reference round, which ends with a new copy of the student."""
     rounds: int = 1
     """How many times trajectories are made: by the teacher, then by the student so far."""
+    verify: bool = False
+    """Whether the teacher's trajectory stands in for a student's that ends with another answer."""
     decoding: dict[str, Any] = field(default_factory=dict)
     """What its trajectories change of the recipe's decoding settings."""
     block_schedule: Literal["random", "growing"] = "random"
@@ -57,6 +59,8 @@ class Method:
             raise ValueError(f"reference_every must be at least 1, got {self.reference_every}")
         if self.rounds < 1:
             raise ValueError(f"rounds must be at least 1, got {self.rounds}")
+        if self.verify and self.rounds == 1:
+            raise ValueError("verify=True needs the trajectories of a second round; got rounds=1")
         if self.data == "labelled" and (self.rounds > 1 or self.decoding):
             key = "rounds" if self.rounds > 1 else "decoding"
             raise ValueError(f"{key}: labelled answers are not decoded; drop the key")
@@ -82,7 +86,7 @@ METHODS: dict[str, Method] = {
     ),
     "cdlm": Method("trajectories", StatePair(), Consistency()),
     # Rectified trajectory distillation, ours: docs/papers.md.
-    "rtd": Method("trajectories", TrajectoryState(level_power=1.0), CrossEntropy(), rounds=3),
+    "rtd": Method("trajectories", RandomMask(), CrossEntropy(), rounds=3, verify=True),
 }
 
 
@@ -93,6 +97,7 @@ def build_method(
     objective: dict[str, Any] | None = None,
     reference_every: int | None = None,
     rounds: int | None = None,
+    verify: bool | None = None,
     decoding: dict[str, Any] | None = None,
     compat: Compat | None = None,
 ) -> Method:
@@ -116,6 +121,8 @@ def build_method(
         changed["reference_every"] = reference_every
     if rounds is not None:
         changed["rounds"] = rounds
+    if verify is not None:
+        changed["verify"] = verify
     if compat is not None:
         if compat != "upstream" or not isinstance(changed["noiser"], TrajectoryState):
             raise ValueError(

@@ -24,7 +24,7 @@ from t3d.tasks import Example, Task, get_task
 from t3d.training.config import TrainingConfig
 from t3d.training.distill import MethodConfig, distill
 from t3d.training.pretrain import labelled_rows
-from t3d.trajectory import training_rows
+from t3d.trajectory import Trajectory, training_rows
 
 
 def load(name: str | Path) -> LanguageModel:
@@ -102,14 +102,18 @@ def train_student(
         steps = training.steps // built.rounds + (number < training.steps % built.rounds)
         seed = derive_key(training.seed, "round", number) % 2**31
         if not is_trained(directory):
-            store = store_path(config, method)
-            if number > 0:
-                store = rounds / f"trajectories{number}"
-                settings = replace(own_rollout(config, method), seed=seed)
+            if number == 0:
+                rows = _rows(config, method, student, store_path(config, method))
+            else:
                 num = steps * training.batch_size
                 prompts = _rotated(_prompts(config, method), number, num)
-                rollout(student, prompts, store, settings, progress=progress)
-            rows = _rows(config, method, student, store)
+                settings = replace(own_rollout(config, method), seed=seed)
+                path = rounds / f"trajectories{number}"
+                own = rollout(student, prompts, path, settings, progress=progress).read()
+                if built.verify:
+                    first = TrajectoryStore.open(store_path(config, method)).read()
+                    own = verified(get_task(config.task), prompts, student, own, first)
+                rows = training_rows(own)
             rate = method.learning_rate or training.learning_rate
             distill(
                 student,
@@ -148,6 +152,32 @@ def _rows(
     if built.data == "labelled":
         return labelled_rows(lm, _prompts(config, method), max(config.training.block_sizes))
     return training_rows(TrajectoryStore.open(store).read()[: method.num_sequences])
+
+
+def verified(
+    task: Task,
+    examples: Sequence[Example],
+    lm: LanguageModel,
+    own: Sequence[Trajectory],
+    teacher: Sequence[Trajectory],
+) -> list[Trajectory]:
+    """A student's trajectories; the teacher's where the two end with different answers.
+
+    Dropping them instead would drop the long problems, and the student would forget those.
+
+    Args:
+        examples: those of `own`, in its order.
+        teacher: one for each of these problems at least, in any order.
+    """
+    known = {trajectory.prompt_id: trajectory for trajectory in teacher}
+    first = [known[trajectory.prompt_id] for trajectory in own]
+
+    def answers(trajectories: Sequence[Trajectory]) -> list[str | None]:
+        texts = [lm.decode(t.response_ids[: t.num_response_tokens]) for t in trajectories]
+        return [grade.final_answer for grade in task.grade(examples, texts)]
+
+    pairs = zip(own, answers(own), first, answers(first), strict=True)
+    return [a if x is not None and x == y else b for a, x, b, y in pairs]
 
 
 def _prompts(config: RunConfig, method: MethodConfig) -> list[Example]:

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from t3d.models import from_pretrained
 from t3d.recipe import RunConfig
-from t3d.students import check_training, own_rollout, store_path
+from t3d.students import check_training, own_rollout, store_path, verified
+from t3d.tasks import get_task
 from t3d.training.config import TrainingConfig
 from t3d.training.distill import MethodConfig
+from t3d.trajectory import Trajectory
 
 
 def test_methods_share_a_store_unless_they_decode_differently(tmp_path: Path) -> None:
@@ -39,3 +42,33 @@ def test_training_needs_a_step_a_round_and_a_batch(tmp_path: Path) -> None:
     check_training(MethodConfig("naive_td", num_sequences=8), training, 100, tmp_path)
     with pytest.raises(ValueError, match="7 training sequences are fewer than batch_size=8"):
         check_training(MethodConfig("naive_td", num_sequences=7), training, 100, tmp_path)
+
+
+def test_the_teacher_stands_in_where_the_answers_differ() -> None:
+    lm, task = from_pretrained("mini_teacher"), get_task("mini_gsm")
+    examples = task.examples("train", 5)
+
+    def trajectory(number: int, text: str) -> Trajectory:
+        ids, after = lm.encode_responses([text, r"\boxed{9}"])
+        num = len(ids) + len(after)
+        return Trajectory(
+            prompt_id=examples[number].id,
+            prompt_ids=[0],
+            # What follows the stop token belongs to the block, not to the answer.
+            response_ids=ids + after,
+            initial_ids=[lm.mask_token_id] * num,
+            step_map=[0] * num,
+            log_probs=[0.0] * num,
+            num_response_tokens=len(ids),
+            finish_reason="stop",
+            block_size=4,
+        )
+
+    teacher = [trajectory(i, rf"Now \boxed{{{i}}}.") for i in range(5)]
+    same = trajectory(0, r"The answer is \boxed{0}.")
+    other = trajectory(1, r"The answer is \boxed{7}.")
+    silent = trajectory(3, "The answer is")
+    own = [same, other, silent]
+    asked = [examples[0], examples[1], examples[3]]
+    # The order of the teacher's does not matter.
+    assert verified(task, asked, lm, own, teacher[::-1]) == [same, teacher[1], teacher[3]]

@@ -24,6 +24,7 @@ class MethodConfig:
         objective: settings of its objective to replace, such as beta.
         reference_every: optimizer steps of a reference round, for methods with a reference.
         rounds: how many times trajectories are made, first by the teacher, then by the student.
+        verify: whether the teacher's trajectory stands in for a student's with another answer.
         decoding: settings to replace where its trajectories are decoded, such as random_share.
         compat: upstream trains naive_td or t3d as the authors' released code does.
         num_sequences: training sequences, the first of the data; by default all.
@@ -35,6 +36,7 @@ class MethodConfig:
     objective: dict[str, Any] = field(default_factory=dict)
     reference_every: int | None = None
     rounds: int | None = None
+    verify: bool | None = None
     decoding: dict[str, Any] = field(default_factory=dict)
     compat: Compat | None = None
     num_sequences: int | None = None
@@ -56,6 +58,7 @@ class MethodConfig:
             objective=self.objective,
             reference_every=self.reference_every,
             rounds=self.rounds,
+            verify=self.verify,
             decoding=self.decoding,
             compat=self.compat,
         )

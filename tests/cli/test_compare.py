@@ -23,7 +23,7 @@ def comparison(checkpoint: Path) -> dict[str, Any]:
     return base | {
         "methods": {
             "naive_td": {"method": "naive_td"},
-            "again": {"method": "naive_td", "rounds": 2},
+            "again": {"method": "naive_td", "rounds": 2, "verify": True},
         },
         "training": base["training"] | {"steps": 4, "save_steps": 0},
         "evaluation": base["evaluation"]
