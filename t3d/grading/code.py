@@ -1,0 +1,140 @@
+"""Grade Python programs by their tests, each in a sandbox of its own: see docs/sandbox.md.
+
+    python -m t3d.grading.code FILE.jsonl
+
+grades rows of `program`, `tests`, and optionally `test_setup` and `time_limit_s`, and prints one
+JSON verdict a line, in order.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from t3d.grading.sandbox import SandboxError, find_backend, run
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program and what it must pass."""
+
+    program: str
+    """Python source, for the standard library alone."""
+    tests: tuple[str, ...]
+    """Snippets that run in the program's namespace, one after another; none may raise."""
+    test_setup: str = ""
+    """Runs between the program and its tests."""
+    time_limit_s: float = 1.0
+    """Seconds for the program and its tests on a fast, idle machine. `sandbox.py` grants ten
+    times as many processor seconds, and three seconds of sleep to one."""
+
+    def __post_init__(self) -> None:
+        if not self.tests:
+            raise ValueError("tests is empty; a program without tests has no verdict")
+        if not 0 < self.time_limit_s <= 3600:
+            raise ValueError(f"time_limit_s is {self.time_limit_s}; it must be in (0, 3600]")
+
+
+@dataclass(frozen=True)
+class CodeVerdict:
+    """The verdict on one program."""
+
+    passed: bool
+    reason: str
+    """"passed"; "assertion" or "error: NAME" of what was raised; "syntax", of the program;
+    "timeout", "memory" or "processes", the limit exceeded; "killed: SIGNAL"; "no_verdict" where
+    the program ended, or spoke, otherwise than by running its tests to their end."""
+
+
+def grade_programs(
+    programs: Sequence[Program], *, num_workers: int | None = None, unsafe_exec: bool = False
+) -> list[CodeVerdict]:
+    """Verdicts in order.
+
+    Args:
+        num_workers: programs that run at the same time; as many as there are processors if None.
+        unsafe_exec: run them without a sandbox, as the user; resource limits alone remain.
+
+    Raises:
+        ValueError: without a sandbox on this machine, unless `unsafe_exec`.
+        SandboxError: if the sandbox fails later on; no verdict is made up.
+    """
+    if not programs:
+        return []
+    backend = "none" if unsafe_exec else find_backend()
+
+    def grade(item: Program) -> CodeVerdict:
+        reason = run(item.program, item.tests, item.test_setup, item.time_limit_s, backend)
+        return CodeVerdict(reason == "passed", reason)
+
+    with ThreadPoolExecutor(num_workers or os.cpu_count()) as pool:
+        return list(pool.map(grade, programs))
+
+
+def read_programs(path: Path) -> Iterator[Program]:
+    """The rows of a JSONL file.
+
+    Raises:
+        ValueError: for a row that is no program; names file, line and key.
+    """
+    required, known = {"program", "tests"}, {field.name for field in fields(Program)}
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        where = f"{path}:{number}"
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{where}: not JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{where}: a row must be an object with {', '.join(sorted(required))}")
+        for key in sorted(required - row.keys()):
+            raise ValueError(f"{where}: key {key!r} is missing; add it")
+        arguments: dict[str, Any] = {key: row[key] for key in known if key in row}
+        for key in ("program", "test_setup"):
+            if not isinstance(arguments.get(key, ""), str):
+                raise ValueError(f"{where}: {key!r} must be a string of Python source")
+        tests = arguments["tests"]
+        if not isinstance(tests, list) or not all(isinstance(test, str) for test in tests):
+            raise ValueError(f"{where}: 'tests' must be a list of strings of Python source")
+        if not isinstance(arguments.get("time_limit_s", 1.0), int | float):
+            raise ValueError(f"{where}: 'time_limit_s' must be a number of seconds")
+        arguments["tests"] = tuple(tests)
+        try:
+            yield Program(**arguments)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m t3d.grading.code", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("file", type=Path, metavar="FILE.jsonl")
+    parser.add_argument("--num-workers", type=int, help="programs that run at the same time")
+    parser.add_argument(
+        "--unsafe-exec", action="store_true", help="run programs without a sandbox, as you"
+    )
+    options = parser.parse_args(arguments)
+    if options.num_workers is not None and options.num_workers < 1:
+        parser.error("--num-workers must be at least 1")
+    try:
+        programs = list(read_programs(options.file))
+        verdicts = grade_programs(
+            programs, num_workers=options.num_workers, unsafe_exec=options.unsafe_exec
+        )
+    except (OSError, ValueError, SandboxError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for verdict in verdicts:
+        print(json.dumps(asdict(verdict)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,151 @@
+r"""Final answers of mathematics: the last \boxed{}, compared with the gold answer.
+
+Two verdicts: math-verify's (`correct`), and that of the comparison of strings with which the
+authors of T3D begin (`string_correct`), for figures that are to be set beside theirs.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from t3d.grading import workers
+
+MAX_WORKERS = 16
+PAIRS_PER_WORKER = 100
+"""From so many pairs on, another process is worth its start of a second or two."""
+
+_BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+_UNBRACED = re.compile(r"[^$\n]*")
+
+
+@dataclass(frozen=True)
+class MathVerdict:
+    """The verdict on one output."""
+
+    final_answer: str | None
+    """What the last box holds; None where there is no whole one."""
+    correct: bool
+    """Equal to the gold answer by math-verify."""
+    string_correct: bool
+    """Equal to the gold answer by `string_match`."""
+    timed_out: bool
+    """math-verify came to no end within its limit; the answer counts as wrong."""
+
+
+def last_boxed(text: str) -> str | None:
+    r"""What the last \boxed{} or \fbox{} holds, stripped; None without one or if it never closes.
+
+    Without braces, as in `\boxed 5`, it is the rest of the line or of the formula.
+    """
+    boxes = [match.end() for match in _BOX.finditer(text)]
+    if not boxes:
+        return None
+    start = boxes[-1]
+    if not text.startswith("{", start):
+        rest = _UNBRACED.match(text, start)
+        assert rest is not None
+        return rest[0].strip().rstrip(".") or None
+    depth = 0
+    for brace in _BRACE.finditer(text, start):
+        depth += {"{": 1, "}": -1}.get(brace[0], 0)
+        if depth == 0:
+            return text[start + 1 : brace.start()].strip()
+    return None
+
+
+def _brace_fractions(text: str) -> str | None:
+    r"""`\frac12` and `\frac1{2}` as `\frac{1}{2}`; None after a bare `\frac`.
+
+    The text stays as it is if a fraction has but one character.
+    """
+    head, *rest = text.split(r"\frac")
+    parts = [head]
+    for part in rest:
+        if not part:
+            return None
+        if not part.startswith("{"):
+            if len(part) < 2:
+                return text
+            denominator = part[1:] if part[1] == "{" else f"{{{part[1]}}}{part[2:]}"
+            part = f"{{{part[0]}}}{denominator}"
+        parts.append(part)
+    return r"\frac".join(parts)
+
+
+def _normalise(text: str) -> str | None:
+    """The form in which the rule compares; None where the rule does not apply."""
+    for dropped in ("\n", r"\!"):
+        text = text.replace(dropped, "")
+    text = text.replace("\\\\", "\\")
+    text = re.sub("[td]frac", "frac", text)
+    for dropped in (r"\left", r"\right", r"^{\circ}", r"^\circ", r"\$", "$", ","):
+        text = text.replace(dropped, "")
+    # Text after a blank is a unit.
+    text, *units = text.split(r"\text{ ")
+    if len(units) > 1:
+        return None
+    text = text.replace(r"\%", "").replace(" .", " 0.").replace("{.", "{0.")
+    if text.startswith("."):
+        text = "0" + text
+    name, *values = text.split("=")
+    if len(values) == 1 and len(name) <= 2:
+        text = values[0]
+    if re.search(r"\\sqrt(\\sqrt|\Z)", text):
+        return None
+    text = re.sub(r"\\sqrt([^{])", r"\\sqrt{\1}", text).replace(" ", "")
+    braced = _brace_fractions(text)
+    if braced is None:
+        return None
+    if braced == "0.5":
+        return r"\frac{1}{2}"
+    return re.sub(r"\A(0|-?[1-9][0-9]*)/(0|-?[1-9][0-9]*)\Z", r"\\frac{\1}{\2}", braced)
+
+
+def string_match(answer: str, gold: str) -> bool:
+    r"""The authors' comparison of strings: `is_equiv` of Hendrycks et al. (2021) as TraceRL has it.
+
+    Blanks, `\!`, `\left`, `\right`, degrees, percent, dollars, commas, a unit in `\text{ ...}` and
+    a name of one letter before `=` are dropped; fractions and roots get one spelling, numbers
+    are compared as floats.
+    """
+    ours, theirs = _normalise(answer), _normalise(gold)
+    if ours is None or theirs is None:
+        return answer == gold
+    try:
+        return float(ours) == float(theirs)
+    except ValueError:
+        return ours == theirs
+
+
+def grade_answers(
+    outputs: Sequence[str], golds: Sequence[str | None], *, num_workers: int | None = None
+) -> list[MathVerdict]:
+    """Grade the final answer of each output; without a gold answer none is correct.
+
+    Raises:
+        ValueError: if math-verify is not installed, there are not as many golds as outputs, or
+            `num_workers` is below 1.
+    """
+    if num_workers is not None and num_workers < 1:
+        raise ValueError(f"num_workers must be at least 1, got {num_workers}")
+    pairs: dict[int, tuple[str, str]] = {}
+    finals = [last_boxed(output) for output in outputs]
+    for number, (final, gold) in enumerate(zip(finals, golds, strict=True)):
+        if final is not None and gold is not None:
+            pairs[number] = final, gold.strip()
+    if num_workers is None:
+        num_workers = min(os.cpu_count() or 1, MAX_WORKERS, 1 + len(pairs) // PAIRS_PER_WORKER)
+    outcomes = dict(zip(pairs, workers.compare(list(pairs.values()), num_workers), strict=True))
+    return [
+        MathVerdict(
+            final,
+            outcomes.get(number) == "equal",
+            number in pairs and string_match(*pairs[number]),
+            outcomes.get(number) == "timeout",
+        )
+        for number, final in enumerate(finals)
+    ]

@@ -1,0 +1,180 @@
+"""One program and its tests in a fresh interpreter that can do no harm: see docs/sandbox.md.
+
+A backend is a command in front of the interpreter's. `runner.py` judges inside; this side sends
+the job, believes nothing but the run's token on the runner's stdout, and has the last clock.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from t3d.grading.expected import split_tests
+from t3d.grading.namespaces import ENVIRONMENT, NO_NAMESPACES
+
+Backend = Literal["bubblewrap", "namespaces", "none"]
+
+CPU_FACTOR = 10.0
+"""Processor seconds for each second of a limit. Benchmarks state theirs for fast, idle machines,
+and the slowest reference program, mbpp/123, needs three to seven for its one."""
+IDLE_FACTOR, IDLE_SECONDS = 2.0, 1.0
+"""Seconds of sleep for each second of a limit, and for all."""
+MEMORY_BYTES = 1 << 30
+"""Address space of each process, and memory of all processes of a program together."""
+FILE_BYTES = 16 << 20
+"""Size of each file, and of /tmp."""
+MAX_PROCESSES = 32
+"""Processes and threads of a program."""
+MAX_OPEN_FILES = 64
+WALL_FACTOR, WALL_SECONDS = 40.0, 60.0
+"""Seconds by the clock for each second of a limit, and for all; the last resort, far away,
+so that a busy machine makes no program wrong."""
+
+_HERE = Path(__file__).parent
+_SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache", "/nix/store")
+
+
+class SandboxError(RuntimeError):
+    """The sandbox itself failed, which says nothing about the program."""
+
+
+def read_only_paths() -> list[str]:
+    """What a program may read: this interpreter and the system's libraries."""
+    paths = [path for path in _SYSTEM if os.path.exists(path)]
+    for prefix in (sys.base_prefix, sys.base_exec_prefix):
+        real = os.path.realpath(prefix)
+        if not any(Path(real).is_relative_to(path) for path in paths):
+            paths.append(real)
+    return paths
+
+
+def interpreter() -> list[str]:
+    """The command that runs the judge, the same in every backend."""
+    program = os.path.realpath(sys.executable)
+    return [program, "-I", "-S", "-B", "-c", (_HERE / "runner.py").read_text()]
+
+
+def command(backend: Backend) -> list[str]:
+    """The command line of a run."""
+    if backend == "none":
+        return interpreter()
+    if backend == "namespaces":
+        start = [sys.executable, "-I", "-S", "-B", str(_HERE / "namespaces.py"), str(FILE_BYTES)]
+        return [*start, *read_only_paths(), "--", *interpreter()]
+    options = ["--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent"]
+    options += ["--cap-drop", "ALL", "--clearenv"]
+    for name, value in ENVIRONMENT.items():
+        options += ["--setenv", name, value]
+    for path in read_only_paths():
+        options += ["--ro-bind", path, path]
+    options += ["--dev", "/dev", "--proc", "/proc", "--size", str(FILE_BYTES), "--tmpfs", "/tmp"]
+    return ["bwrap", *options, "--remount-ro", "/", "--chdir", "/tmp", "--", *interpreter()]
+
+
+@cache
+def find_backend() -> Backend:
+    """The first backend in which a program passes; found once a process.
+
+    Raises:
+        ValueError: if there is none, with the remedy.
+    """
+    refusals = []
+    if sys.platform == "linux":
+        backends: list[Backend] = ["namespaces"]
+        if shutil.which("bwrap"):
+            backends.insert(0, "bubblewrap")
+        for backend in backends:
+            try:
+                reason = run("x = 1", ["assert x == 1"], "", 10.0, backend)
+            except SandboxError as error:
+                reason = str(error)
+            if reason == "passed":
+                return backend
+            refusals.append(f"{backend}: {reason}")
+    raise ValueError(
+        f"programs cannot be run in a sandbox here ({'; '.join(refusals) or 'Linux only'}); "
+        "install bubblewrap, allow unprivileged user namespaces, or pass unsafe_exec=True "
+        "(--unsafe-exec) where a program may harm the machine"
+    )
+
+
+def run(
+    program: str, tests: Sequence[str], test_setup: str, time_limit_s: float, backend: Backend
+) -> str:
+    """The reason of the verdict; "passed" is a pass.
+
+    Raises:
+        SandboxError: if the sandbox cannot be set up.
+    """
+    token = secrets.token_hex(16)
+    job = _job(program, tests, test_setup, time_limit_s, backend)
+    job["token"] = token
+    with tempfile.TemporaryDirectory(prefix="t3d-program-") as directory:
+        process = subprocess.Popen(
+            command(backend),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=ENVIRONMENT,
+            cwd=directory,
+            start_new_session=True,
+        )
+        limit = job["wall_limit_s"] + WALL_SECONDS
+        try:
+            stdout, stderr = process.communicate(json.dumps(job).encode(), limit)
+        except subprocess.TimeoutExpired:
+            return "timeout"
+        finally:
+            if process.returncode is None:  # The pid 1 of the namespace takes the others along.
+                os.killpg(process.pid, signal.SIGKILL)
+                process.communicate()
+    if process.returncode == NO_NAMESPACES or (process.returncode and not stdout and stderr):
+        raise SandboxError(stderr.decode(errors="replace").strip() or "no namespaces")
+    try:
+        verdict = json.loads(stdout)
+    except ValueError:
+        return "no_verdict"
+    return verdict["reason"] if verdict["token"] == token else "no_verdict"
+
+
+def _job(
+    program: str, tests: Sequence[str], test_setup: str, time_limit_s: float, backend: Backend
+) -> dict[str, Any]:
+    ask = f"_ask_{secrets.token_hex(8)}"
+    split = split_tests(tests, ask)
+    cpu_limit_s = CPU_FACTOR * time_limit_s
+    cpu_seconds = math.ceil(cpu_limit_s) + 1  # The judge's clock is finer, and first.
+    limits = {
+        "RLIMIT_CPU": (cpu_seconds, cpu_seconds + 1),
+        "RLIMIT_FSIZE": (FILE_BYTES, FILE_BYTES),
+        "RLIMIT_NOFILE": (MAX_OPEN_FILES, MAX_OPEN_FILES),
+        "RLIMIT_CORE": (0, 0),
+    }
+    if sys.platform == "linux":
+        limits["RLIMIT_AS"] = (MEMORY_BYTES, MEMORY_BYTES)
+    if backend != "none":  # Elsewhere all processes of the user would count.
+        limits["RLIMIT_NPROC"] = (MAX_PROCESSES, MAX_PROCESSES)
+    return {
+        "program": program,
+        "tests": [test_setup, *split.snippets],
+        "ask": ask,
+        "checks": [{"template": c.template, "required": c.required} for c in split.checks],
+        "limits": limits,
+        "cpu_limit_s": cpu_limit_s,
+        "idle_limit_s": IDLE_FACTOR * time_limit_s + IDLE_SECONDS,
+        "wall_limit_s": WALL_FACTOR * time_limit_s + WALL_SECONDS,
+        "max_processes": MAX_PROCESSES,
+        "memory_bytes": MEMORY_BYTES,
+        "isolated": backend != "none",
+    }
