@@ -1,19 +1,61 @@
 """Benchmarks: prompts and graders."""
 
+from __future__ import annotations
+
+from pathlib import Path
+
 from t3d.tasks.base import Example, Grade, Split, Task
+from t3d.tasks.benchmark import Benchmark
+from t3d.tasks.gsm8k import GSM8K
+from t3d.tasks.humaneval import HumanEval
+from t3d.tasks.math500 import MATH500
+from t3d.tasks.mbpp import MBPP, SanitizedMBPP
 from t3d.tasks.mini_gsm import MiniGSM
+from t3d.tasks.own import OwnQuestions
+from t3d.tasks.protocols import ProtocolName
 
-TASKS: dict[str, type[Task]] = {"mini_gsm": MiniGSM}
+_BENCHMARKS: dict[str, type[Benchmark]] = {
+    benchmark.name: benchmark for benchmark in (GSM8K, MATH500, HumanEval, MBPP, SanitizedMBPP)
+}
+TASKS = ("mini_gsm", *_BENCHMARKS)
 
-__all__ = ["TASKS", "Example", "Grade", "MiniGSM", "Split", "Task", "get_task"]
+__all__ = ["TASKS", "Example", "Grade", "MiniGSM", "ProtocolName", "Split", "Task", "get_task"]
 
 
-def get_task(name: str) -> Task:
-    """A benchmark by name.
+def get_task(
+    name: str,
+    *,
+    data: Path | None = None,
+    protocol: ProtocolName = "standard",
+    unsafe_exec: bool = False,
+) -> Task:
+    """A benchmark by name, or the questions of a .jsonl by its path.
+
+    Args:
+        name: one of `TASKS`, or a path that ends in .jsonl.
+        data: a folder with the benchmarks' files; what `t3d data download` fetched by default.
+        protocol: `standard`, through the model's chat template, or `t3d`, the prompts and tests
+            of T3D's authors byte for byte.
+        unsafe_exec: run the programs of the code benchmarks without the sandbox.
 
     Raises:
-        ValueError: for an unknown name.
+        ValueError: for an unknown name, or an option that the task does not take.
     """
-    if name not in TASKS:
-        raise ValueError(f"unknown task {name!r}; choose one of {', '.join(TASKS)}")
-    return TASKS[name]()
+    if protocol not in ("standard", "t3d"):
+        raise ValueError(f"unknown protocol {protocol!r}; choose one of standard, t3d")
+    if name.endswith(".jsonl"):
+        if data is not None:
+            raise ValueError(f"{name}: holds its problems itself; leave out data")
+        return OwnQuestions(Path(name), protocol)
+    if name == "mini_gsm":
+        if data is not None or protocol != "standard":
+            raise ValueError("mini_gsm is generated; leave out data and protocol")
+        return MiniGSM()
+    if name not in _BENCHMARKS:
+        raise ValueError(
+            f"unknown task {name!r}; choose one of {', '.join(TASKS)}, "
+            "or a path that ends in .jsonl"
+        )
+    if name == SanitizedMBPP.name and protocol != "standard":
+        raise ValueError(f"{name} is none of the authors' tasks; leave out protocol")
+    return _BENCHMARKS[name](data, protocol, unsafe_exec=unsafe_exec)

@@ -1,0 +1,199 @@
+"""The benchmarks' data: where it lies, that it is what it should be, and how it gets there.
+
+A data folder holds the files of `FILES` as JSONL. The user's own is taken as it is; the cache,
+which `download` fills from the Hub, is checked against the digests below.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from t3d.provenance import write_bytes
+from t3d.tasks import convert
+from t3d.tasks.records import Needs, Record, content_digest, read_records, to_jsonl
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a file of a data folder comes from."""
+
+    dataset: str
+    repository: str
+    """Of data sets, on the Hub."""
+    revision: str
+    paths: tuple[str, ...]
+    """Within the repository."""
+    convert: Callable[..., list[Record]]
+    """From the rows of each path, in order."""
+    digest: str
+    """`content_digest(read_records(path, {}))` of the file."""
+
+
+def _mbpp(parts: Sequence[str], split: str, digest: str) -> Source:
+    paths = [
+        f"{edition}/{part}-00000-of-00001.parquet"
+        for edition in ("full", "sanitized")
+        for part in parts
+    ]
+
+    def join(*rows: convert.Rows, source: str) -> list[Record]:
+        full, sanitized = rows[: len(parts)], rows[len(parts) :]
+        return convert.mbpp([*chain(*full)], [*chain(*sanitized)], split=split, source=source)
+
+    revision = "4bb6404fdc6cacfda99d4ac4205087b89d32030c"
+    return Source("mbpp", "google-research-datasets/mbpp", revision, tuple(paths), join, digest)
+
+
+def _gsm8k(split: str, digest: str) -> Source:
+    return Source(
+        "gsm8k",
+        "openai/gsm8k",
+        "740312add88f781978c0658806c59bc2815b9866",
+        (f"main/{split}-00000-of-00001.parquet",),
+        partial(convert.gsm8k, split=split),
+        digest,
+    )
+
+
+FILES = {
+    "gsm8k_train.jsonl": _gsm8k(
+        "train", "5f82c038ab35554db5fa8d8f5f6b1490fe154f39edbd0c4c060df3f2e4bcad35"
+    ),
+    "gsm8k_test.jsonl": _gsm8k(
+        "test", "528d87098c3214e94afc8a8b32f4560097c1c903ae7b651ef5fe98e942db5cd9"
+    ),
+    "math500.jsonl": Source(
+        "math500",
+        "HuggingFaceH4/MATH-500",
+        "6e4ed1a2a79af7d8630a6b768ec859cb5af4d3be",
+        ("test.jsonl",),
+        convert.math500,
+        "5b02d7f2a76bb1911ff8bf495744de1a0949682c145484e49ce948f011cb00ee",
+    ),
+    "humaneval.jsonl": Source(
+        "humaneval",
+        "openai/openai_humaneval",
+        "7dce6050a7d6d172f3cc5c32aa97f52fa1a2e544",
+        ("openai_humaneval/test-00000-of-00001.parquet",),
+        convert.humaneval,
+        "a96d50bbfa5062499a3813ae65d81bdf7f7300aa269ddf6cf16b2eb43d5c78b0",
+    ),
+    "mbpp_train.jsonl": _mbpp(
+        ("prompt", "train", "validation"),
+        "train",
+        "fd280392bc7e85fa3483a76f4f0388eb44cbe0f652eb4151dbc847edd7bf1d04",
+    ),
+    "mbpp_test.jsonl": _mbpp(
+        ("test",), "test", "adf7d19a0384655e96349e924f3d600e5f5dac2b0f13aa46eb991ee3712e0db5"
+    ),
+}
+DATASETS = tuple(dict.fromkeys(source.dataset for source in FILES.values()))
+"""What can be downloaded."""
+
+
+def data_folder() -> Path:
+    """The cache: `$T3D_DATA`, or `~/.cache/t3d/data`."""
+    return Path(os.environ.get("T3D_DATA") or Path.home() / ".cache" / "t3d" / "data")
+
+
+def load_records(file: str, data: Path | None, needs: Needs) -> list[Record]:
+    """The records of one of `FILES`.
+
+    Args:
+        data: the user's folder, whose content is theirs; None for the checked cache.
+        needs: as for `read_records`.
+
+    Raises:
+        ValueError: for a missing file, one that is not as it should be, or another content.
+    """
+    path = (data or data_folder()) / file
+    if not path.is_file():
+        raise ValueError(
+            f"{path}: there is no such file; run `t3d data download {FILES[file].dataset}` "
+            "or give --data FOLDER"
+        )
+    records = read_records(path, needs)
+    if data is None:
+        _check(path, records)
+    return records
+
+
+def _check(path: Path, records: Sequence[Record]) -> None:
+    wanted, found = FILES[path.name].digest, content_digest(records)
+    if found != wanted:
+        raise ValueError(
+            f"{path}: its content has the digest {found}, not {wanted}; "
+            f"delete it and run `t3d data download {FILES[path.name].dataset}`"
+        )
+
+
+def download(
+    names: Sequence[str], folder: Path | None = None, *, progress: bool = True
+) -> list[Path]:
+    """Fetch data sets from the Hub and write them as a data folder, one whole file at a time.
+
+    A file that is there already is checked and kept.
+
+    Args:
+        names: some of `DATASETS`.
+        folder: the cache by default.
+
+    Raises:
+        ValueError: for an unknown name, a Hub that cannot be reached, or another content than
+            the one that the digests were taken of.
+    """
+    from tqdm import tqdm
+
+    unknown = next((name for name in names if name not in DATASETS), None)
+    if unknown is not None:
+        raise ValueError(f"unknown data set {unknown!r}; choose among {', '.join(DATASETS)}")
+    folder = folder or data_folder()
+    paths = [folder / file for file, source in FILES.items() if source.dataset in names]
+    for path in tqdm(paths, desc="data", unit="file", disable=not progress):
+        if path.is_file():
+            _check(path, read_records(path, {}))
+            continue
+        source = FILES[path.name]
+        rows = [_fetch(source, name) for name in source.paths]
+        origin = f"{source.repository}@{source.revision[:8]}"
+        records = source.convert(*rows, source=origin)
+        found = content_digest(records)
+        if found != source.digest:
+            raise ValueError(
+                f"{path}: what {origin} gives has the digest {found}, not {source.digest}; "
+                "give --data FOLDER with files of your own"
+            )
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"{folder}: cannot be made: {error.strerror}") from None
+        write_bytes(path, to_jsonl(records))
+    return paths
+
+
+def _fetch(source: Source, name: str) -> list[dict[str, Any]]:
+    """The rows of a file on the Hub, through the Hub's own cache."""
+    import pyarrow.parquet as pq
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        path = Path(
+            hf_hub_download(source.repository, name, repo_type="dataset", revision=source.revision)
+        )
+    except (OSError, HfHubHTTPError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"{source.repository}/{name}: cannot be fetched from the Hub ({reason}); "
+            "check the network, or give --data FOLDER with files of your own"
+        ) from error
+    if path.suffix == ".parquet":
+        return pq.ParquetFile(path).read().to_pylist()
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]

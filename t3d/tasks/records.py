@@ -1,0 +1,152 @@
+"""One problem of a benchmark as it lies in a data folder: a line of JSONL with fixed keys."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line; every key is always there."""
+
+    id: str
+    dataset: str
+    split: str
+    """train or test."""
+    domain: str
+    """math or code."""
+    question: str
+    answer: str | None
+    """The gold final answer; null for code."""
+    prompt_prefix: str | None
+    """How T3D's authors begin the assistant's turn; code only."""
+    test_method: str | None
+    """`function` for code."""
+    tests: list[str]
+    """The authors' tests: Python, run one after another after the program."""
+    test_setup: str
+    """Python between program and tests."""
+    time_limit_s: float | None
+    """Seconds for one program with its tests; code only."""
+    entry_point: str | None
+    """The function that the tests call."""
+    reference: str | None
+    """The gold solution or program."""
+    meta: dict[str, Any]
+    """What only this benchmark has."""
+    source: str
+    license: str
+
+
+Needs = Mapping[str, type | UnionType]
+"""Keys with their types; `meta.level` is the key `level` of `meta`."""
+
+SCHEMA: Needs = {
+    "id": str,
+    "dataset": str,
+    "split": str,
+    "domain": str,
+    "question": str,
+    "answer": str | None,
+    "prompt_prefix": str | None,
+    "test_method": str | None,
+    "tests": list,
+    "test_setup": str,
+    "time_limit_s": int | float | None,
+    "entry_point": str | None,
+    "reference": str | None,
+    "meta": dict,
+    "source": str,
+    "license": str,
+}
+
+
+def read_records(path: Path, needs: Needs) -> list[Record]:
+    """The records of a file, in its order.
+
+    Args:
+        needs: keys that a protocol reads beyond the schema's, or with a narrower type.
+
+    Raises:
+        ValueError: naming file, line and key, for whatever is not as the schema has it.
+    """
+    records: list[Record] = []
+    lines: dict[str, int] = {}
+    for number, row in read_json_lines(path):
+        try:
+            record = _parse(row, needs)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from None
+        if record.id in lines:
+            raise ValueError(
+                f"{path}, line {number}: the id {record.id!r} is already that of line "
+                f"{lines[record.id]}"
+            )
+        lines[record.id] = number
+        records.append(record)
+    if not records:
+        raise ValueError(f"{path}: holds no problems")
+    return records
+
+
+def read_json_lines(path: Path) -> Iterable[tuple[int, Any]]:
+    """Line numbers from 1 and values; blank lines are skipped.
+
+    Raises:
+        ValueError: naming the file and, where known, the line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+    # Not splitlines(), which also splits at separators that JSON strings may hold.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(
+                    f"{path}, line {number}: not JSON: {error.msg} at column {error.colno}"
+                ) from None
+
+
+def _parse(row: Any, needs: Needs) -> Record:
+    if not isinstance(row, dict):
+        raise ValueError("not a JSON object")
+    for key, kind in [*SCHEMA.items(), *needs.items()]:
+        owner, _, inner = key.rpartition(".")
+        values = row[owner] if owner else row
+        if inner not in values:
+            hint = (
+                "; files converted from the authors' format serve the protocol t3d alone"
+                if owner
+                else ""
+            )
+            raise ValueError(f"lacks the key {key!r}{hint}")
+        if not isinstance(values[inner], kind):
+            name = kind.__name__ if isinstance(kind, type) else str(kind)
+            raise ValueError(f"{key!r} must be {name}, got {values[inner]!r:.60}")
+    if not all(isinstance(test, str) for test in row["tests"]):
+        raise ValueError("'tests' must be a list of texts")
+    return Record(**{key: row[key] for key in SCHEMA})
+
+
+def to_jsonl(records: Iterable[Record]) -> bytes:
+    lines = (json.dumps(asdict(record), ensure_ascii=False) + "\n" for record in records)
+    return "".join(lines).encode()
+
+
+def content_digest(records: Sequence[Record]) -> str:
+    """sha256 over all records without `source` and `license`, in order, as sorted-key JSON."""
+    digest = hashlib.sha256()
+    for record in records:
+        row = asdict(record)
+        del row["source"], row["license"]
+        digest.update(json.dumps(row, sort_keys=True).encode() + b"\n")
+    return digest.hexdigest()
