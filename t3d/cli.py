@@ -20,15 +20,25 @@ SUMMARIES = {
     "rollout": "Let a teacher decode prompts, and record every step in a trajectory store.",
     "train": "Distill a teacher's trajectories into a student.",
     "eval": "Measure accuracy and speed of one checkpoint under several decoding settings.",
+    "frontier": "Accuracy against speed: every setting of one or more runs in one figure.",
+    "calibrate": "Find the fastest setting that keeps accuracy, and make it the default.",
+    "lm-eval": "Run generative tasks of lm-evaluation-harness on a checkpoint.",
     "analyze": "Measure on-policy risk and conditional total correlation on visited states.",
     "report": "Show the results of one or more runs together.",
     "generate": "Answer one question.",
+    "data download": "Fetch benchmarks from the Hugging Face Hub, and check their content.",
+    "data convert": "Turn a file in the format of T3D's authors into one that t3d reads.",
 }
 RECIPES = ("run", "compare", "pretrain")
 """Commands whose first argument is a recipe."""
-RESUMABLE = ("run", "compare", "pretrain", "rollout", "train", "eval")
+RESUMABLE = (
+    "run", "compare", "pretrain", "rollout", "train", "eval", "calibrate", "data download"
+)  # fmt: skip
 POSITIONALS: dict[str, dict[str, Any]] = {
+    "frontier": {"dest": "runs", "type": Path, "metavar": "RUN", "nargs": "+"},
     "report": {"dest": "runs", "type": Path, "metavar": "RUN", "nargs": "+"},
+    "data download": {"dest": "names", "type": str, "metavar": "NAME", "nargs": "+"},
+    "data convert": {"dest": "source", "type": Path, "metavar": "SOURCE"},
     "generate": {"dest": "question", "type": str, "metavar": "QUESTION"},
 }
 
@@ -75,7 +85,10 @@ def _command(argv: Sequence[str]) -> tuple[str, list[str]]:
     parser.add_argument("--version", action="version", version=f"t3d {__version__}")
     parser.add_argument("command", choices=SUMMARIES, metavar="COMMAND", help=argparse.SUPPRESS)
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
-    parsed = parser.parse_args(argv)
+    words = list(argv)
+    if " ".join(words[:2]) in SUMMARIES:
+        words[:2] = [" ".join(words[:2])]
+    parsed = parser.parse_args(words)
     return parsed.command, parsed.arguments
 
 

@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
-import os
-import threading
-import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass, replace
-from multiprocessing import get_context
-from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from t3d.decoding.request import DecodingConfig
 from t3d.evaluation.comparison import ORIGINAL, Cell
-from t3d.evaluation.evaluate import Evaluation, Identity
+from t3d.evaluation.evaluate import Evaluation, Identity, is_finished
+from t3d.grid import evaluate_settings, file_name, identify
 from t3d.pipeline import prepare
 from t3d.provenance import provenance
 from t3d.recipe import CompareConfig
 from t3d.report import write_comparison
-from t3d.students import (
-    claim,
-    evaluate_settings,
-    file_name,
-    identify,
-    record_trajectories,
-    train_student,
-)
-from t3d.tasks import Example, get_task
+from t3d.students import claim, record_trajectories, train_student
+from t3d.tasks import Example
+from t3d.workers import pool
 
 _SHARED = ("model", "task", "data", "rollout", "training", "evaluation")
 """Parts of the recipe that every row depends on; methods and seeds may be added later."""
@@ -91,43 +79,11 @@ def _finished(config: CompareConfig, units: Sequence[Unit], *, progress: bool) -
             work(config, unit, progress=progress)
             yield unit
         return
-    with _pool(config.num_workers) as pool:
-        futures = {pool.submit(work, config, unit, progress=False): unit for unit in units}
+    with pool(config.num_workers) as workers:
+        futures = {workers.submit(work, config, unit, progress=False): unit for unit in units}
         for future in as_completed(futures):
             future.result()
             yield futures[future]
-
-
-@contextmanager
-def _pool(num_workers: int) -> Iterator[ProcessPoolExecutor]:
-    context = get_context("spawn")
-    numbers = context.SimpleQueue()
-    for number in range(num_workers):
-        numbers.put(number)
-    threads = max(1, torch.get_num_threads() // num_workers)
-    pool = ProcessPoolExecutor(
-        num_workers, context, _start, (numbers, threads, torch.cuda.device_count(), os.getpid())
-    )
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _start(numbers: SimpleQueue[int], threads: int, num_devices: int, parent: int) -> None:
-    """Give a worker its share of the machine, and end it with its parent."""
-    number = numbers.get()
-    torch.set_num_threads(threads)
-    if num_devices:
-        torch.cuda.set_device(number % num_devices)
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        # A worker that went on would train beside the one of a resumed comparison.
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def work(config: CompareConfig, unit: Unit, *, progress: bool) -> None:
@@ -139,7 +95,7 @@ def work(config: CompareConfig, unit: Unit, *, progress: bool) -> None:
         config.output / "checkpoints" / unit.path,
         progress=progress,
     )
-    problems = get_task(config.task).examples(config.data.split, config.data.num_problems)
+    problems = config.problem_set().examples(config.data.split, config.data.num_problems)
     evaluate_unit(config, unit, problems, timed=False, progress=progress)
 
 
@@ -162,7 +118,7 @@ def evaluate_unit(
     evaluate_settings(
         config.model if is_original else checkpoint,
         Identity(ORIGINAL) if is_original else identify(checkpoint, unit.method),
-        get_task(config.task),
+        config.problem_set(),
         problems,
         replace(config.evaluation, settings=settings, measure_latency=latency),
         directory / unit.path,
@@ -179,7 +135,7 @@ def read_cells(config: CompareConfig) -> list[Cell]:
     for unit in units:
         for setting in config.evaluation.settings:
             path = config.output / "evaluation" / unit.path / file_name(setting)
-            if path.exists():
+            if is_finished(path):
                 evaluation = Evaluation.load(path)
                 correct = tuple(sample.grade.correct for sample in evaluation.samples)
                 cells.append(Cell(evaluation.row, correct))

@@ -9,25 +9,21 @@ from pathlib import Path
 from t3d.evaluation.comparison import ORIGINAL
 from t3d.evaluation.evaluate import Evaluation, Identity
 from t3d.evaluation.results import ResultRow, save_results
+from t3d.grid import check_evaluation, evaluate_settings, file_name, identify, load
 from t3d.models import LanguageModel
 from t3d.provenance import provenance
-from t3d.recipe import EvaluationConfig, RunConfig
+from t3d.recipe import RunConfig
 from t3d.report import Problem, view_of, write_report
 from t3d.rollout import encode_prompts
 from t3d.students import (
     check_training,
     claim,
-    evaluate_settings,
-    file_name,
-    identify,
-    label,
-    load,
     own_rollout,
     record_trajectories,
     train_prompts,
     train_student,
 )
-from t3d.tasks import Example, get_task
+from t3d.tasks import Example
 
 
 def run(config: RunConfig, *, progress: bool = True) -> list[ResultRow]:
@@ -79,26 +75,16 @@ def prepare(config: RunConfig) -> tuple[LanguageModel, list[Example]]:
         check_training(method, config.training, config.data.num_prompts, config.output)
     teacher = load(config.model)
     prompts = train_prompts(config)
-    decodings = {own_rollout(config, method).decoding for method in config.methods.values()}
+    decodings = {
+        own_rollout(config, method, student=student).decoding
+        for method in config.methods.values()
+        for student in (False, True)
+    }
     for decoding in decodings | {config.rollout.decoding}:
         encode_prompts(teacher, prompts, decoding)
-    problems = get_task(config.task).examples(config.data.split, config.data.num_problems)
+    problems = config.problem_set().examples(config.data.split, config.data.num_problems)
     check_evaluation(teacher, problems, config.evaluation)
     return teacher, problems
-
-
-def check_evaluation(
-    lm: LanguageModel, problems: Sequence[Example], config: EvaluationConfig
-) -> None:
-    """Raise ValueError for what would fail only when evaluation starts."""
-    if not problems:
-        raise ValueError("there are no problems to evaluate; ask for at least one")
-    labels = set()
-    for setting in config.settings:
-        if label(setting) in labels:
-            raise ValueError(f"evaluation: two settings are {label(setting)}; keep one of them")
-        labels.add(label(setting))
-        encode_prompts(lm, problems, setting)
 
 
 def evaluate_checkpoint(
@@ -110,7 +96,7 @@ def evaluate_checkpoint(
     return evaluate_settings(
         config.model if name == ORIGINAL else str(checkpoint),
         Identity(ORIGINAL) if name == ORIGINAL else identify(checkpoint),
-        get_task(config.task),
+        config.problem_set(),
         problems,
         config.evaluation,
         directory / name,
@@ -129,7 +115,6 @@ def _problem_views(
 
     problems: list[Problem] = []
     for number, example in enumerate(shown):
-        prompt_length = len(lm.encode_prompt(example.question))
         views = []
         for name, group in evaluations.items():
             for evaluation in group:
@@ -143,7 +128,7 @@ def _problem_views(
                         sample.completion,
                         text,
                         title=f"{name}, {pace}",
-                        prompt_length=prompt_length,
+                        prompt_length=len(sample.prompt_ids),
                         block_size=row.block_size,
                         correct=sample.grade.correct,
                     )

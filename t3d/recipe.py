@@ -7,7 +7,7 @@ from pathlib import Path
 
 from t3d.decoding.request import DecodingConfig
 from t3d.rollout import RolloutConfig
-from t3d.tasks.base import Split
+from t3d.tasks import ProtocolName, Split, Task, get_task
 from t3d.training.config import TrainingConfig
 from t3d.training.distill import MethodConfig
 
@@ -21,12 +21,18 @@ class DataConfig:
         seed: of the training stream, for generated tasks.
         split: what evaluation reads.
         num_problems: evaluated problems.
+        folder: of the benchmark's files; by default what `t3d data download` fetched.
+        protocol: standard, or t3d for the prompts and tests of T3D's authors byte for byte.
+        unsafe_exec: run the programs of code benchmarks without the sandbox.
     """
 
     num_prompts: int = 4000
     seed: int = 0
     split: Split = "test"
     num_problems: int = 500
+    folder: Path | None = None
+    protocol: ProtocolName = "standard"
+    unsafe_exec: bool = False
 
 
 def _settings() -> tuple[DecodingConfig, ...]:
@@ -85,6 +91,17 @@ class RunConfig:
     methods: dict[str, MethodConfig] = field(default_factory=dict)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def problem_set(self) -> Task:
+        """The benchmark.
+
+        Raises:
+            ValueError: for an unknown one, or options that it does not take.
+        """
+        data = self.data
+        return get_task(
+            self.task, data=data.folder, protocol=data.protocol, unsafe_exec=data.unsafe_exec
+        )
 
 
 @dataclass(frozen=True)

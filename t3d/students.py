@@ -1,48 +1,43 @@
-"""One student of a recipe: its data, its training in rounds, its evaluation."""
+"""One student of a recipe: its data, and its training in rounds."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from t3d.decoding.request import DecodingConfig
-from t3d.evaluation.comparison import ORIGINAL
-from t3d.evaluation.evaluate import Evaluation, Identity, evaluate
-from t3d.models import LanguageModel, from_pretrained
+from t3d.grid import digest, load
+from t3d.models import LanguageModel
 from t3d.provenance import write_json
-from t3d.recipe import EvaluationConfig, RunConfig
+from t3d.recipe import RunConfig
 from t3d.rng import derive_key
 from t3d.rollout import RolloutConfig, rollout
 from t3d.store import TrajectoryStore
-from t3d.tasks import Example, Task, get_task
+from t3d.tasks import Example, Task
 from t3d.training.config import TrainingConfig
 from t3d.training.distill import MethodConfig, distill
 from t3d.training.pretrain import labelled_rows
 from t3d.trajectory import Trajectory, training_rows
 
 
-def load(name: str | Path) -> LanguageModel:
-    return from_pretrained(name, device="cuda" if torch.cuda.is_available() else "cpu")
-
-
 def train_prompts(config: RunConfig) -> list[Example]:
     """The training prompts of a recipe; only labelled methods read their answers."""
-    return get_task(config.task).examples("train", config.data.num_prompts, seed=config.data.seed)
+    return config.problem_set().examples("train", config.data.num_prompts, seed=config.data.seed)
 
 
-def own_rollout(config: RunConfig, method: MethodConfig) -> RolloutConfig:
+def own_rollout(config: RunConfig, method: MethodConfig, *, student: bool = False) -> RolloutConfig:
     """How a method's trajectories are decoded: as the recipe says, but for its own changes.
+
+    Args:
+        student: for the rounds after the first, whose trajectories are the student's.
 
     Raises:
         ValueError: for an unknown setting or value.
     """
-    changes = method.build().decoding
+    built = method.build()
+    changes = built.decoding | (built.student_decoding if student else {})
     try:
         return replace(config.rollout, decoding=replace(config.rollout.decoding, **changes))
     except TypeError as error:
@@ -54,7 +49,7 @@ def store_path(config: RunConfig, method: MethodConfig) -> Path:
     decoding = own_rollout(config, method).decoding
     if decoding == config.rollout.decoding:
         return config.output / "trajectories"
-    return config.output / f"trajectories-{_digest(decoding)}"
+    return config.output / f"trajectories-{digest(decoding)}"
 
 
 def record_trajectories(config: RunConfig, teacher: LanguageModel, *, progress: bool) -> None:
@@ -83,8 +78,9 @@ def train_student(
     """Train one student into `output` unless it is there.
 
     With several rounds, each takes its share of the optimizer steps with a schedule of its own,
-    at half the learning rate of the round before. From the second on it trains on trajectories
-    that the student of the round before made, of as many prompts as it will read.
+    at a learning rate that falls from round to round (`Method.decay`). From the second on it
+    trains on trajectories that the student of the round before made, of as many prompts as it
+    will read, and with `Method.verify` on the teacher's where the two end with other answers.
     """
     if is_trained(output):
         return
@@ -107,18 +103,18 @@ def train_student(
             else:
                 num = steps * training.batch_size
                 prompts = _rotated(_prompts(config, method), number, num)
-                settings = replace(own_rollout(config, method), seed=seed)
+                settings = replace(own_rollout(config, method, student=True), seed=seed)
                 path = rounds / f"trajectories{number}"
                 own = rollout(student, prompts, path, settings, progress=progress).read()
                 if built.verify:
                     first = TrajectoryStore.open(store_path(config, method)).read()
-                    own = verified(get_task(config.task), prompts, student, own, first)
+                    own = verified(config.problem_set(), prompts, student, own, first)
                 rows = training_rows(own)
             rate = method.learning_rate or training.learning_rate
             distill(
                 student,
                 rows,
-                replace(method, learning_rate=rate * 0.5**number),
+                replace(method, learning_rate=rate * built.round_rate(number)),
                 replace(training, steps=steps, seed=seed),
                 directory,
                 teacher=load(config.model),
@@ -232,72 +228,3 @@ def claim(directory: Path, recipe: dict[str, Any], weights_hash: str | None) -> 
             f"{directory}: holds what another recipe made ({', '.join(changed)} differ); "
             "choose another output or delete it"
         )
-
-
-def identify(checkpoint: Path, name: str | None = None) -> Identity:
-    """A student goes by its directory's name; a model that was not distilled is the original."""
-    record = checkpoint / "provenance.json"
-    facts = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
-    if "optimizer_steps" not in facts:
-        return Identity(name or ORIGINAL)
-    return Identity(
-        name or checkpoint.name, facts["seed"], facts["optimizer_steps"], facts["tokens_seen"]
-    )
-
-
-def evaluate_settings(
-    model: str | Path | LanguageModel,
-    identity: Identity,
-    task: Task,
-    problems: Sequence[Example],
-    config: EvaluationConfig,
-    directory: Path,
-    *,
-    full: Path | None = None,
-    progress: bool,
-) -> list[Evaluation]:
-    """Evaluate each setting into a file of `directory`; the finished ones are read back.
-
-    Args:
-        model: a model, or the name of one to load when a setting is missing.
-        full: the file of the full-step teacher, which defines `agreement` once it is there.
-    """
-    directory.mkdir(parents=True, exist_ok=True)
-    evaluations = []
-    for setting in config.settings:
-        path = directory / file_name(setting)
-        if not path.exists():
-            model = model if isinstance(model, LanguageModel) else load(model)
-            teacher = Evaluation.load(full).final_answers if full and full.exists() else None
-            evaluation = evaluate(
-                model,
-                task,
-                problems,
-                setting,
-                identity,
-                batch_size=config.batch_size,
-                seed=config.seed,
-                teacher_answers=teacher,
-                measure_latency=config.measure_latency,
-                progress=progress,
-            )
-            evaluation.save(path)
-        evaluations.append(Evaluation.load(path))
-    return evaluations
-
-
-def label(setting: DecodingConfig) -> str:
-    """What the rows and tables of results tell settings apart by."""
-    name = f"block{setting.window_size}-steps{setting.denoising_steps}-{setting.remasking}"
-    if setting.remasking == "low_confidence_dynamic":
-        name += f"-{setting.confidence_threshold:g}"
-    return f"{name}-temperature{setting.temperature:g}"
-
-
-def _digest(setting: DecodingConfig) -> str:
-    return hashlib.sha256(json.dumps(asdict(setting)).encode()).hexdigest()[:8]
-
-
-def file_name(setting: DecodingConfig) -> str:
-    """The evaluation file of a setting."""
-    return f"{label(setting)}-{_digest(setting)}.json"

@@ -167,7 +167,7 @@ def test_a_run_cut_off_at_any_write_resumes_to_the_same_bytes(
 
     with monkeypatch.context() as patch:
         patch.setattr("t3d.provenance.write_bytes", cut)
-        patch.setattr("t3d.store.write_bytes", cut)
+        patch.setattr("t3d.shards.write_bytes", cut)
         # The manifest, then three shards and their marks.
         if num_writes < 7:
             with pytest.raises(KeyboardInterrupt):

@@ -211,7 +211,7 @@ def test_a_shard_whose_mark_cannot_be_written_does_not_count(
         raise ValueError(f"{path}: cannot be written: No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("t3d.store.write_json", full)
+        patch.setattr("t3d.shards.write_json", full)
         with pytest.raises(ValueError, match="No space left"):
             store.append([row(1)])
     assert part(store, 1).exists()
@@ -371,7 +371,7 @@ def test_no_store(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ("{", "cannot be read as JSON"),
-        ("[]", "not a part of a trajectory store"),
+        ("[]", "not a JSON object"),
         ('{"format": 1}', "store format 1 is not supported, only 2; roll out again"),
         ('{"name": "app"}', "store format None is not supported"),
         ('{"format": 2, "seed": 0}', "missing or unknown keys: decoding, model, num"),

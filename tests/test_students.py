@@ -24,6 +24,8 @@ def test_methods_share_a_store_unless_they_decode_differently(tmp_path: Path) ->
     assert len({store_path(config, method) for method in (plain, coupled, greedy)}) == 3
     assert own_rollout(config, coupled).decoding.random_share > 0
     assert own_rollout(config, greedy).decoding.temperature == 0
+    assert own_rollout(config, again).decoding == config.rollout.decoding
+    assert own_rollout(config, again, student=True).decoding.denoising_steps == 2
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,25 +13,28 @@ from typing import Any
 from tqdm import tqdm
 
 from t3d.decoding.build import make_decoder
-from t3d.decoding.request import Completion, DecodingConfig, Passes, Request
+from t3d.decoding.request import Completion, DecodingConfig, Request
 from t3d.evaluation.metrics import decoding_metrics, wilson_interval
 from t3d.evaluation.results import ResultRow
+from t3d.evaluation.samples import (
+    DECODED,
+    Decoded,
+    Sample,
+    decoded_row,
+    read_decoded,
+    read_samples,
+    write_samples,
+)
 from t3d.models import LanguageModel
 from t3d.provenance import write_json
 from t3d.rng import derive_key
-from t3d.tasks import Example, Grade, Task
+from t3d.shards import Shards
+from t3d.tasks import Example, Task
 
 _LATENCY_PROBLEMS = 8
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One problem's output and grade."""
-
-    example_id: str
-    output: str
-    grade: Grade
-    completion: Completion
+_FLUSH_SECONDS = 20.0
+"""What a killed evaluation may lose."""
+_ROW, _SAMPLES = "row.json", "samples.parquet"
 
 
 @dataclass(frozen=True)
@@ -44,36 +48,34 @@ class Evaluation:
     def final_answers(self) -> dict[str, str | None]:
         return {sample.example_id: sample.grade.final_answer for sample in self.samples}
 
-    def save(self, path: Path) -> None:
-        """Write row and samples as one JSON file, atomically."""
-        write_json(path, {"row": asdict(self.row), "samples": [asdict(s) for s in self.samples]})
+    def save(self, directory: Path) -> None:
+        """Write samples, then the row, which marks the evaluation as finished."""
+        directory.mkdir(parents=True, exist_ok=True)
+        write_samples(directory / _SAMPLES, [(directory.name, s) for s in self.samples])
+        write_json(directory / _ROW, asdict(self.row))
 
     @classmethod
-    def load(cls, path: Path) -> Evaluation:
+    def load(cls, directory: Path) -> Evaluation:
         """Read what `save` wrote.
 
         Raises:
-            ValueError: if it is no such file.
+            ValueError: if it is no such directory.
         """
+        path = directory / _ROW
         try:
-            document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            row = document["row"]
-            samples = [
-                Sample(
-                    s["example_id"],
-                    s["output"],
-                    Grade(**s["grade"]),
-                    Completion(
-                        **{**s["completion"], "passes": Passes(**s["completion"]["passes"])}
-                    ),
-                )
-                for s in document["samples"]
-            ]
-            return cls(ResultRow(**{**row, "ci95": tuple(row["ci95"])}), samples)
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            row: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            found = ResultRow(**{**row, "ci95": tuple(row["ci95"])})
+        except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(
-                f"{path}: not an evaluation of this version ({error}); delete it to evaluate anew"
+                f"{path}: not an evaluation of this version ({error}); "
+                "delete its directory to evaluate anew"
             ) from None
+        return cls(found, [sample for _, sample in read_samples(directory / _SAMPLES)])
+
+
+def is_finished(directory: Path) -> bool:
+    """Whether an evaluation was saved there."""
+    return (directory / _ROW).exists()
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,101 @@ class Identity:
     seed: int = 0
     optimizer_steps: int = 0
     tokens_seen: int = 0
+
+
+def requests_of(lm: LanguageModel, examples: Sequence[Example], seed: int) -> list[Request]:
+    """What the decoder is asked; a problem's random numbers depend on its id alone."""
+    prompts = lm.encode_examples(examples)
+    return [
+        Request(ids, derive_key(seed, "evaluate", example.id))
+        for ids, example in zip(prompts, examples, strict=True)
+    ]
+
+
+def decode_problems(
+    lm: LanguageModel,
+    examples: Sequence[Example],
+    decoding: DecodingConfig,
+    *,
+    batch_size: int,
+    seed: int,
+    shards: Shards | None = None,
+    label: str = "",
+    progress: bool = True,
+) -> list[Decoded]:
+    """Decode problems in their order.
+
+    Args:
+        shards: where outputs are kept as they come; those that are there are not decoded again.
+            Of several processes each decodes its share, and gets back its share alone.
+
+    Raises:
+        ValueError: for prompts that do not fit the model.
+    """
+    rank = 0
+    known: dict[str, Decoded] = {}
+    if shards is not None:
+        shards.prepare()
+        rank, known = shards.rank, _read(shards)
+        examples = examples[rank :: shards.world_size]
+    missing = [example for example in examples if example.id not in known]
+    requests = requests_of(lm, missing, seed) if missing else []
+    pending: list[tuple[int, Completion]] = []
+    started = time.perf_counter()
+
+    def flush() -> None:
+        nonlocal started
+        if not pending:
+            return
+        share = (time.perf_counter() - started) / len(pending)
+        fresh = [
+            Decoded(
+                example_id=missing[i].id,
+                prompt=str(lm.tokenizer.decode(requests[i].prompt_ids)),
+                prompt_ids=requests[i].prompt_ids,
+                output=lm.decode(completion.token_ids),
+                completion=completion,
+                rank=rank,
+                seconds=share,
+            )
+            for i, completion in pending
+        ]
+        known.update({decoded.example_id: decoded for decoded in fresh})
+        pending.clear()
+        if shards is not None:
+            shards.append([decoded_row(decoded) for decoded in fresh])
+        started = time.perf_counter()
+
+    with tqdm(
+        total=len(examples),
+        initial=len(examples) - len(missing),
+        desc=label,
+        unit="problem",
+        disable=not progress,
+    ) as bar:
+
+        def finish(number: int, completion: Completion) -> None:
+            pending.append((number, completion))
+            bar.update()
+            if shards is not None and time.perf_counter() - started > _FLUSH_SECONDS:
+                flush()
+
+        try:
+            if requests:
+                make_decoder(lm, decoding, batch_size).decode(requests, on_finish=finish)
+        finally:
+            flush()
+    return [known[example.id] for example in examples]
+
+
+def _read(shards: Shards) -> dict[str, Decoded]:
+    rows = (row for _, table in shards.tables() for row in table.to_pylist())
+    return {row["example_id"]: read_decoded(row) for row in rows}
+
+
+def decoded_shards(directory: Path, rank: int = 0, world_size: int = 1) -> Shards:
+    """Where the outputs of an unfinished evaluation lie."""
+    return Shards(directory / "shards", DECODED, rank=rank, world_size=world_size)
 
 
 def evaluate(
@@ -97,6 +194,7 @@ def evaluate(
     seed: int = 0,
     teacher_answers: Mapping[str, str | None] | None = None,
     measure_latency: bool = False,
+    shards: Shards | None = None,
     progress: bool = True,
 ) -> Evaluation:
     """Accuracy and cost of one checkpoint under one decoding setting.
@@ -105,6 +203,7 @@ def evaluate(
         identity: what the row says of the checkpoint; by default its name, as if untrained.
         teacher_answers: the full-step teacher's final answer to each problem, for `agreement`.
         measure_latency: also decode a few problems at batch 1 and record the mean seconds.
+        shards: where outputs are kept until all are there, so that a killed evaluation goes on.
 
     Raises:
         ValueError: for an empty set, or prompts that do not fit the model.
@@ -112,30 +211,24 @@ def evaluate(
     if not examples:
         raise ValueError(f"{task.name}: no problems to evaluate")
     identity = identity or Identity(lm.name)
-    prompts = lm.encode_examples(examples)
-    requests = [
-        Request(ids, derive_key(seed, "evaluate", example.id))
-        for ids, example in zip(prompts, examples, strict=True)
-    ]
     label = f"{identity.method}, block {decoding.window_size} x {decoding.denoising_steps}"
-    decoder = make_decoder(lm, decoding, batch_size)
-    with tqdm(total=len(requests), desc=label, unit="problem", disable=not progress) as bar:
-
-        def tick(_: int, completion: Completion) -> None:
-            bar.update()
-
-        started = time.perf_counter()
-        completions = decoder.decode(requests, on_finish=tick)
-        seconds = time.perf_counter() - started
-    outputs = [lm.decode(completion.token_ids) for completion in completions]
-    grades = task.grade(examples, outputs)
+    outputs = decode_problems(
+        lm,
+        examples,
+        decoding,
+        batch_size=batch_size,
+        seed=seed,
+        shards=shards,
+        label=label,
+        progress=progress,
+    )
+    grades = task.grade(examples, [decoded.output for decoded in outputs])
     samples = [
-        Sample(example.id, output, grade, completion)
-        for example, output, grade, completion in zip(
-            examples, outputs, grades, completions, strict=True
-        )
+        Sample(**vars(decoded), grade=grade, answer=example.answer)
+        for example, decoded, grade in zip(examples, outputs, grades, strict=True)
     ]
-    correct = sum(sample.grade.correct for sample in samples)
+    correct = sum(grade.correct for grade in grades)
+    strings = [grade.string_correct for grade in grades]
     row = ResultRow(
         task=task.name,
         method=identity.method,
@@ -151,12 +244,17 @@ def evaluate(
         accuracy=correct / len(samples),
         n=len(samples),
         ci95=wilson_interval(correct, len(samples)),
-        **asdict(decoding_metrics(completions)),
+        **asdict(decoding_metrics([decoded.completion for decoded in outputs])),
         agreement=_agreement(samples, teacher_answers),
-        tokens_per_second=sum(c.num_response_tokens for c in completions) / seconds,
-        latency_seconds=_latency(lm, decoding, requests) if measure_latency else None,
+        tokens_per_second=_tokens_per_second(outputs),
+        latency_seconds=_latency(lm, decoding, requests_of(lm, examples[:_LATENCY_PROBLEMS], seed))
+        if measure_latency
+        else None,
         optimizer_steps=identity.optimizer_steps,
         tokens_seen=identity.tokens_seen,
+        string_accuracy=None if None in strings else sum(map(bool, strings)) / len(samples),
+        no_answer=sum(grade.final_answer is None for grade in grades) / len(samples),
+        timed_out=sum(grade.reason == "timeout" for grade in grades) / len(samples),
     )
     return Evaluation(row, samples)
 
@@ -174,10 +272,19 @@ def _agreement(
     return sum(same) / len(same)
 
 
+def _tokens_per_second(outputs: Sequence[Decoded]) -> float:
+    """The rates of all processes together, each over its own decoding time."""
+    tokens: dict[int, int] = defaultdict(int)
+    seconds: dict[int, float] = defaultdict(float)
+    for decoded in outputs:
+        tokens[decoded.rank] += decoded.completion.num_response_tokens
+        seconds[decoded.rank] += decoded.seconds
+    return sum(tokens[rank] / seconds[rank] for rank in tokens)
+
+
 def _latency(lm: LanguageModel, decoding: DecodingConfig, requests: Sequence[Request]) -> float:
     """Mean seconds a request at batch 1."""
     decoder = make_decoder(lm, decoding, batch_size=1)
     started = time.perf_counter()
-    few = requests[:_LATENCY_PROBLEMS]
-    decoder.decode(few)
-    return (time.perf_counter() - started) / len(few)
+    decoder.decode(requests)
+    return (time.perf_counter() - started) / len(requests)

@@ -12,7 +12,7 @@ from typing import Any
 FORMAT = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ResultRow:
     """One checkpoint, one task, one decoding setting. Keys are always present."""
 
@@ -52,6 +52,12 @@ class ResultRow:
     """Mean seconds a request at batch 1; None if not measured."""
     optimizer_steps: int
     tokens_seen: int
+    string_accuracy: float | None = None
+    """Share of answers that equal the gold answer as strings; None where it is not graded so."""
+    no_answer: float | None = None
+    """Share of outputs without a final answer; None in files of earlier versions."""
+    timed_out: float | None = None
+    """Share of outputs whose grading ran out of time; None in files of earlier versions."""
 
     @property
     def tokens_per_step(self) -> float:
@@ -59,7 +65,7 @@ class ResultRow:
         return self.block_size / self.denoising_steps
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ComparisonRow(ResultRow):
     """A row of a comparison of methods; the key `recommended` is in all rows of a file or none."""
 
@@ -96,10 +102,11 @@ def load_results(path: Path) -> list[ResultRow]:
     found = document.get("rows", [])
     kind = ComparisonRow if any("recommended" in row for row in found) else ResultRow
     names = {field.name for field in dataclasses.fields(kind)}
+    required = {f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING}
     rows: list[ResultRow] = []
     for number, row in enumerate(found):
-        if set(row) != names:
-            wrong = ", ".join(sorted(set(row) ^ names))
+        if not required <= set(row) <= names:
+            wrong = ", ".join(sorted((required - set(row)) | (set(row) - names)))
             raise ValueError(f"{path}: row {number} has missing or unknown keys: {wrong}")
         rows.append(kind(**{**row, "ci95": tuple(row["ci95"])}))
     return rows

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from t3d.evaluation.results import ResultRow
+from t3d.report.calibration import calibration_terminal
 from t3d.report.comparison import comparison_markdown, comparison_terminal, write_comparison
+from t3d.report.frontier import frontier_terminal, write_frontier
 from t3d.report.plots import accuracy_plot
 from t3d.report.tables import markdown_tables, terminal_tables
 from t3d.report.trajectories import (
@@ -21,13 +23,16 @@ __all__ = [
     "Problem",
     "TrajectoryView",
     "accuracy_plot",
+    "calibration_terminal",
     "comparison_markdown",
     "comparison_terminal",
+    "frontier_terminal",
     "markdown_tables",
     "render_terminal",
     "terminal_tables",
     "view_of",
     "write_comparison",
+    "write_frontier",
     "write_html",
     "write_report",
 ]

@@ -176,7 +176,7 @@ def test_train_then_evaluate(checkpoint: Path, store: Path, tmp_path: Path, t3d:
     two = "[{denoising_steps: 1, max_new_tokens: 8}, {denoising_steps: 2, max_new_tokens: 8}]"
     first = t3d(*command, "--settings", one)
     assert first.code == 0, first.err
-    assert first.out.splitlines()[-1] == f"{output}/results.json"
+    assert first.out.splitlines()[-2:] == [f"{output}/results.json", f"{output}/samples.parquet"]
     (row,) = json.loads((output / "results.json").read_text())["rows"]
     assert (row["method"], row["optimizer_steps"], row["n"]) == ("student", 2, 3)
     # A finished setting is read back, its timings with it.

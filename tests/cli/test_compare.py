@@ -15,6 +15,8 @@ from t3d.cli import main
 from tests.cli.conftest import Run, recipe
 from tests.cli.test_run import rows, start, stop_when
 
+STEPS = {"denoising_steps": 2}
+
 
 def comparison(checkpoint: Path) -> dict[str, Any]:
     """Two methods, one of them in rounds, with two seeds."""
@@ -23,7 +25,7 @@ def comparison(checkpoint: Path) -> dict[str, Any]:
     return base | {
         "methods": {
             "naive_td": {"method": "naive_td"},
-            "again": {"method": "naive_td", "rounds": 2, "verify": True},
+            "again": {"method": "naive_td", "rounds": 2, "verify": True, "student_decoding": STEPS},
         },
         "training": base["training"] | {"steps": 4, "save_steps": 0},
         "evaluation": base["evaluation"]
@@ -63,6 +65,7 @@ def test_later_rounds_train_on_the_students_own_trajectories(finished: Path) -> 
     manifest = json.loads((rounds / "trajectories1" / "manifest.json").read_text())
     first = json.loads((rounds / "round0" / "provenance.json").read_text())
     assert manifest["weights_hash"] == first["weights_hash"]
+    assert manifest["decoding"]["denoising_steps"] == 2
     assert first["optimizer_steps"] == 2
     student = finished / "checkpoints" / "again" / "seed0" / "provenance.json"
     last = json.loads(student.read_text())

@@ -1,20 +1,53 @@
-"""Agreement with the teacher, and what a row says of windows."""
+"""Samples on disk, resumed and shared evaluations, agreement with the teacher, windows."""
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from t3d.decoding.request import Completion, DecodingConfig
-from t3d.evaluation.evaluate import Sample, _agreement, evaluate
-from t3d.models import tiny, wrap
+from t3d.decoding.engine import BlockDecoder
+from t3d.decoding.request import Completion, DecodingConfig, Passes
+from t3d.evaluation.evaluate import (
+    Evaluation,
+    _agreement,
+    decode_problems,
+    decoded_shards,
+    evaluate,
+)
+from t3d.evaluation.samples import Sample, read_samples, write_samples
+from t3d.models import LanguageModel, tiny, wrap
 from t3d.tasks import Grade, get_task
 from t3d.tasks.tokenizer import train_tokenizer
+
+TASK = get_task("mini_gsm")
+PROBLEMS = TASK.examples("dev", 7)
+
+
+@pytest.fixture(scope="module")
+def lm() -> LanguageModel:
+    texts = [text for e in PROBLEMS for text in (e.question, e.reference or "")]
+    tokenizer = train_tokenizer(texts, vocab_size=320)
+    return wrap(tiny(vocab_size=len(tokenizer), dtype=torch.float32), tokenizer, "tiny")
 
 
 def sample(number: int, answer: str | None) -> Sample:
     completion = Completion([1], [0], [0.0], 1, "stop")
-    return Sample(str(number), "", Grade(False, answer), completion)
+    return Sample(
+        example_id=str(number),
+        prompt="",
+        prompt_ids=[],
+        output="",
+        completion=completion,
+        grade=Grade(False, answer),
+        answer=None,
+    )
 
 
 @pytest.mark.parametrize(
@@ -34,14 +67,110 @@ def test_agreement(student: list[str | None], teacher: list[str | None], share: 
     assert _agreement(samples, None) is None
 
 
-def test_the_row_of_windows_counts_tokens_of_a_window() -> None:
-    task = get_task("mini_gsm")
-    problems = task.examples("dev", 2)
-    texts = [text for e in problems for text in (e.question, e.reference or "")]
-    tokenizer = train_tokenizer(texts, vocab_size=320)
-    lm = wrap(tiny(vocab_size=len(tokenizer), dtype=torch.float32), tokenizer, "tiny")
+def test_the_row_of_windows_counts_tokens_of_a_window(lm: LanguageModel) -> None:
     whole = DecodingConfig(block_size=128, denoising_steps=2, max_new_tokens=8)
     windows = DecodingConfig(block_size=128, window=4, denoising_steps=2, max_new_tokens=8)
-    rows = [evaluate(lm, task, problems, d, progress=False).row for d in (whole, windows)]
+    rows = [evaluate(lm, TASK, PROBLEMS[:2], d, progress=False).row for d in (whole, windows)]
     assert [row.block_size for row in rows] == [128, 4]
     assert [row.tokens_per_step for row in rows] == [64, 2]
+
+
+@given(
+    text=st.text(),
+    ids=st.lists(st.integers(0, 9), min_size=1),
+    answers=st.tuples(*[st.none() | st.text()] * 3),
+    string_correct=st.none() | st.booleans(),
+)
+def test_samples_come_back(
+    tmp_path_factory: pytest.TempPathFactory,
+    text: str,
+    ids: list[int],
+    answers: tuple[str | None, str | None, str | None],
+    string_correct: bool | None,
+) -> None:
+    path = tmp_path_factory.mktemp("samples") / "samples.parquet"
+    whole = Sample(
+        example_id=text,
+        prompt=text,
+        prompt_ids=ids,
+        output=text,
+        completion=Completion(
+            ids, [0] * len(ids), [-0.5] * len(ids), 1, "stop", Passes(1, 2, 3), ids[::-1]
+        ),
+        rank=2,
+        seconds=0.25,
+        grade=Grade(True, answers[0], string_correct, answers[1]),
+        answer=answers[2],
+    )
+    write_samples(path, [("fast", whole), (text, whole)])
+    assert read_samples(path) == [("fast", whole), (text, whole)]
+    assert pq.read_table(path).column("output").to_pylist() == [text, text]
+
+
+def _outputs(evaluation: Evaluation) -> list[Completion]:
+    """Without log-probabilities, which files hold in single precision."""
+    return [dataclasses.replace(s.completion, log_probs=[]) for s in evaluation.samples]
+
+
+def test_a_killed_evaluation_goes_on_to_the_same_result(lm: LanguageModel, tmp_path: Path) -> None:
+    decoding = DecodingConfig(temperature=1.0, max_new_tokens=8)
+    straight = evaluate(lm, TASK, PROBLEMS, decoding, progress=False)
+    asked: list[int] = []
+
+    class Stopped(Exception):
+        pass
+
+    def stop(self: Any, requests: Any, on_finish: Any) -> None:
+        """As if a signal came after two answers."""
+        asked.append(len(requests))
+        original(self, requests[:2], on_finish=on_finish)
+        raise Stopped
+
+    original = BlockDecoder.decode
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BlockDecoder, "decode", stop)
+        with pytest.raises(Stopped):
+            evaluate(lm, TASK, PROBLEMS, decoding, shards=decoded_shards(tmp_path), progress=False)
+    with pytest.MonkeyPatch.context() as patch:
+
+        def count(self: Any, requests: Any, on_finish: Any) -> Any:
+            asked.append(len(requests))
+            return original(self, requests, on_finish=on_finish)
+
+        patch.setattr(BlockDecoder, "decode", count)
+        resumed = evaluate(
+            lm, TASK, PROBLEMS, decoding, shards=decoded_shards(tmp_path), progress=False
+        )
+    assert asked == [len(PROBLEMS), len(PROBLEMS) - 2]
+    assert _outputs(resumed) == _outputs(straight)
+    fixed = dataclasses.replace(resumed.row, tokens_per_second=straight.row.tokens_per_second)
+    assert fixed == straight.row
+
+
+def test_processes_decode_their_shares_and_the_union_is_the_same(
+    lm: LanguageModel, tmp_path: Path
+) -> None:
+    decoding = DecodingConfig(max_new_tokens=8)
+    shares = [
+        decode_problems(
+            lm,
+            PROBLEMS,
+            decoding,
+            batch_size=4,
+            seed=0,
+            shards=decoded_shards(tmp_path, rank, 3),
+            progress=False,
+        )
+        for rank in range(3)
+    ]
+    assert sorted(d.example_id for share in shares for d in share) == sorted(e.id for e in PROBLEMS)
+    straight = evaluate(lm, TASK, PROBLEMS, decoding, progress=False)
+    union = evaluate(lm, TASK, PROBLEMS, decoding, shards=decoded_shards(tmp_path), progress=False)
+    assert _outputs(union) == _outputs(straight)
+    assert {s.rank for s in union.samples} == {0, 1, 2}
+    tokens, seconds = [0] * 3, [0.0] * 3
+    for s in union.samples:
+        tokens[s.rank] += s.completion.num_response_tokens
+        seconds[s.rank] += s.seconds
+    rates = [t / s for t, s in zip(tokens, seconds, strict=True)]
+    assert union.row.tokens_per_second == pytest.approx(sum(rates))

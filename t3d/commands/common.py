@@ -1,0 +1,26 @@
+"""What the commands share."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+
+from t3d.evaluation.results import ResultRow, load_results
+
+
+def print_paths(directory: Path, *names: str) -> None:
+    """Where the results lie, one path a line."""
+    for path in [directory / name for name in names] or [directory]:
+        print(path)
+
+
+def distinct_rows(runs: Iterable[Path]) -> list[ResultRow]:
+    """The rows of several runs; one that runs share, such as the original's, counts once."""
+    rows: dict[ResultRow, ResultRow] = {}
+    for directory in runs:
+        for row in load_results(directory / "results.json"):
+            # Timings differ between runs of the same.
+            key = dataclasses.replace(row, tokens_per_second=0.0, latency_seconds=None)
+            rows.setdefault(key, row)
+    return list(rows.values())

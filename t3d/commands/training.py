@@ -1,0 +1,201 @@
+"""Commands that make models and trajectories: run, compare, pretrain, rollout, train."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import redirect_stdout
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from t3d import pipeline
+from t3d.commands.common import print_paths
+from t3d.compare import compare as run_comparison
+from t3d.grid import load
+from t3d.recipe import CompareConfig, RunConfig
+from t3d.report import comparison_terminal, render_terminal, terminal_tables
+from t3d.rollout import RolloutConfig
+from t3d.rollout import rollout as record_rollouts
+from t3d.store import TrajectoryStore
+from t3d.students import check_training, claim, is_trained
+from t3d.tasks import ProtocolName, get_task
+from t3d.tasks.prompts import load_prompts
+from t3d.training.config import TrainingConfig
+from t3d.training.distill import MethodConfig, distill
+from t3d.training.pretrain import PretrainConfig
+from t3d.training.pretrain import pretrain as train_new_model
+from t3d.trajectory import training_rows
+
+
+def run(*, progress: bool = True, **recipe: Any) -> None:
+    """Walk the whole route of a recipe: rollout, distill, evaluate, report.
+
+    A killed run continues when the same command is given again.
+
+    Example:
+      t3d run recipes/demo.yaml --training.steps 100 --output runs/short
+
+    Args:
+        progress: show progress bars.
+    """
+    config = RunConfig(**recipe)
+    # Libraries print to stdout, which belongs to the results.
+    with redirect_stdout(sys.stderr):
+        rows, problems = pipeline.walk(config, progress=progress)
+    console = Console()
+    console.print(terminal_tables(rows))
+    if problems:
+        question, _, views = problems[0]
+        settings = config.evaluation.settings
+        fewest = min(range(len(settings)), key=lambda i: settings[i].denoising_steps)
+        # The original at full steps, then every checkpoint at the fewest.
+        full = views[:1] if fewest else []
+        console.print(render_terminal(question, [*full, *views[fewest :: len(settings)]]), "")
+    print_paths(config.output, "results.json", "report.md", "accuracy.png", "trajectories.html")
+
+
+def compare(*, progress: bool = True, **recipe: Any) -> None:
+    """Train every method of a recipe with every seed, and compare them.
+
+    A killed comparison continues when the same command is given again; methods and seeds may
+    be added to a finished one.
+
+    Examples:
+      t3d compare recipes/mini_compare.yaml
+      t3d compare recipes/mini_compare.yaml --seeds '[0]' --num_workers 4 --output runs/quick
+
+    Args:
+        progress: show progress bars.
+    """
+    config = CompareConfig(**recipe)
+    with redirect_stdout(sys.stderr):
+        cells = run_comparison(config, progress=progress)
+    Console().print(comparison_terminal(cells, config.recommended))
+    print_paths(config.output, "results.json", "comparison.json", "report.md", "accuracy.png")
+
+
+def pretrain(output: Path, *, progress: bool = True, **recipe: Any) -> None:
+    """Train a small model from nothing on the worked answers of a task.
+
+    A killed run continues from its last saved step when the same command is given again.
+
+    Example:
+      t3d pretrain recipes/mini_teacher.yaml --output runs/teacher
+
+    Args:
+        output: directory of the checkpoint.
+        progress: show progress bars.
+    """
+    config = PretrainConfig(**recipe)
+    get_task(config.task)
+    check_training(None, config.training, config.num_examples, output)
+    claim(output, asdict(config), None)
+    if not is_trained(output):
+        with redirect_stdout(sys.stderr):
+            train_new_model(config, output, progress=progress)
+    print_paths(output)
+
+
+def rollout(
+    model: str,
+    output: Path,
+    task: str = "mini_gsm",
+    data: Path | None = None,
+    protocol: ProtocolName = "standard",
+    num: int = 4000,
+    data_seed: int = 0,
+    prompts: Path | None = None,
+    *,
+    progress: bool = True,
+    **settings: Any,
+) -> None:
+    """Let a teacher decode prompts, and record every step in a trajectory store.
+
+    A killed rollout continues when the same command is given again.
+
+    Examples:
+      t3d rollout --model mini_teacher --num 1000 --decoding.max_new_tokens 96 --output runs/store
+      t3d rollout --model my/checkpoint --prompts questions.jsonl --output runs/store
+
+    Args:
+        model: the teacher: a checkpoint directory, a Hub name, or mini_teacher.
+        output: directory of the store.
+        task: the benchmark whose training prompts are decoded; their answers are not read.
+        data: folder of the benchmark's files; by default what `t3d data download` fetched.
+        protocol: standard, or t3d for the prompts of T3D's authors byte for byte.
+        num: prompts of the task.
+        data_seed: of the task's training stream, where it is generated.
+        prompts: your own prompts instead: .jsonl with the key question, or .txt, one a line.
+        progress: show progress bars.
+    """
+    config = RolloutConfig(**settings)
+    if prompts is None:
+        benchmark = get_task(task, data=data, protocol=protocol)
+        examples = benchmark.examples("train", num, seed=data_seed)
+    else:
+        examples = load_prompts(prompts)
+    store = record_rollouts(load(model), examples, output, config, progress=progress)
+    print(f"{output}: {len(store)} trajectories")
+
+
+def train(
+    model: str,
+    trajectories: Path,
+    output: Path,
+    training: TrainingConfig = TrainingConfig(),  # noqa: B008, the command line shows its fields
+    *,
+    progress: bool = True,
+    **method: Any,
+) -> None:
+    """Distill a teacher's trajectories into a student.
+
+    A killed run continues from its last saved step when the same command is given again.
+    This is one round on the trajectories given; `t3d run` walks the rounds of a method.
+
+    Example:
+      t3d train --model mini_teacher --trajectories runs/store --method t3d --output runs/student
+          --objective.beta 0.2 --training.steps 300
+
+    Args:
+        model: where the student starts: the teacher that made the trajectories.
+        trajectories: a complete trajectory store.
+        output: directory of the student.
+        training: optimisation.
+        progress: show progress bars.
+    """
+    config = MethodConfig(**method)
+    if config.build().data == "labelled":
+        raise ValueError(
+            f"method {config.method!r} trains on labelled answers, a store has none; "
+            "name it in a recipe of `t3d run`"
+        )
+    store = TrajectoryStore.open(trajectories)
+    num, wanted = len(store), store.manifest.num_prompts
+    if num != wanted:
+        raise ValueError(
+            f"{trajectories}: holds {num} of {wanted} trajectories; give the same `t3d rollout` "
+            "command again to complete it"
+        )
+    check_training(config, training, num, output)
+    rows = store.read()[: config.num_sequences or num]
+    student = load(model)
+    size = student.model.config.vocab_size
+    for row in rows:
+        if max(row.prompt_ids + row.response_ids) >= size:
+            raise ValueError(
+                f"{trajectories}: {row.prompt_id!r} has token ids beyond the {size} of {model}; "
+                "train the model that made the trajectories, or one with its tokenizer"
+            )
+    recipe = {
+        "model": model,
+        "trajectories": asdict(store.manifest),
+        "method": asdict(config),
+        "training": asdict(training),
+    }
+    claim(output, recipe, student.weights_hash)
+    if not is_trained(output):
+        with redirect_stdout(sys.stderr):
+            distill(student, training_rows(rows), config, training, output, progress=progress)
+    print_paths(output)

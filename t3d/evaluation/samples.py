@@ -1,0 +1,137 @@
+"""What evaluation keeps of every problem: prompt, output, step map and grade, as Parquet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from t3d.decoding.request import Completion, Passes
+from t3d.provenance import write_bytes
+from t3d.shards import list_of, to_parquet
+from t3d.tasks import Grade
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoded:
+    """One problem's output before it is graded."""
+
+    example_id: str
+    prompt: str
+    """The whole prompt as text, special tokens included."""
+    prompt_ids: list[int]
+    output: str
+    """The response as text, without its stop token."""
+    completion: Completion
+    rank: int = 0
+    """Process that decoded it."""
+    seconds: float = 0.0
+    """Its share of that process's decoding time: the shares add up to the wall-clock time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample(Decoded):
+    """One problem's output and grade."""
+
+    grade: Grade
+    answer: str | None
+    """The gold answer, where known."""
+
+
+DECODED = pa.schema(
+    [
+        pa.field("example_id", pa.string(), nullable=False),
+        pa.field("prompt", pa.string(), nullable=False),
+        pa.field("prompt_ids", list_of(pa.int64()), nullable=False),
+        pa.field("output", pa.string(), nullable=False),
+        pa.field("response_ids", list_of(pa.int64()), nullable=False),
+        pa.field("initial_ids", list_of(pa.int64()), nullable=False),
+        pa.field("step_map", list_of(pa.int64()), nullable=False),
+        pa.field("log_probs", list_of(pa.float32()), nullable=False),
+        pa.field("num_response_tokens", pa.int64(), nullable=False),
+        pa.field("finish_reason", pa.string(), nullable=False),
+        pa.field("passes_prefill", pa.int64(), nullable=False),
+        pa.field("passes_denoising", pa.int64(), nullable=False),
+        pa.field("passes_commit", pa.int64(), nullable=False),
+        pa.field("rank", pa.int64(), nullable=False),
+        pa.field("seconds", pa.float64(), nullable=False),
+    ]
+)
+SAMPLES = pa.schema(
+    [
+        pa.field("setting", pa.string(), nullable=False),
+        *DECODED,
+        pa.field("answer", pa.string()),
+        pa.field("final_answer", pa.string()),
+        pa.field("correct", pa.bool_(), nullable=False),
+        pa.field("string_correct", pa.bool_()),
+        pa.field("reason", pa.string()),
+    ]
+)
+_PASSES = ("prefill", "denoising", "commit")
+
+
+def decoded_row(decoded: Decoded) -> dict[str, Any]:
+    """A row of the schema `DECODED`."""
+    row = {name: getattr(decoded, name) for name in ("example_id", "prompt", "prompt_ids")}
+    row |= {name: getattr(decoded, name) for name in ("output", "rank", "seconds")}
+    completion = asdict(decoded.completion)
+    passes = completion.pop("passes")
+    return row | completion | {f"passes_{name}": passes[name] for name in _PASSES}
+
+
+def read_decoded(row: dict[str, Any]) -> Decoded:
+    """The inverse of `decoded_row`."""
+    return Decoded(**_decoded_fields(row))
+
+
+def write_samples(path: Path, samples: Sequence[tuple[str, Sample]]) -> None:
+    """Write samples with the names of their decoding settings as one Parquet file, atomically."""
+    rows = [
+        decoded_row(s) | asdict(s.grade) | {"answer": s.answer, "setting": setting}
+        for setting, s in samples
+    ]
+    write_bytes(path, to_parquet(rows, SAMPLES))
+
+
+def read_samples(path: Path) -> list[tuple[str, Sample]]:
+    """The inverse of `write_samples`.
+
+    Raises:
+        ValueError: if it is no such file.
+    """
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(
+            f"{path}: cannot be read ({error}); delete its directory to evaluate anew"
+        ) from None
+    if not table.schema.equals(SAMPLES):
+        raise ValueError(
+            f"{path}: not the samples of this version; delete its directory to evaluate anew"
+        )
+    return [(row["setting"], _sample(row)) for row in table.to_pylist()]
+
+
+def _sample(row: dict[str, Any]) -> Sample:
+    return Sample(
+        **_decoded_fields(row),
+        grade=Grade(row["correct"], row["final_answer"], row["string_correct"], row["reason"]),
+        answer=row["answer"],
+    )
+
+
+def _decoded_fields(row: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of `Decoded` from a row of either schema."""
+    names = ("response_ids", "step_map", "log_probs", "num_response_tokens", "finish_reason")
+    completion = Completion(
+        **{name: row[name] for name in names},
+        passes=Passes(**{name: row[f"passes_{name}"] for name in _PASSES}),
+        initial_ids=row["initial_ids"],
+    )
+    own = ("example_id", "prompt", "prompt_ids", "output", "rank", "seconds")
+    return {name: row[name] for name in own} | {"completion": completion}

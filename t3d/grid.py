@@ -1,0 +1,183 @@
+"""A checkpoint under a grid of decoding settings, each evaluated once and kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import FIRST_EXCEPTION, wait
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from t3d.decoding.request import DecodingConfig
+from t3d.evaluation.comparison import ORIGINAL
+from t3d.evaluation.evaluate import (
+    Evaluation,
+    Identity,
+    decode_problems,
+    decoded_shards,
+    evaluate,
+    is_finished,
+)
+from t3d.models import LanguageModel, from_pretrained
+from t3d.recipe import EvaluationConfig
+from t3d.rollout import encode_prompts
+from t3d.tasks import Example, Task
+from t3d.workers import pool
+
+
+def load(name: str | Path) -> LanguageModel:
+    return from_pretrained(name, device="cuda" if torch.cuda.is_available() else "cpu")
+
+
+def check_evaluation(
+    lm: LanguageModel, problems: Sequence[Example], config: EvaluationConfig
+) -> None:
+    """Raise ValueError for what would fail only when evaluation starts."""
+    if not problems:
+        raise ValueError("there are no problems to evaluate; ask for at least one")
+    labels = set()
+    for setting in config.settings:
+        if label(setting) in labels:
+            raise ValueError(f"evaluation: two settings are {label(setting)}; keep one of them")
+        labels.add(label(setting))
+        encode_prompts(lm, problems, setting)
+
+
+def identify(checkpoint: Path, name: str | None = None) -> Identity:
+    """A student goes by its directory's name; a model that was not distilled is the original."""
+    record = checkpoint / "provenance.json"
+    facts = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+    if "optimizer_steps" not in facts:
+        return Identity(name or ORIGINAL)
+    return Identity(
+        name or checkpoint.name, facts["seed"], facts["optimizer_steps"], facts["tokens_seen"]
+    )
+
+
+def evaluate_settings(
+    model: str | Path | LanguageModel,
+    identity: Identity,
+    task: Task,
+    problems: Sequence[Example],
+    config: EvaluationConfig,
+    directory: Path,
+    *,
+    full: Path | None = None,
+    num_workers: int = 1,
+    progress: bool,
+) -> list[Evaluation]:
+    """Evaluate each setting into a folder of `directory`; the finished ones are read back.
+
+    Args:
+        model: a model, or the name of one to load when a setting is missing.
+        full: that of the full-step teacher, which defines `agreement` once it is there.
+        num_workers: processes that decode at the same time; each loads the model by its name.
+    """
+    if num_workers > 1:
+        name = model.name if isinstance(model, LanguageModel) else str(model)
+        _decode_shared(name, problems, config, directory, num_workers, progress=progress)
+    evaluations = []
+    for setting in config.settings:
+        path = directory / file_name(setting)
+        if not is_finished(path):
+            model = model if isinstance(model, LanguageModel) else load(model)
+            known = full is not None and is_finished(full)
+            teacher = Evaluation.load(full).final_answers if known else None
+            shards = decoded_shards(path)
+            evaluation = evaluate(
+                model,
+                task,
+                problems,
+                setting,
+                identity,
+                batch_size=config.batch_size,
+                seed=config.seed,
+                teacher_answers=teacher,
+                measure_latency=config.measure_latency,
+                shards=shards,
+                progress=progress,
+            )
+            evaluation.save(path)
+            shutil.rmtree(shards.directory)
+        evaluations.append(Evaluation.load(path))
+    return evaluations
+
+
+def _decode_shared(
+    model: str,
+    problems: Sequence[Example],
+    config: EvaluationConfig,
+    directory: Path,
+    num_workers: int,
+    *,
+    progress: bool,
+) -> None:
+    """Decode the problems of all unfinished settings into shards, each process its share."""
+    paths = [(setting, directory / file_name(setting)) for setting in config.settings]
+    missing = [(setting, path) for setting, path in paths if not is_finished(path)]
+    if not missing:
+        return
+    bar = tqdm(total=len(missing) * len(problems), unit="problem", disable=not progress)
+    with pool(num_workers) as workers, bar:
+        shares = [
+            workers.submit(_decode_share, model, problems, setting, config, path, rank, num_workers)
+            for setting, path in missing
+            for rank in range(num_workers)
+        ]
+        while wait(shares, timeout=1.0, return_when=FIRST_EXCEPTION).not_done:
+            for share in shares:
+                if share.done():
+                    share.result()
+            bar.update(sum(len(decoded_shards(path)) for _, path in missing) - bar.n)
+        for share in shares:
+            share.result()
+
+
+def _decode_share(
+    model: str,
+    problems: Sequence[Example],
+    setting: DecodingConfig,
+    config: EvaluationConfig,
+    path: Path,
+    rank: int,
+    world_size: int,
+) -> None:
+    decode_problems(
+        _loaded(model),
+        problems,
+        setting,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        shards=decoded_shards(path, rank, world_size),
+        progress=False,
+    )
+
+
+@lru_cache(maxsize=1)
+def _loaded(model: str) -> LanguageModel:
+    """A worker's model, which serves one setting after another."""
+    return load(model)
+
+
+def label(setting: DecodingConfig) -> str:
+    """What the rows and tables of results tell settings apart by."""
+    name = f"block{setting.window_size}-steps{setting.denoising_steps}-{setting.remasking}"
+    if setting.remasking == "low_confidence_dynamic":
+        name += f"-{setting.confidence_threshold:g}"
+    return f"{name}-temperature{setting.temperature:g}"
+
+
+def digest(setting: DecodingConfig) -> str:
+    """A short name for all of a setting."""
+    return hashlib.sha256(json.dumps(asdict(setting)).encode()).hexdigest()[:8]
+
+
+def file_name(setting: DecodingConfig) -> str:
+    """The folder of a setting's evaluation."""
+    return f"{label(setting)}-{digest(setting)}"
