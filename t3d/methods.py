@@ -39,14 +39,22 @@ class Method:
     """Optimizer steps of a reference round, which ends with a new copy of the student."""
     rounds: int = 1
     """How many times trajectories are made: by the teacher, then by the student so far."""
+    decay: Literal["halving", "linear"] = "halving"
+    """How the learning rate falls from round to round; linear ends above 0."""
     verify: bool = False
     """Whether the teacher's trajectory stands in for a student's that ends with another answer."""
     decoding: dict[str, Any] = field(default_factory=dict)
     """What its trajectories change of the recipe's decoding settings."""
+    student_decoding: dict[str, Any] = field(default_factory=dict)
+    """What the student's own trajectories change beyond that, in the rounds after the first."""
     block_schedule: Literal["random", "growing"] = "random"
     """Whether the training block sizes come at random or in order of size."""
     fresh_noise: bool = True
     """Whether noise is drawn at every visit of a sequence, or once for all."""
+
+    def round_rate(self, number: int) -> float:
+        """The factor of a round's learning rate; rounds count from 0."""
+        return 0.5**number if self.decay == "halving" else 1 - number / self.rounds
 
     def __post_init__(self) -> None:
         if self.objective.needs_reference != (self.reference_every is not None):
@@ -59,8 +67,9 @@ class Method:
             raise ValueError(f"reference_every must be at least 1, got {self.reference_every}")
         if self.rounds < 1:
             raise ValueError(f"rounds must be at least 1, got {self.rounds}")
-        if self.verify and self.rounds == 1:
-            raise ValueError("verify=True needs the trajectories of a second round; got rounds=1")
+        if self.rounds == 1 and (self.verify or self.student_decoding):
+            key = "verify" if self.verify else "student_decoding"
+            raise ValueError(f"{key}: only a second round has trajectories of a student")
         if self.data == "labelled" and (self.rounds > 1 or self.decoding):
             key = "rounds" if self.rounds > 1 else "decoding"
             raise ValueError(f"{key}: labelled answers are not decoded; drop the key")
@@ -86,7 +95,15 @@ METHODS: dict[str, Method] = {
     ),
     "cdlm": Method("trajectories", StatePair(), Consistency()),
     # Rectified trajectory distillation, ours: docs/papers.md.
-    "rtd": Method("trajectories", RandomMask(), CrossEntropy(), rounds=3, verify=True),
+    "rtd": Method(
+        "trajectories",
+        RandomMask(),
+        CrossEntropy(),
+        rounds=4,
+        decay="linear",
+        verify=True,
+        student_decoding={"denoising_steps": 2},
+    ),
 }
 
 
@@ -99,6 +116,7 @@ def build_method(
     rounds: int | None = None,
     verify: bool | None = None,
     decoding: dict[str, Any] | None = None,
+    student_decoding: dict[str, Any] | None = None,
     compat: Compat | None = None,
 ) -> Method:
     """A method of the table with some of its settings replaced.
@@ -116,6 +134,7 @@ def build_method(
         "noiser": _replace(base.noiser, noiser or {}, f"method {name}: noiser"),
         "objective": _replace(base.objective, objective or {}, f"method {name}: objective"),
         "decoding": base.decoding | (decoding or {}),
+        "student_decoding": base.student_decoding | (student_decoding or {}),
     }
     if reference_every is not None:
         changed["reference_every"] = reference_every

@@ -81,7 +81,12 @@ def test_settings_replace_those_of_the_table_and_leave_it_alone():
         ("t3d", {"objective": {"fake": "max"}}, "fake must be one of"),
         ("t3d", {"reference_every": -1}, "reference_every must be at least 1"),
         ("redi", {"rounds": 0}, "method redi: rounds must be at least 1, got 0"),
-        ("rtd", {"rounds": 1}, "method rtd: verify=True needs the trajectories of a second round"),
+        (
+            "rtd",
+            {"rounds": 1},
+            "method rtd: verify: only a second round has",
+        ),
+        ("t3d", {"student_decoding": {"top_k": 1}}, "method t3d: student_decoding: only a second"),
         ("sft", {"decoding": {"random_share": 1}}, "method sft: decoding: labelled answers are"),
         ("dparallel", {"compat": "upstream"}, "method dparallel: compat='upstream' is unknown"),
         ("t3d", {"compat": "dllm"}, "method t3d: compat='dllm' is unknown"),

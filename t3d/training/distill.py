@@ -26,6 +26,7 @@ class MethodConfig:
         rounds: how many times trajectories are made, first by the teacher, then by the student.
         verify: whether the teacher's trajectory stands in for a student's with another answer.
         decoding: settings to replace where its trajectories are decoded, such as random_share.
+        student_decoding: settings to replace further where the student's own are decoded.
         compat: upstream trains naive_td or t3d as the authors' released code does.
         num_sequences: training sequences, the first of the data; by default all.
         learning_rate: replaces that of the shared training settings.
@@ -38,6 +39,7 @@ class MethodConfig:
     rounds: int | None = None
     verify: bool | None = None
     decoding: dict[str, Any] = field(default_factory=dict)
+    student_decoding: dict[str, Any] = field(default_factory=dict)
     compat: Compat | None = None
     num_sequences: int | None = None
     learning_rate: float | None = None
@@ -60,6 +62,7 @@ class MethodConfig:
             rounds=self.rounds,
             verify=self.verify,
             decoding=self.decoding,
+            student_decoding=self.student_decoding,
             compat=self.compat,
         )
 
