@@ -23,10 +23,10 @@ from t3d.evaluation.evaluate import (
     decoded_shards,
     evaluate,
     is_finished,
+    requests_of,
 )
 from t3d.models import LanguageModel, from_pretrained
 from t3d.recipe import EvaluationConfig
-from t3d.rollout import encode_prompts
 from t3d.tasks import Example, Task
 from t3d.workers import pool
 
@@ -46,7 +46,22 @@ def check_evaluation(
         if label(setting) in labels:
             raise ValueError(f"evaluation: two settings are {label(setting)}; keep one of them")
         labels.add(label(setting))
-        encode_prompts(lm, problems, setting)
+        requests = requests_of(lm, problems, setting, config.seed)
+        if all(request is None for request in requests.values()):
+            raise ValueError(
+                f"none of the {len(problems)} prompts fits {lm.name}, which has "
+                f"{lm.model.config.max_position_embeddings} positions; take a model with more"
+            )
+
+
+def num_cut(lm: LanguageModel, problems: Sequence[Example], config: EvaluationConfig) -> int:
+    """How many prompts leave less room than some setting's max_new_tokens."""
+    cut = set()
+    for setting in config.settings:
+        for name, request in requests_of(lm, problems, setting, config.seed).items():
+            if request is None or request.num_new(setting) < setting.max_new_tokens:
+                cut.add(name)
+    return len(cut)
 
 
 def identify(checkpoint: Path, name: str | None = None) -> Identity:
@@ -87,8 +102,9 @@ def evaluate_settings(
         path = directory / file_name(setting)
         if not is_finished(path):
             model = model if isinstance(model, LanguageModel) else load(model)
-            known = full is not None and is_finished(full)
-            teacher = Evaluation.load(full).final_answers if known else None
+            teacher = None
+            if full is not None and is_finished(full):
+                teacher = Evaluation.load(full).final_answers
             shards = decoded_shards(path)
             evaluation = evaluate(
                 model,

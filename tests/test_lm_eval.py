@@ -258,6 +258,7 @@ def test_models_come_from_the_registry_by_text(lm: LanguageModel) -> None:
     assert model.lm.weights_hash == lm.weights_hash
     assert model.tokenizer_name == "mini_teacher"
     own = get_model("t3d").create_from_arg_string(f"{text},batch_size=2", added)
+    assert isinstance(own, BlockDiffusionLM)
     assert own.batch_size == 2
     # Ours beside the harness's own.
     assert get_model("dummy").__name__ == "DummyLM"

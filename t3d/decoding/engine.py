@@ -158,11 +158,13 @@ class BlockDecoder:
         return [done[index] for index in range(len(requests))]
 
     def _check(self, index: int, request: Request) -> None:
-        length, new = len(request.prompt_ids), self.config.max_new_tokens
+        length, new = len(request.prompt_ids), request.num_new(self.config)
         _, end = self.layout.span(length, new)
         limit, vocabulary = self.model.config.max_position_embeddings, self.model.config.vocab_size
         if length == 0:
             raise ValueError(f"request {index}: the prompt is empty; give at least one token")
+        if new < 1:
+            raise ValueError(f"request {index}: max_new_tokens must be at least 1, got {new}")
         if end > limit:
             raise ValueError(
                 f"request {index}: a prompt of {length} tokens and max_new_tokens={new} make "
@@ -177,7 +179,7 @@ class BlockDecoder:
                 )
 
     def _sequence(self, index: int, request: Request) -> _Sequence:
-        start, end = self.layout.span(len(request.prompt_ids), self.config.max_new_tokens)
+        start, end = self.layout.span(len(request.prompt_ids), request.num_new(self.config))
         initial = initial_ids(
             request.seed,
             range(len(request.prompt_ids), end),
@@ -285,7 +287,8 @@ class BlockDecoder:
 
     def _completion(self, sequence: _Sequence) -> Completion | None:
         """The completion if the sequence is finished."""
-        prompt_length, max_new_tokens = sequence.prompt_length, self.config.max_new_tokens
+        prompt_length = sequence.prompt_length
+        max_new_tokens = sequence.request.num_new(self.config)
         end = sequence.start + self.config.block_size
         masked = sequence.masked(slice(sequence.start, end))
         first_masked = sequence.start + (masked.index(True) if any(masked) else len(masked))

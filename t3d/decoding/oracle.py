@@ -57,8 +57,9 @@ def decode_one(
     assert implementation is not None
     banned = torch.tensor([mask_token_id, *banned_token_ids])
     prompt_length = len(request.prompt_ids)
-    limit = prompt_length + config.max_new_tokens
-    first, last = layout.span(prompt_length, config.max_new_tokens)
+    max_new_tokens = request.num_new(config)
+    limit = prompt_length + max_new_tokens
+    first, last = layout.span(prompt_length, max_new_tokens)
     initial = initial_ids(
         request.seed,
         range(prompt_length, last),
@@ -71,7 +72,7 @@ def decode_one(
     log_prob: dict[int, float] = {}
     num_passes = 0
     reason: FinishReason = "length"
-    num_response_tokens = config.max_new_tokens
+    num_response_tokens = max_new_tokens
 
     step = 0
     for window in range(first, last, config.window_size):

@@ -86,6 +86,12 @@ class Request:
 
     prompt_ids: list[int]
     seed: int = 0
+    max_new_tokens: int | None = None
+    """Response tokens at most, where that is not the config's."""
+
+    def num_new(self, config: DecodingConfig) -> int:
+        """Response tokens at most."""
+        return config.max_new_tokens if self.max_new_tokens is None else self.max_new_tokens
 
 
 @dataclass(frozen=True)

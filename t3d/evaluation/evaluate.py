@@ -12,6 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from t3d.blocks import BlockLayout
 from t3d.decoding.build import make_decoder
 from t3d.decoding.request import Completion, DecodingConfig, Request
 from t3d.evaluation.metrics import decoding_metrics, wilson_interval
@@ -88,13 +89,22 @@ class Identity:
     tokens_seen: int = 0
 
 
-def requests_of(lm: LanguageModel, examples: Sequence[Example], seed: int) -> list[Request]:
-    """What the decoder is asked; a problem's random numbers depend on its id alone."""
-    prompts = lm.encode_examples(examples)
-    return [
-        Request(ids, derive_key(seed, "evaluate", example.id))
-        for ids, example in zip(prompts, examples, strict=True)
-    ]
+def requests_of(
+    lm: LanguageModel, examples: Sequence[Example], decoding: DecodingConfig, seed: int
+) -> dict[str, Request | None]:
+    """What the decoder is asked, by problem; a problem's random numbers depend on its id alone.
+
+    Where a prompt leaves less room than max_new_tokens, the output may be as long as the room;
+    None where there is none.
+    """
+    positions = lm.model.config.max_position_embeddings
+    end = BlockLayout(decoding.block_size).floor(positions)
+    requests: dict[str, Request | None] = {}
+    for ids, example in zip(lm.encode_examples(examples), examples, strict=True):
+        new = min(decoding.max_new_tokens, end - len(ids))
+        key = derive_key(seed, "evaluate", example.id)
+        requests[example.id] = Request(ids, key, new) if new > 0 else None
+    return requests
 
 
 def decode_problems(
@@ -114,8 +124,6 @@ def decode_problems(
         shards: where outputs are kept as they come; those that are there are not decoded again.
             Of several processes each decodes its share, and gets back its share alone.
 
-    Raises:
-        ValueError: for prompts that do not fit the model.
     """
     rank = 0
     known: dict[str, Decoded] = {}
@@ -124,7 +132,21 @@ def decode_problems(
         rank, known = shards.rank, _read(shards)
         examples = examples[rank :: shards.world_size]
     missing = [example for example in examples if example.id not in known]
-    requests = requests_of(lm, missing, seed) if missing else []
+    asked = requests_of(lm, missing, decoding, seed) if missing else {}
+    requests = [(name, request) for name, request in asked.items() if request is not None]
+    nothing = Completion([], [], [], 0, "length")
+    unread = [example for example in missing if asked[example.id] is None]
+    for example, ids in zip(unread, lm.encode_examples(unread) if unread else [], strict=True):
+        prompt = str(lm.tokenizer.decode(ids))
+        known[example.id] = Decoded(
+            example_id=example.id,
+            prompt=prompt,
+            prompt_ids=ids,
+            output="",
+            completion=nothing,
+            rank=rank,
+            seconds=0.0,
+        )
     pending: list[tuple[int, Completion]] = []
     started = time.perf_counter()
 
@@ -135,9 +157,9 @@ def decode_problems(
         share = (time.perf_counter() - started) / len(pending)
         fresh = [
             Decoded(
-                example_id=missing[i].id,
-                prompt=str(lm.tokenizer.decode(requests[i].prompt_ids)),
-                prompt_ids=requests[i].prompt_ids,
+                example_id=requests[i][0],
+                prompt=str(lm.tokenizer.decode(requests[i][1].prompt_ids)),
+                prompt_ids=requests[i][1].prompt_ids,
                 output=lm.decode(completion.token_ids),
                 completion=completion,
                 rank=rank,
@@ -167,7 +189,8 @@ def decode_problems(
 
         try:
             if requests:
-                make_decoder(lm, decoding, batch_size).decode(requests, on_finish=finish)
+                decoder = make_decoder(lm, decoding, batch_size)
+                decoder.decode([request for _, request in requests], on_finish=finish)
         finally:
             flush()
     return [known[example.id] for example in examples]
@@ -205,8 +228,10 @@ def evaluate(
         measure_latency: also decode a few problems at batch 1 and record the mean seconds.
         shards: where outputs are kept until all are there, so that a killed evaluation goes on.
 
+    A prompt that leaves no room for an answer counts as answered wrong and cut.
+
     Raises:
-        ValueError: for an empty set, or prompts that do not fit the model.
+        ValueError: for an empty set, or if no prompt fits the model.
     """
     if not examples:
         raise ValueError(f"{task.name}: no problems to evaluate")
@@ -247,9 +272,7 @@ def evaluate(
         **asdict(decoding_metrics([decoded.completion for decoded in outputs])),
         agreement=_agreement(samples, teacher_answers),
         tokens_per_second=_tokens_per_second(outputs),
-        latency_seconds=_latency(lm, decoding, requests_of(lm, examples[:_LATENCY_PROBLEMS], seed))
-        if measure_latency
-        else None,
+        latency_seconds=_latency(lm, decoding, examples, seed) if measure_latency else None,
         optimizer_steps=identity.optimizer_steps,
         tokens_seen=identity.tokens_seen,
         string_accuracy=None if None in strings else sum(map(bool, strings)) / len(samples),
@@ -279,11 +302,15 @@ def _tokens_per_second(outputs: Sequence[Decoded]) -> float:
     for decoded in outputs:
         tokens[decoded.rank] += decoded.completion.num_response_tokens
         seconds[decoded.rank] += decoded.seconds
-    return sum(tokens[rank] / seconds[rank] for rank in tokens)
+    return sum(tokens[rank] / seconds[rank] for rank in tokens if seconds[rank])
 
 
-def _latency(lm: LanguageModel, decoding: DecodingConfig, requests: Sequence[Request]) -> float:
-    """Mean seconds a request at batch 1."""
+def _latency(
+    lm: LanguageModel, decoding: DecodingConfig, examples: Sequence[Example], seed: int
+) -> float:
+    """Mean seconds a request at batch 1, over the first that fit."""
+    asked = requests_of(lm, examples, decoding, seed).values()
+    requests = [request for request in asked if request is not None][:_LATENCY_PROBLEMS]
     decoder = make_decoder(lm, decoding, batch_size=1)
     started = time.perf_counter()
     decoder.decode(requests)

@@ -6,6 +6,7 @@ import json
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -57,7 +58,7 @@ def test_own_questions_are_a_task(
     assert all(12 <= len(row["response_ids"]) < 16 for row in _samples(tmp_path / "long"))
 
 
-def _samples(output: Path) -> list[dict[str, list[int]]]:
+def _samples(output: Path) -> list[dict[str, Any]]:
     return pq.read_table(output / "samples.parquet").to_pylist()
 
 

@@ -212,6 +212,8 @@ def test_decoding_leaves_requests_and_gradients_alone() -> None:
 
 def test_errors_name_the_request_and_the_remedy() -> None:
     good = Request([1])
+    with pytest.raises(ValueError, match="request 1: max_new_tokens must be at least 1, got 0"):
+        decoder().decode([good, Request([1], max_new_tokens=0)])
     with pytest.raises(ValueError, match=r"request 1: the prompt is empty"):
         decoder().decode([good, Request([])])
     with pytest.raises(ValueError, match=r"request 1: .*117 tokens.*12.*132.*=128; shorten"):

@@ -23,7 +23,7 @@ from t3d.evaluation.evaluate import (
 )
 from t3d.evaluation.samples import Sample, read_samples, write_samples
 from t3d.models import LanguageModel, tiny, wrap
-from t3d.tasks import Grade, get_task
+from t3d.tasks import Example, Grade, get_task
 from t3d.tasks.tokenizer import train_tokenizer
 
 TASK = get_task("mini_gsm")
@@ -145,6 +145,27 @@ def test_a_killed_evaluation_goes_on_to_the_same_result(lm: LanguageModel, tmp_p
     assert _outputs(resumed) == _outputs(straight)
     fixed = dataclasses.replace(resumed.row, tokens_per_second=straight.row.tokens_per_second)
     assert fixed == straight.row
+
+
+def test_prompts_without_room_are_cut_or_answered_wrong(lm: LanguageModel, tmp_path: Path) -> None:
+    positions = lm.model.config.max_position_embeddings
+    word = PROBLEMS[0].question.split()[0] + " "
+    long = [Example(str(n), word * n, "0") for n in range(0, positions, 7)]
+    decoding = DecodingConfig(block_size=4, max_new_tokens=16)
+    shards = decoded_shards(tmp_path)
+    found = evaluate(lm, TASK, [*long, *PROBLEMS], decoding, shards=shards, progress=False)
+    lengths = []
+    for sample in found.samples:
+        completion, room = sample.completion, positions - len(sample.prompt_ids)
+        assert completion.num_response_tokens <= max(0, min(16, room))
+        if completion.finish_reason == "length":
+            assert completion.num_response_tokens == max(0, min(16, room))
+        lengths.append(completion.num_response_tokens)
+    assert 0 in lengths
+    assert found.row.n == len(long) + len(PROBLEMS)
+    # Those with room are answered as without the others.
+    alone = evaluate(lm, TASK, PROBLEMS, decoding, progress=False)
+    assert _outputs(alone) == _outputs(found)[len(long) :]
 
 
 def test_processes_decode_their_shares_and_the_union_is_the_same(

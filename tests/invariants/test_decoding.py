@@ -103,6 +103,7 @@ requests = st.builds(
     Request,
     st.lists(st.integers(0, MASK - 1), min_size=1, max_size=18),
     st.integers(0, (1 << 63) - 1),
+    st.none() | st.integers(1, 12),
 )
 
 
@@ -211,14 +212,14 @@ def test_every_output_is_well_formed(config: DecodingConfig, request: Request) -
 
     stops = [i for i, token in enumerate(completion.token_ids) if token in STOPS]
     assert min(completion.step_map[: completion.num_response_tokens]) >= 0
-    assert completion.num_response_tokens <= config.max_new_tokens
+    assert completion.num_response_tokens <= request.num_new(config)
     if completion.finish_reason == "stop":
         assert stops == [completion.num_response_tokens - 1]
         # Nothing is decoded beyond the block of the stop token.
         assert length - size < prompt_length + completion.num_response_tokens <= length
     else:
         assert stops == []
-        assert completion.num_response_tokens == config.max_new_tokens
+        assert completion.num_response_tokens == request.num_new(config)
         assert min(completion.step_map) >= 0
 
     num_blocks = length // size - prompt_length // size
