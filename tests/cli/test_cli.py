@@ -92,6 +92,8 @@ def test_shipped_recipes_are_accepted(t3d: Run, path: Path) -> None:
     call: tuple[object, ...] = ("pretrain", path, "--output", "x")
     if "methods" in keys:
         call = ("compare" if "seeds" in keys else "run", path)
+    elif "settings" in keys:
+        call = ("eval", "--config", path, "--model", "x", "--output", "x")
     outcome = t3d(*call, "--print_config")
     assert outcome.code == 0, outcome.err
 
@@ -187,7 +189,7 @@ def test_train_then_evaluate(checkpoint: Path, store: Path, tmp_path: Path, t3d:
     assert [row["denoising_steps"] for row in rows] == [1, 2]
     other = t3d(*command, "--limit", 4, "--settings", one)
     assert other.code == 1
-    assert "holds what another recipe made (limit differ)" in other.err
+    assert "holds what another recipe made (limit, problems differ)" in other.err
     named = t3d("eval", "--model", checkpoint, "--limit", 2, "--settings", one, "--name", "mine",
                 "--output", tmp_path / "named")  # fmt: skip
     assert named.code == 0, named.err
