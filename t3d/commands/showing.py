@@ -40,7 +40,7 @@ def report(runs: list[Path], output: Path | None = None) -> None:
 def generate(
     question: str,
     model: str = "mini_teacher",
-    decoding: DecodingConfig | None = None,
+    decoding: DecodingConfig = DecodingConfig(),  # noqa: B008
     seed: int = 0,
     show_steps: bool | None = None,
 ) -> None:
@@ -55,7 +55,7 @@ def generate(
     Args:
         question: the question, or - to read it from stdin.
         model: a checkpoint directory, a Hub name, or mini_teacher.
-        decoding: how the answer is decoded, by default as `t3d calibrate` found for the model;
+        decoding: how the answer is decoded, unless given as `t3d calibrate` found for the model;
             max_new_tokens is cut to what fits the model.
         seed: of candidate sampling.
         show_steps: colour the tokens by their denoising step; by default on a terminal.
@@ -64,7 +64,8 @@ def generate(
     if not text:
         raise ValueError("the question is empty; there is nothing to answer")
     lm = load(model)
-    decoding = decoding or read_generation_config(Path(model)) or DecodingConfig()
+    if decoding == DecodingConfig():
+        decoding = read_generation_config(Path(model)) or decoding
     prompt = lm.encode_prompt(text)
     room = lm.model.config.max_position_embeddings - len(prompt)
     if room > 0:

@@ -107,7 +107,6 @@ OVERRIDES = [
         "denoising_steps must be at most block_size=2",
     ),
     (("--evaluation.settings", "[{max_new_tokens: 9}, {max_new_tokens: 8}]"), "two settings are"),
-    (("--evaluation.settings", "[{temperature: 0}]"), "max_new_tokens=256"),
     (("--data.num_problems", "0"), "no problems to evaluate"),
     (("--data.num_prompts", "0", "--methods", "{}"), "the prompt set is empty"),
     (("--model", "no/where/at/all"), "no/where/at/all: no such checkpoint directory"),
