@@ -177,6 +177,31 @@ def _speed_sheet(rows: Sequence[ResultRow], where: str) -> Sheet:
     return Sheet(f"Speed, {where}", header, groups, note)
 
 
+def _grading_sheet(rows: Sequence[ResultRow], where: str) -> Sheet:
+    """Why answers count as wrong: for rows graded by more than one exact rule."""
+    rank = {method: i for i, method in enumerate(method_order(rows))}
+    order = sorted(rows, key=lambda r: (Setting.of(r).rank, rank[r.method], r.seed))
+    lines = [
+        [
+            Entry(row.method),
+            Entry(str(row.seed)),
+            Entry(Setting.of(row).short),
+            *(
+                Entry(percent(share))
+                for share in (row.accuracy, row.string_accuracy, row.no_answer, row.timed_out)
+            ),
+        ]
+        for row in order
+    ]
+    header = ["method", "seed", "tokens/\nstep", "correct\n(%)", "as strings\n(%)"]
+    header += ["no answer\n(%)", "timed out\n(%)"]
+    note = (
+        "Correct is what accuracy is elsewhere. As strings: equal to the gold answer by a plain "
+        "comparison of strings. Timed out: grading ran out of time, which counts as wrong."
+    )
+    return Sheet(f"Grading, {where}", header, [lines], note)
+
+
 def _checkpoint_sheet(rows: Sequence[ResultRow]) -> Sheet:
     rank = {method: i for i, method in enumerate(method_order(rows))}
     found = {(r.method, r.seed, r.model, r.optimizer_steps, r.tokens_seen) for r in rows}
@@ -216,6 +241,8 @@ def _sections(rows: Sequence[ResultRow]) -> list[Section]:
             if same:
                 where = f"block size {size}, temperature {temperature:g}"
                 sheets += [_accuracy_sheet(same, where), _speed_sheet(same, where)]
+                if any(row.string_accuracy is not None or row.timed_out for row in same):
+                    sheets.append(_grading_sheet(same, where))
         out.append((task, sheets))
     return [*out, ("Checkpoints", [_checkpoint_sheet(rows)])]
 

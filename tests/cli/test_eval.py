@@ -45,6 +45,8 @@ def test_own_questions_are_a_task(
     (first, *_) = rows(tmp_path / "one")
     assert (first["n"], first["no_answer"], first["timed_out"]) == (6, 1.0, 0.0)
     assert first["string_accuracy"] == 0.0
+    assert "Grading, block size 4" in outcome.out
+    assert "timed out" in outcome.out
     table = pq.read_table(tmp_path / "one" / "samples.parquet").to_pylist()
     assert len(table) == 3 * 6
     assert len({row["setting"] for row in table}) == 3
