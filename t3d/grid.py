@@ -37,11 +37,15 @@ def load(name: str | Path) -> LanguageModel:
 
 def check_evaluation(
     lm: LanguageModel, problems: Sequence[Example], config: EvaluationConfig
-) -> None:
-    """Raise ValueError for what would fail only when evaluation starts."""
+) -> int:
+    """How many prompts leave less room than some setting's max_new_tokens.
+
+    Raises:
+        ValueError: for what would fail only when evaluation starts.
+    """
     if not problems:
         raise ValueError("there are no problems to evaluate; ask for at least one")
-    labels = set()
+    labels, cut = set(), set()
     for setting in config.settings:
         if label(setting) in labels:
             raise ValueError(f"evaluation: two settings are {label(setting)}; keep one of them")
@@ -52,15 +56,11 @@ def check_evaluation(
                 f"none of the {len(problems)} prompts fits {lm.name}, which has "
                 f"{lm.model.config.max_position_embeddings} positions; take a model with more"
             )
-
-
-def num_cut(lm: LanguageModel, problems: Sequence[Example], config: EvaluationConfig) -> int:
-    """How many prompts leave less room than some setting's max_new_tokens."""
-    cut = set()
-    for setting in config.settings:
-        for name, request in requests_of(lm, problems, setting, config.seed).items():
-            if request is None or request.num_new(setting) < setting.max_new_tokens:
-                cut.add(name)
+        cut |= {
+            name
+            for name, request in requests.items()
+            if request is None or request.num_new(setting) < setting.max_new_tokens
+        }
     return len(cut)
 
 

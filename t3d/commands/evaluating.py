@@ -23,7 +23,7 @@ from t3d.evaluation.comparison import Cell
 from t3d.evaluation.evaluate import Evaluation
 from t3d.evaluation.results import save_results
 from t3d.evaluation.samples import write_samples
-from t3d.grid import check_evaluation, evaluate_settings, identify, label, load, num_cut
+from t3d.grid import check_evaluation, evaluate_settings, identify, label, load
 from t3d.provenance import provenance, write_json
 from t3d.recipe import EvaluationConfig
 from t3d.report import (
@@ -112,8 +112,7 @@ def _evaluate(
         raise ValueError(f"num_workers must be at least 1, got {num_workers}")
     problems = task.examples(split, limit)
     lm = load(model)
-    check_evaluation(lm, problems, config)
-    cut = num_cut(lm, problems, config)
+    cut = check_evaluation(lm, problems, config)
     if cut:
         print(
             f"t3d: {cut} of {len(problems)} prompts leave less room than max_new_tokens in "
