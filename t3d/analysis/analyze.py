@@ -22,7 +22,7 @@ from t3d.analysis.estimators import Estimate, Marginals, leave_one_out
 from t3d.analysis.full_steps import exact_marginals, sample_paths
 from t3d.analysis.states import Denoiser, State, select_states
 from t3d.decoding.build import banned_token_ids
-from t3d.models import LanguageModel, SDARForCausalLM
+from t3d.models import BlockDiffusionLM, LanguageModel
 from t3d.provenance import write_bytes, write_json
 from t3d.trajectory import Trajectory
 
@@ -149,7 +149,7 @@ class Analysis:
 
 
 def measure(
-    models: Sequence[tuple[str, SDARForCausalLM]],
+    models: Sequence[tuple[str, BlockDiffusionLM]],
     states: Sequence[State],
     config: AnalysisConfig,
     *,

@@ -19,7 +19,7 @@ from t3d.decoding import visited_states
 from t3d.decoding.cache import SlotCache
 from t3d.decoding.sampling import allowed_log_probs
 from t3d.models.attention import attention_mask
-from t3d.models.sdar import SDARForCausalLM
+from t3d.models.block_diffusion import BlockDiffusionLM
 from t3d.rng import derive_key, fold, uniform
 from t3d.trajectory import Trajectory
 
@@ -79,7 +79,7 @@ class Denoiser:
 
     def __init__(
         self,
-        model: SDARForCausalLM,
+        model: BlockDiffusionLM,
         states: Sequence[State],
         *,
         banned_token_ids: Sequence[int],

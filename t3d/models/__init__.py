@@ -1,49 +1,99 @@
-"""Models: loading, the SDAR family, attention masks."""
+"""Models: loading, the families, attention masks."""
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, Literal, cast, overload
 
 import torch
 from torch import nn
 
+from t3d.models.block_diffusion import BlockDiffusionConfig, BlockDiffusionLM
+from t3d.models.families import FAMILIES, Family, family_of
 from t3d.models.loading import LanguageModel, from_pretrained, wrap
 from t3d.models.sdar import SDARConfig, SDARForCausalLM
 
-__all__ = ["LanguageModel", "SDARConfig", "SDARForCausalLM", "from_pretrained", "tiny", "wrap"]
+__all__ = [
+    "FAMILIES",
+    "BlockDiffusionConfig",
+    "BlockDiffusionLM",
+    "Family",
+    "LanguageModel",
+    "SDARConfig",
+    "SDARForCausalLM",
+    "family_of",
+    "from_pretrained",
+    "tiny",
+    "wrap",
+]
+
+_SHAPE = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.5,
+}
+_EXPERTS = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    # Kernels for groups of experts know no float64.
+    "experts_implementation": "eager",
+}
 
 
+@overload
 def tiny(
     *,
+    family: Literal["sdar"] = "sdar",
     vocab_size: int = 64,
     block_size: int = 4,
     seed: int = 0,
     dtype: torch.dtype = torch.float64,
     **config: Any,
-) -> SDARForCausalLM:
-    """A random SDAR of a few thousand parameters for tests; the mask is the last token.
+) -> SDARForCausalLM: ...
+
+
+@overload
+def tiny(
+    *,
+    family: str,
+    vocab_size: int = 64,
+    block_size: int = 4,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+    **config: Any,
+) -> BlockDiffusionLM: ...
+
+
+def tiny(
+    *,
+    family: str = "sdar",
+    vocab_size: int = 64,
+    block_size: int = 4,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+    **config: Any,
+) -> BlockDiffusionLM:
+    """A random model of a few thousand parameters for tests; the mask is the last token.
 
     Weights are large, so that predictions differ from position to position.
     """
-    shape = {
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "max_position_embeddings": 256,
-        "initializer_range": 0.5,
-    }
+    classes = family_of(family)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        settings = SDARConfig.from_dict(
+        settings = classes.config_class.from_dict(
             {
                 "vocab_size": vocab_size,
                 "block_size": block_size,
                 "mask_token_id": vocab_size - 1,
-                **shape,
+                **_SHAPE,
+                **(_EXPERTS if family == "sdar_moe" else {}),
                 **config,
             }
         )
-        return cast(SDARForCausalLM, nn.Module.to(SDARForCausalLM(settings).eval(), dtype))
+        model = classes.model_class(settings).eval()
+        return cast(BlockDiffusionLM, nn.Module.to(model, dtype))

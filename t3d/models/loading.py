@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,17 +9,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
 from jinja2 import TemplateError
-from safetensors import SafetensorError, safe_open
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
-from t3d.models.sdar import SDARConfig, SDARForCausalLM
+from t3d.models.block_diffusion import BlockDiffusionConfig, BlockDiffusionLM
+from t3d.models.checkpoint import check_checkpoint
+from t3d.models.families import family_of
 from t3d.provenance import hash_weights
 from t3d.tasks import Example
 
 MASK_TOKEN = "<|MASK|>"
 BUILT_IN = {"mini_teacher": Path(__file__).parent.parent / "assets" / "mini_teacher"}
 """Checkpoints that ship with the package."""
+_GENERIC_TOKENIZERS = ("TokenizersBackend", "PreTrainedTokenizerFast")
+_HUB_FILES = ["*.json", "*.jinja", "*.safetensors", "merges.txt"]
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
@@ -28,7 +38,7 @@ _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 class LanguageModel:
     """A block-diffusion model, its tokenizer and special ids."""
 
-    model: SDARForCausalLM
+    model: BlockDiffusionLM
     tokenizer: PreTrainedTokenizerBase
     mask_token_id: int
     pad_token_id: int
@@ -76,41 +86,94 @@ class LanguageModel:
         return str(self.tokenizer.decode(ids[:stop]))
 
     def save(self, directory: Path) -> None:
-        """Write the published SDAR layout: safetensors with Hub names, config, tokenizer."""
+        """Write the published layout: safetensors with Hub names, config, tokenizer."""
+        # Anew, since a trainer changes the model's.
+        self.model.generation_config = self.generation_config()
         self.model.save_pretrained(directory)
         self.tokenizer.save_pretrained(directory)
-        GenerationConfig(
+
+    def generation_config(self) -> GenerationConfig:
+        """The special ids; what a checkpoint says of sampling is not ours, and may be invalid."""
+        return GenerationConfig(
             eos_token_id=list(self.stop_token_ids), pad_token_id=self.pad_token_id
-        ).save_pretrained(directory)
+        )
 
 
-def _special_ids(
-    tokenizer: PreTrainedTokenizerBase, name: str, mask_token_id: int | None
-) -> tuple[int, int, tuple[int, ...]]:
-    """Mask, pad and stop ids of a tokenizer, the end-of-turn token first."""
-    vocabulary = tokenizer.get_vocab()
-    if mask_token_id is None:
-        mask_token_id = vocabulary.get(MASK_TOKEN)
-    if mask_token_id is None:
+def _mask_token(tokenizer: PreTrainedTokenizerBase, config: BlockDiffusionConfig, name: str) -> int:
+    """The configuration's mask token, else the tokenizer's."""
+    mask = config.mask_token_id
+    if mask is None:
+        mask = tokenizer.get_vocab().get(MASK_TOKEN)
+    if mask is None:
         raise ValueError(
             f"{name}: neither config.json (mask_token_id) nor the tokenizer ({MASK_TOKEN}) "
             "names a mask token; add mask_token_id to config.json"
         )
-    stops = [vocabulary[t] for t in ("<|im_end|>", "<|endoftext|>") if t in vocabulary]
-    eos = tokenizer.eos_token_id
-    if isinstance(eos, int) and eos not in stops:
-        stops.insert(0, eos)
+    if not isinstance(mask, int) or not 0 <= mask < config.vocab_size:
+        raise ValueError(
+            f"{name}: mask_token_id {mask!r} is no token of the vocabulary of "
+            f"{config.vocab_size}; correct it in config.json"
+        )
+    return mask
+
+
+def _end_of_turn(tokenizer: PreTrainedTokenizerBase, name: str) -> list[int]:
+    """The token that the chat template puts behind an answer; none where it puts text."""
+    roles = ("user", "assistant")
+    chat = [{"role": role, "content": f"words of the {role}"} for role in roles]
+    try:
+        text = str(tokenizer.apply_chat_template(chat, tokenize=False))
+    except (ValueError, TemplateError) as error:
+        raise ValueError(
+            f"{name}: the tokenizer's chat template is missing or broken; "
+            "add or correct chat_template.jinja"
+        ) from error
+    behind = text.rpartition(chat[-1]["content"])[2]
+    ids = tokenizer(behind, add_special_tokens=False)["input_ids"]
+    return [token for token in ids if token in tokenizer.added_tokens_decoder][:1]
+
+
+def _stop_tokens(
+    tokenizer: PreTrainedTokenizerBase, model: BlockDiffusionLM, name: str
+) -> tuple[int, ...]:
+    """Every token that ends a response, the one that ends a turn first."""
+    eos = None if model.generation_config is None else model.generation_config.eos_token_id
+    listed = [
+        *_end_of_turn(tokenizer, name),
+        *(eos if isinstance(eos, list) else [eos]),
+        tokenizer.eos_token_id,
+        tokenizer.get_vocab().get("<|endoftext|>"),
+    ]
+    stops = tuple(dict.fromkeys(token for token in listed if token is not None))
     if not stops:
         raise ValueError(f"{name}: the tokenizer has no end-of-turn token; set its eos_token")
+    for token in stops:
+        if not isinstance(token, int) or not 0 <= token < model.config.vocab_size:
+            raise ValueError(
+                f"{name}: eos_token_id {token!r} is no token of the vocabulary of "
+                f"{model.config.vocab_size}; correct it in generation_config.json"
+            )
+    return stops
+
+
+def wrap(
+    model: BlockDiffusionLM,
+    tokenizer: PreTrainedTokenizerBase,
+    name: str,
+    weights_hash: str | None = None,
+) -> LanguageModel:
+    """A language model from its parts.
+
+    Raises:
+        ValueError: for a missing mask token, or a tokenizer without a chat template.
+    """
+    mask = model.config.mask_token_id = _mask_token(tokenizer, model.config, name)
+    stops = _stop_tokens(tokenizer, model, name)
     pad = tokenizer.pad_token_id
-    return mask_token_id, pad if isinstance(pad, int) else stops[-1], tuple(stops)
-
-
-def wrap(model: SDARForCausalLM, tokenizer: PreTrainedTokenizerBase, name: str) -> LanguageModel:
-    """A language model from parts that live in memory."""
-    mask, pad, stops = _special_ids(tokenizer, name, model.config.mask_token_id)
-    model.config.mask_token_id = mask
-    return LanguageModel(model, tokenizer, mask, pad, stops, name, None)
+    pad = pad if isinstance(pad, int) else stops[-1]
+    lm = LanguageModel(model, tokenizer, mask, pad, stops, name, weights_hash)
+    model.generation_config = lm.generation_config()
+    return lm
 
 
 def from_pretrained(
@@ -128,9 +191,9 @@ def from_pretrained(
     that ships with the package.
 
     Args:
-        name_or_path: a directory in the published SDAR layout, a Hub name, or a built-in name.
+        name_or_path: a directory in the layout of the Hub, a Hub name, or a built-in name.
         device: where the weights go.
-        dtype: of the weights.
+        dtype: of the weights, whatever it is on disk.
         attn_implementation: sdpa, flex_attention or eager.
         block_size: training block size, where config.json lacks it.
         mask_token_id: id of the mask token, where config.json and the tokenizer lack it.
@@ -140,117 +203,64 @@ def from_pretrained(
             token, or a tokenizer that does not fit the model.
     """
     name = str(name_or_path)
-    source = str(BUILT_IN[name]) if name in BUILT_IN else name
-    if Path(source).is_dir():
-        _check_directory(Path(source))
-    elif not _HUB_NAME.fullmatch(source):
-        raise ValueError(f"{name}: no such checkpoint directory")
-    config = _load_config(name, source)
+    source = _locate(name)
+    document = check_checkpoint(source)
+    family = family_of(document["model_type"])
+    config = family.config_class.from_dict(document)
     try:
+        # By its file alone where no class is named: Auto would apply its family's own rules.
+        generic = get_tokenizer_config(source).get("tokenizer_class") in _GENERIC_TOKENIZERS
+        loader = PreTrainedTokenizerFast if generic else AutoTokenizer
         # Without the refusal, a checkpoint may ask the user to run its code.
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        tokenizer = loader.from_pretrained(source, trust_remote_code=False)
     except Exception as error:
         raise ValueError(
             f"{name}: cannot load the tokenizer ({_first_line(error)}); "
             "copy its tokenizer.json and tokenizer_config.json again"
         ) from error
-    wanted = config.mask_token_id if mask_token_id is None else mask_token_id
-    mask, pad, stops = _special_ids(tokenizer, name, wanted)
-    config.mask_token_id = mask
-    config.block_size = config.block_size if block_size is None else block_size
     if len(tokenizer) > config.vocab_size:
         raise ValueError(
             f"{name}: the tokenizer has {len(tokenizer)} tokens, the model only "
             f"{config.vocab_size} embeddings; they do not belong together"
         )
-    if not isinstance(mask, int) or not 0 <= mask < config.vocab_size:
-        raise ValueError(
-            f"{name}: mask_token_id {mask!r} is no token of the vocabulary of "
-            f"{config.vocab_size}; correct it in config.json"
-        )
-    size = config.block_size
+    config.mask_token_id = config.mask_token_id if mask_token_id is None else mask_token_id
+    config.mask_token_id = _mask_token(tokenizer, config, name)
+    config.block_size = size = config.block_size if block_size is None else block_size
     if size is not None and (not isinstance(size, int) or size < 1):
         raise ValueError(f"{name}: block_size must be a number from 1 up, got {size!r}")
     try:
-        loaded: Any = SDARForCausalLM.from_pretrained(
+        loaded: Any = family.model_class.from_pretrained(
             source,
             config=config,
             dtype=dtype,
             attn_implementation=attn_implementation,
             use_safetensors=True,
-            # They are in the report, which is the clearer error.
-            ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
     except Exception as error:
         raise ValueError(f"{name}: cannot load the model: {_first_line(error)}") from error
     model, report = loaded
-    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if report[problem]:
-            first = sorted(report[problem])[0]
-            if not isinstance(first, str):
-                key, found, wanted = first
-                first = f"{key} with shape {list(found)}, not {list(wanted)}"
-            raise ValueError(f"{name}: weights do not fit config.json: {problem}, first {first}")
-    local = Path(source)
-    weights = hash_weights(local) if local.is_dir() else None
+    assert not any(report.values())
+    # The library has tied them only if the checkpoint's head is its embedding, or absent.
+    model.config.tie_word_embeddings = model.lm_head.weight is model.model.embed_tokens.weight
     model = model.to(torch.device(device)).eval()
-    lm = LanguageModel(model, tokenizer, mask, pad, stops, name, weights)
-    try:
-        lm.encode_prompt("")
-    except (ValueError, TemplateError) as error:
-        raise ValueError(
-            f"{name}: the tokenizer's chat template is missing or broken; "
-            "add or correct chat_template.jinja"
-        ) from error
-    return lm
+    return wrap(model, tokenizer, name, hash_weights(source))
 
 
-def _load_config(name: str, source: str) -> SDARConfig:
-    """config.json, which must be of the family; its auto_map is never followed."""
+def _locate(name: str) -> Path:
+    """The checkpoint's directory; a model of the Hub is downloaded into its cache."""
+    path = BUILT_IN.get(name, Path(name))
+    if path.is_dir():
+        return path
+    if not _HUB_NAME.fullmatch(name):
+        raise ValueError(f"{name}: no such checkpoint directory")
     try:
-        document, _ = SDARConfig.get_config_dict(source)
-    except (OSError, ValueError) as error:
+        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+    except (OSError, ValueError, HfHubHTTPError) as error:
         raise ValueError(
             f"{name}: neither a directory nor a model of the Hub: {_first_line(error)}"
         ) from error
-    family = document.get("model_type")
-    if family != SDARConfig.model_type:
-        raise ValueError(
-            f"{name}: model_type {family!r} is no block-diffusion family of t3d (sdar)"
-        )
-    try:
-        return SDARConfig.from_dict(document)
-    except Exception as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise ValueError(f"{name}: config.json is no SDAR configuration: {reason}") from error
 
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _check_directory(directory: Path) -> None:
-    """Say what a local directory lacks before transformers looks for it on the Hub."""
-    path = directory / "config.json"
-    if not path.is_file():
-        raise ValueError(f"{directory}: no config.json; name a checkpoint directory")
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(document, dict):
-        raise ValueError(f"{path}: not a JSON object")
-    shards = sorted(directory.glob("*.safetensors"))
-    if not shards:
-        pickled = sorted(p.name for p in [*directory.glob("*.bin"), *directory.glob("*.pt*")])
-        remedy = f"; {pickled[0]} is a pickle, convert it to safetensors first" if pickled else ""
-        raise ValueError(f"{directory}: no *.safetensors weights{remedy}")
-    for shard in shards:
-        try:
-            with safe_open(shard, framework="pt"):
-                pass
-        except (OSError, SafetensorError) as error:
-            raise ValueError(f"{shard}: damaged or cut short ({error}); copy it again") from None
-    if not (directory / "tokenizer.json").is_file():
-        raise ValueError(f"{directory}: no tokenizer.json")

@@ -7,6 +7,7 @@ import pickle
 import re
 import shutil
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,32 @@ def test_both_ends_of_a_turn_stop(lm: LanguageModel, saved: Path) -> None:
     assert tuple(document["eos_token_id"]) == both
 
 
+def test_a_tokenizer_may_come_as_vocabulary_and_merges(copy: Path, lm: LanguageModel) -> None:
+    document = json.loads((copy / "tokenizer.json").read_text())
+    merges = [
+        pair if isinstance(pair, str) else " ".join(pair) for pair in document["model"]["merges"]
+    ]
+    (copy / "tokenizer.json").unlink()
+    (copy / "vocab.json").write_text(json.dumps(document["model"]["vocab"]))
+    (copy / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]))
+    added = {token["content"]: token["id"] for token in document["added_tokens"]}
+    (copy / "added_tokens.json").write_text(json.dumps(added))
+    # As published: code beside it that must not run.
+    (copy / "tokenization_qwen2.py").write_text("raise AssertionError('was run')")
+    edit(
+        "tokenizer_config.json",
+        lambda d: d.update(
+            tokenizer_class="Qwen2Tokenizer",
+            auto_map={"AutoTokenizer": ["tokenization_qwen2.Qwen2Tokenizer", None]},
+        ),
+    )(copy)
+    loaded = from_pretrained(copy)
+    assert loaded.mask_token_id == lm.mask_token_id
+    assert loaded.stop_token_ids == lm.stop_token_ids
+    text = "Tom has 5 apples."
+    assert loaded.decode(loaded.tokenizer(text)["input_ids"]) == text
+
+
 def edit(file: str, change: Callable[[dict[str, Any]], object]) -> Damage:
     def damage(directory: Path) -> None:
         document = json.loads((directory / file).read_text())
@@ -72,6 +99,10 @@ def weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Damage:
         save_file(tensors, file, metadata={"format": "pt"})
 
     return damage
+
+
+def stop(value: object) -> Damage:
+    return edit("generation_config.json", lambda document: document.update(eos_token_id=value))
 
 
 def write(file: str, text: str) -> Damage:
@@ -103,6 +134,12 @@ def a_shard_short(directory: Path) -> None:
     (directory / "model.safetensors.index.json").write_text(json.dumps(document))
 
 
+def fewer_embeddings(directory: Path) -> None:
+    names = ("model.embed_tokens.weight", "lm_head.weight")
+    weights(lambda tensors: tensors.update({n: tensors[n][:300].clone() for n in names}))(directory)
+    config(vocab_size=300, mask_token_id=0)(directory)
+
+
 def no_mask_token(directory: Path) -> None:
     edit("config.json", lambda document: document.pop("mask_token_id"))(directory)
     edit("tokenizer.json", lambda document: document["added_tokens"].pop())(directory)
@@ -111,44 +148,29 @@ def no_mask_token(directory: Path) -> None:
 DAMAGES: dict[str, tuple[Damage, str]] = {
     "absent": (shutil.rmtree, "no such checkpoint directory"),
     "no config": (remove("config.json"), "no config.json"),
-    "corrupt config": (write("config.json", "{"), "config.json: not valid JSON"),
-    "no object": (write("config.json", "[]"), "config.json: not a JSON object"),
     "no family": (write("config.json", "{}"), "model_type None is no block-diffusion family"),
-    "other family": (config(model_type="llama"), "model_type 'llama' is no block-diffusion"),
     "unknown family": (config(model_type="nosuch"), "model_type 'nosuch' is no block-diffusion"),
-    "wrong type": (config(hidden_size="x"), "'hidden_size' expected int, got str"),
-    "no layers": (config(num_hidden_layers=3), "cannot load the model"),
-    "other width": (config(hidden_size=40), "mismatched_keys, first lm_head.weight with shape"),
+    "not converted": (config(model_type="qwen3"), "'qwen3' is autoregressive; convert it first"),
+    "other width": (config(hidden_size=40), "weights do not fit config.json"),
     "cut short": (cut("model.safetensors", 100), "model.safetensors: damaged or cut short"),
-    "empty": (write("model.safetensors", ""), "model.safetensors: damaged or cut short"),
-    "no weights": (remove("model.safetensors"), "no *.safetensors weights"),
     "pickle": (only_a_pickle, "pytorch_model.bin is a pickle, convert it to safetensors first"),
     "no shard": (a_shard_short, "model-00002-of-00002.safetensors"),
-    "missing tensor": (
-        weights(lambda tensors: tensors.pop("model.norm.weight")),
-        "weights do not fit config.json: missing_keys, first model.norm.weight",
-    ),
-    "unknown tensor": (
-        weights(lambda tensors: tensors.update(extra=torch.zeros(1))),
-        "weights do not fit config.json: unexpected_keys, first extra",
-    ),
-    "wrong shape": (
-        weights(lambda tensors: tensors.update({"model.norm.weight": torch.zeros(3)})),
-        "mismatched_keys, first model.norm.weight with shape [3], not [32]",
+    "no head": (
+        weights(lambda tensors: tensors.pop("lm_head.weight")),
+        "lm_head.weight is missing; set tie_word_embeddings to true",
     ),
     "no tokenizer": (remove("tokenizer.json"), "no tokenizer.json"),
     "corrupt tokenizer": (cut("tokenizer.json", 100), "cannot load the tokenizer"),
     "empty tokenizer": (write("tokenizer.json", "{}"), "cannot load the tokenizer"),
     "corrupt settings": (write("tokenizer_config.json", "{"), "cannot load the tokenizer"),
-    "small vocabulary": (config(vocab_size=300), "the tokenizer has 400 tokens, the model only"),
+    "small vocabulary": (fewer_embeddings, "the tokenizer has 400 tokens, the model only"),
     "no template": (remove("chat_template.jinja"), "chat template is missing or broken"),
     "bad template": (write("chat_template.jinja", "{% for"), "chat template is missing or broken"),
     "no mask": (no_mask_token, "names a mask token; add mask_token_id to config.json"),
     "mask beyond": (config(mask_token_id=400), "mask_token_id 400 is no token of the vocabulary"),
-    "mask below": (config(mask_token_id=-1), "mask_token_id -1 is no token of the vocabulary"),
-    "mask text": (config(mask_token_id="x"), "mask_token_id 'x' is no token of the vocabulary"),
     "block 0": (config(block_size=0), "block_size must be a number from 1 up, got 0"),
-    "block text": (config(block_size="4"), "block_size must be a number from 1 up, got '4'"),
+    "stop beyond": (stop(400), "eos_token_id 400 is no token of the vocabulary of 400"),
+    "stop text": (stop("x"), "eos_token_id 'x' is no token of the vocabulary of 400"),
 }
 
 
@@ -226,6 +248,114 @@ def test_weights_do_not_depend_on_their_files(saved: Path, copy: Path) -> None:
     save_file(rest, copy / "model-00002-of-00002.safetensors", metadata={"format": "pt"})
     state = from_pretrained(copy).model.state_dict()
     assert all(torch.equal(state[name], tensors[name]) for name in tensors)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize("key", ["block_size", "mask_token_id"])
+def test_an_autoregressive_checkpoint_is_to_be_converted(
+    lm: LanguageModel, tmp_path: Path, family: str, key: str
+) -> None:
+    """Arguments do not make a block-diffusion model of one that was never trained as such."""
+    wrap(tiny(family=family, vocab_size=400), lm.tokenizer, "memory").save(tmp_path)
+    edit("config.json", lambda document: document.pop(key))(tmp_path)
+    with pytest.raises(ValueError, match=f"without {key} is autoregressive; convert it first"):
+        from_pretrained(tmp_path, block_size=4, mask_token_id=399)
+
+
+@pytest.mark.parametrize("same", [False, True])
+def test_the_head_follows_the_weights(copy: Path, tmp_path: Path, same: bool) -> None:
+    """A configuration may say that it is tied to the embedding where the weights hold another."""
+    config(tie_word_embeddings=True)(copy)
+    if same:
+        embedding = "model.embed_tokens.weight"
+        weights(lambda t: t.update({"lm_head.weight": t[embedding].clone()}))(copy)
+    tensors = load_file(copy / "model.safetensors")
+    loaded = from_pretrained(copy)
+    assert loaded.model.config.tie_word_embeddings is same
+    state = loaded.model.state_dict()
+    assert all(torch.equal(state[name], tensors[name]) for name in tensors)
+    loaded.save(tmp_path / "again")
+    assert ("lm_head.weight" in load_file(tmp_path / "again" / "model.safetensors")) is not same
+    state = from_pretrained(tmp_path / "again").model.state_dict()
+    assert all(torch.equal(state[name], tensors[name]) for name in tensors)
+
+
+LLAMA3_CHAT = (
+    "{{ bos_token }}{% for m in messages %}<|start|>{{ m.role }}\n\n{{ m.content | trim }}<|eot|>"
+    "{% endfor %}{% if add_generation_prompt %}<|start|>assistant\n\n{% endif %}"
+)
+
+
+def test_a_turn_ends_as_its_template_says_and_every_stop_token_stays(
+    lm: LanguageModel, tmp_path: Path
+) -> None:
+    """As in Llama 3: the end of text comes first in its list, another token ends a turn."""
+    tokenizer = deepcopy(lm.tokenizer)
+    tokenizer.add_special_tokens(
+        {"bos_token": "<|begin|>", "additional_special_tokens": ["<|start|>", "<|eom|>", "<|eot|>"]}
+    )
+    tokenizer.eos_token = "<|im_end|>"
+    tokenizer.chat_template = LLAMA3_CHAT
+    wrap(tiny(family="llama", vocab_size=len(tokenizer)), tokenizer, "memory").save(tmp_path)
+    ids = tokenizer.get_vocab()
+    listed = [ids["<|im_end|>"], ids["<|eom|>"], ids["<|eot|>"]]
+    stop(listed)(tmp_path)
+    edit("generation_config.json", lambda d: d.update(temperature=0.6, do_sample=False))(tmp_path)
+    loaded = from_pretrained(tmp_path)
+    assert loaded.stop_token_ids[0] == ids["<|eot|>"]
+    assert set(loaded.stop_token_ids) == {*listed, ids["<|endoftext|>"]}
+    assert loaded.encode_responses(["3"])[0][-1] == ids["<|eot|>"]
+    # Settings of sampling that contradict each other are no obstacle to saving.
+    loaded.save(tmp_path / "again")
+    assert from_pretrained(tmp_path / "again").stop_token_ids == loaded.stop_token_ids
+
+
+def test_both_stop_tokens_of_sdar_are_known_without_generation_settings(
+    lm: LanguageModel, copy: Path
+) -> None:
+    """Its tokenizer's end of text is no end of a turn."""
+    (copy / "generation_config.json").unlink()
+    edit("tokenizer_config.json", lambda d: d.update(eos_token="<|endoftext|>"))(copy)
+    config(eos_token_id=lm.stop_token_ids[1])(copy)
+    assert from_pretrained(copy).stop_token_ids == lm.stop_token_ids
+
+
+def test_a_model_of_the_hub_is_its_snapshot(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its cache holds links to blobs; what no checkpoint needs is not downloaded."""
+    home, commit = tmp_path / "models--some--model", "0" * 40
+    for folder in ("refs", "blobs", f"snapshots/{commit}"):
+        (home / folder).mkdir(parents=True)
+    (home / "refs" / "main").write_text(commit)
+    for number, file in enumerate(sorted(saved.iterdir())):
+        shutil.copy(file, home / "blobs" / str(number))
+        link = home / "snapshots" / commit / file.name
+        link.symlink_to(Path("..") / ".." / "blobs" / str(number))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    loaded, expected = from_pretrained("some/model"), from_pretrained(saved)
+    assert loaded.name == "some/model"
+    assert loaded.weights_hash == expected.weights_hash
+    state = expected.model.state_dict()
+    assert all(torch.equal(w, state[k]) for k, w in loaded.model.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_half_precision_loads_as_asked(copy: Path, dtype: torch.dtype) -> None:
+    def halve(tensors: dict[str, torch.Tensor]) -> None:
+        tensors.update({name: weight.bfloat16() for name, weight in tensors.items()})
+
+    weights(halve)(copy)
+    tensors = load_file(copy / "model.safetensors")
+    state = from_pretrained(copy, dtype=dtype).model.state_dict()
+    assert all(torch.equal(state[name], tensors[name].to(dtype)) for name in tensors)
+
+
+def test_the_attention_of_a_published_config_is_no_order(copy: Path) -> None:
+    config(attn_implementation="flex_attention", fuse_cross_entropy=True)(copy)
+    assert from_pretrained(copy).model.config._attn_implementation == "sdpa"
+    eager = from_pretrained(copy, attn_implementation="eager")
+    assert eager.model.config._attn_implementation == "eager"
 
 
 def test_arguments_fill_what_the_checkpoint_lacks(copy: Path) -> None:

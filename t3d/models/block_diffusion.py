@@ -1,0 +1,107 @@
+"""What makes an autoregressive model of the library a block-diffusion model: a mask.
+
+Weights, their names and arithmetic stay the library's, and logits are not shifted: position i
+predicts token i. A family is one class from `BlockDiffusionLM` and the library's own, with a
+configuration from the library's own and `BlockDiffusionConfig`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from t3d.blocks import BlockLayout
+from t3d.models.attention import attention_mask as build_mask
+
+
+class BlockDiffusionConfig(PreTrainedConfig):
+    """The training block size and the mask token, beside what the library's family has.
+
+    Both are absent from some published checkpoints; `t3d.models.loading` resolves them. This
+    class comes after the library's among a family's bases, so that its defaults hold.
+    """
+
+    block_size: int | None = None
+    mask_token_id: int | None = None
+    head_dim: int | None = None
+    """Some families leave it to be computed; the cache of the decoder reads it."""
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.head_dim is None:
+            self.head_dim = self.hidden_size // self.num_attention_heads
+        super().__post_init__(**kwargs)
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """What config.json holds, with the top-level fields that other engines read.
+
+        transformers 5 writes only `rope_parameters`; engines that do not know it fall back
+        to theta 10000 and give wrong output without an error.
+        """
+        out = super().to_diff_dict()
+        if self.rope_parameters is not None:
+            scaling = dict(self.rope_parameters)
+            out["rope_theta"] = scaling.pop("rope_theta")
+            out["rope_scaling"] = None if scaling["rope_type"] == "default" else scaling
+        if out.get("dtype") is not None:
+            out["torch_dtype"] = out["dtype"]
+        return out
+
+
+class BlockDiffusionLM(PreTrainedModel):
+    """A block-diffusion language model of any family."""
+
+    config: BlockDiffusionConfig  # type: ignore[assignment]
+
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | BlockMask | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        select: Tensor | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits of the masked-token prediction.
+
+        Args:
+            input_ids: int64 [B, L].
+            attention_mask: a block mask in the form of `t3d.models.attention`; by default
+                the block-causal mask of `config.block_size` over whole sequences.
+            position_ids: int64 [B, L]; by default 0..L-1.
+            past_key_values: a cache whose `update` places keys and values.
+            select: bool [B, L], the positions whose logits are wanted. The vocabulary is
+                wide, so hidden states are gathered before the head.
+
+        Returns:
+            logits [B, L, V], or [M, V] for the M selected positions in row-major order.
+        """
+        if attention_mask is None:
+            if self.config.block_size is None:
+                raise ValueError("config.block_size is not set; pass attention_mask or set it")
+            assert input_ids is not None
+            length = torch.full((len(input_ids),), input_ids.shape[1], device=input_ids.device)
+            grid = BlockLayout(self.config.block_size).clean(length, input_ids.shape[1])
+            implementation = self.config._attn_implementation
+            assert implementation is not None
+            attention_mask = build_mask(implementation, grid, grid, self.dtype)
+        # Every family takes a mask of four dimensions as it is, and makes any other causal.
+        assert len(attention_mask.shape) == 4
+        decoder, head = self.base_model, self.get_output_embeddings()
+        assert isinstance(head, nn.Linear)
+        hidden = decoder(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=past_key_values is not None,
+            **kwargs,
+        ).last_hidden_state
+        if select is not None:
+            hidden = hidden[select]
+        return CausalLMOutputWithPast(logits=head(hidden), past_key_values=past_key_values)

@@ -1,0 +1,389 @@
+"""Refuse a malformed checkpoint before any of it is loaded.
+
+Only JSON of bounded size and the headers of safetensors files are read. What they claim is
+compared before anything is built from it, so a file that lies can ask for no memory; no code of
+a checkpoint runs, no pickle is opened and no file outside its directory is touched.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from transformers.activations import ACT2FN
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from t3d.models.families import Family, family_of
+
+MAX_JSON_BYTES = 10 * 2**20
+"""Of config.json and of the index; the largest published index has 2 MiB."""
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+DTYPES = ("BF16", "F16", "F32", "F64")
+HEAD = "lm_head.weight"
+
+REQUIRED = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
+    *("num_attention_heads", "hidden_act", "rms_norm_eps"),
+)
+"""Keys whose default would be a guess at how the model was trained."""
+REQUIRED_OF = {"sdar_moe": ("moe_intermediate_size", "num_experts_per_tok", "norm_topk_prob")}
+COUNTS = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
+    *("num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings"),
+    *("num_experts", "num_local_experts", "num_experts_per_tok", "moe_intermediate_size"),
+    *("decoder_sparse_step", "block_size"),
+)
+REFUSED = {
+    "quantization_config": "t3d does not load quantized weights; dequantize them first",
+    "transformers_weights": "t3d reads model.safetensors or its shards; remove the key",
+    "num_labels": "a language model has no labels; remove the key",
+    "use_sliding_window": "t3d has no sliding window; set it to false or train without one",
+}
+
+Shape = tuple[int, ...]
+Tensors = dict[str, tuple[Path, Shape]]
+"""Where each tensor lies, and its shape."""
+
+
+def check_checkpoint(directory: Path) -> dict[str, Any]:
+    """The object of a checkpoint's config.json, if what lies beside it fits.
+
+    Args:
+        directory: one in the layout of the Hub.
+
+    Raises:
+        ValueError: one line that names the file, the key and the remedy, where a file is missing
+            or damaged, where config.json describes no model of t3d's families, or where the
+            names, shapes and number formats of the tensors are not those that it describes.
+    """
+    adapter, path = directory / "adapter_config.json", directory / "config.json"
+    if adapter.exists():
+        raise ValueError(
+            f"{adapter}: a LoRA adapter is no checkpoint; merge it into its base model "
+            "(merge_and_unload of peft) and save that"
+        )
+    ggufs = sorted(directory.glob("*.gguf"))
+    if ggufs and not any(directory.glob("*.safetensors")):
+        raise ValueError(f"{ggufs[0]}: GGUF is not loaded directly; convert it first: t3d convert")
+    if not path.is_file():
+        raise ValueError(f"{directory}: no config.json; name a checkpoint directory")
+    document = _read_object(path)
+    try:
+        family = family_of(document.get("model_type"))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    _check_values(path, document, family)
+    tensors = _read_tensors(directory)
+    if document["num_hidden_layers"] > len(tensors):
+        raise ValueError(
+            f"{path}: num_hidden_layers is {document['num_hidden_layers']}, but the weights have "
+            f"only {len(tensors)} tensors; correct it or copy the weights again"
+        )
+    _check_tensors(directory, _build_config(path, document, family), tensors)
+    # Published checkpoints of the Qwen family may have the two files that it is made of.
+    parts = all((directory / name).is_file() for name in ("vocab.json", "merges.txt"))
+    if not parts and not (directory / "tokenizer.json").is_file():
+        raise ValueError(f"{directory}: no tokenizer.json; save a fast tokenizer beside the model")
+    return document
+
+
+def tensor_shapes(config: Any) -> Iterator[tuple[str, Shape]]:
+    """Names and shapes of the tensors that a configuration describes, as published, the head last.
+
+    They come one at a time: a configuration may describe any number of them.
+    """
+    family, hidden, head = config.model_type, config.hidden_size, config.head_dim
+    queries, keys = config.num_attention_heads * head, config.num_key_value_heads * head
+    bias = family != "qwen2" and config.attention_bias
+    moe = family == "sdar_moe"
+
+    def linear(name: str, rows: int, columns: int, bias: bool) -> Iterator[tuple[str, Shape]]:
+        yield f"{name}.weight", (rows, columns)
+        if bias:
+            yield f"{name}.bias", (rows,)
+
+    def mlp(name: str, width: int) -> Iterator[tuple[str, Shape]]:
+        with_bias = family == "llama" and config.mlp_bias
+        yield from linear(f"{name}.gate_proj", width, hidden, with_bias)
+        yield from linear(f"{name}.up_proj", width, hidden, with_bias)
+        yield from linear(f"{name}.down_proj", hidden, width, with_bias)
+
+    yield "model.embed_tokens.weight", (config.vocab_size, hidden)
+    for i in range(config.num_hidden_layers):
+        layer = f"model.layers.{i}"
+        attention = f"{layer}.self_attn"
+        yield f"{layer}.input_layernorm.weight", (hidden,)
+        yield f"{layer}.post_attention_layernorm.weight", (hidden,)
+        # Qwen2 has biases there, whatever its configuration says.
+        yield from linear(f"{attention}.q_proj", queries, hidden, bias or family == "qwen2")
+        yield from linear(f"{attention}.k_proj", keys, hidden, bias or family == "qwen2")
+        yield from linear(f"{attention}.v_proj", keys, hidden, bias or family == "qwen2")
+        yield from linear(f"{attention}.o_proj", hidden, queries, bias)
+        if family in ("sdar", "sdar_moe"):
+            yield f"{attention}.q_norm.weight", (head,)
+            yield f"{attention}.k_norm.weight", (head,)
+        dense = moe and i in config.mlp_only_layers
+        if moe and not dense and (i + 1) % config.decoder_sparse_step == 0:
+            yield f"{layer}.mlp.gate.weight", (config.num_experts, hidden)
+            for j in range(config.num_experts):
+                yield from mlp(f"{layer}.mlp.experts.{j}", config.moe_intermediate_size)
+        else:
+            yield from mlp(f"{layer}.mlp", config.intermediate_size)
+    yield "model.norm.weight", (hidden,)
+    yield HEAD, (config.vocab_size, hidden)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise ValueError(f"{path}: larger than {MAX_JSON_BYTES} bytes; copy it again")
+    try:
+        text = path.read_text(encoding="utf-8")
+        document = json.loads(text, parse_constant=_refuse_constant)
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not valid JSON: {_line(error)}; copy it again") from None
+    if not isinstance(document, dict):
+        raise ValueError(f"{path}: not a JSON object; copy it again")
+    return document
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number")
+
+
+def _line(error: BaseException) -> str:
+    return " ".join((str(error) or type(error).__name__).split())[:200]
+
+
+def _show(value: object) -> str:
+    """A value of a file as text of one short line."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}..."
+
+
+def _check_values(path: Path, document: dict[str, Any], family: Family) -> None:
+    """Every key by itself, as it stands in the file."""
+    kind = document["model_type"]
+    for key, remedy in REFUSED.items():
+        if document.get(key):
+            raise ValueError(f"{path}: has {key}; {remedy}")
+    absent = [key for key in ("block_size", "mask_token_id") if document.get(key) is None]
+    if absent and family.autoregressive == kind:
+        raise ValueError(
+            f"{path}: a {kind} without {absent[0]} is autoregressive; convert it first: t3d convert"
+        )
+    for key in (*REQUIRED, *REQUIRED_OF.get(kind, ())):
+        if document.get(key) is None:
+            raise ValueError(f"{path}: no {key}; copy the published config.json again")
+    for key in COUNTS:
+        value = document.get(key)
+        if value is not None and (type(value) is not int or value < 1):
+            raise ValueError(f"{path}: {key} must be a number from 1 up, got {_show(value)}")
+    mask, vocabulary = document.get("mask_token_id"), document["vocab_size"]
+    if mask is not None and (type(mask) is not int or not 0 <= mask < vocabulary):
+        raise ValueError(
+            f"{path}: mask_token_id {_show(mask)} is no token of the vocabulary of {vocabulary}; "
+            "correct it in config.json"
+        )
+    hidden, heads = document["hidden_size"], document["num_attention_heads"]
+    if document.get("head_dim") is None and hidden % heads:
+        raise ValueError(
+            f"{path}: hidden_size {hidden} is no multiple of num_attention_heads {heads}, "
+            "and there is no head_dim; correct them"
+        )
+    activation = document["hidden_act"]
+    if not isinstance(activation, str) or activation not in ACT2FN:
+        raise ValueError(f"{path}: hidden_act {_show(activation)} is unknown; correct it")
+    _check_positive(path, "rms_norm_eps", document["rms_norm_eps"])
+    _check_rope(path, document)
+
+
+def _check_rope(path: Path, document: dict[str, Any]) -> None:
+    """RoPE's base stands where its config is of transformers 5 or older, or in both places.
+
+    The library falls back to 10000, which would be wrong output without an error.
+    """
+    nested = document.get("rope_parameters") or {}
+    if not isinstance(nested, dict):
+        raise ValueError(f"{path}: rope_parameters is no object; copy the published one again")
+    values = [v for v in (document.get("rope_theta"), nested.get("rope_theta")) if v is not None]
+    if not values:
+        raise ValueError(f"{path}: no rope_theta; add the one that the model was trained with")
+    for value in values:
+        _check_positive(path, "rope_theta", value)
+    if values[0] != values[-1]:
+        raise ValueError(
+            f"{path}: rope_theta is {values[0]}, but {values[1]} in rope_parameters; correct one"
+        )
+
+
+def _check_positive(path: Path, key: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ValueError(f"{path}: {key} must be a positive number, got {_show(value)}")
+
+
+def _build_config(path: Path, document: dict[str, Any], family: Family) -> Any:
+    """The configuration with the library's defaults, whose values fit each other."""
+    kinds, num_layers = document.get("layer_types"), document["num_hidden_layers"]
+    if kinds is not None and kinds != ["full_attention"] * num_layers:
+        raise ValueError(
+            f"{path}: layer_types is not full_attention for each of the {num_layers} layers, all "
+            "that t3d has; correct it"
+        )
+    try:
+        config: Any = family.config_class.from_dict(dict(document))
+    except Exception as error:
+        # The library's reason comes after a list of its own.
+        reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+        raise ValueError(
+            f"{path}: no {document['model_type']} configuration: {reason[0].strip()[:200]}"
+        ) from None
+    heads, groups = config.num_attention_heads, config.num_key_value_heads
+    if heads % groups:
+        raise ValueError(
+            f"{path}: num_attention_heads {heads} is no multiple of num_key_value_heads "
+            f"{groups}; correct them"
+        )
+    if config.head_dim % 2:
+        raise ValueError(f"{path}: head_dim {config.head_dim} is odd, RoPE turns pairs; correct it")
+    if config.rope_parameters["rope_type"] not in ("default", *ROPE_INIT_FUNCTIONS):
+        kind = _show(config.rope_parameters["rope_type"])
+        raise ValueError(f"{path}: rope_type {kind} is unknown; correct it")
+    if config.model_type == "sdar_moe" and config.num_experts_per_tok > config.num_experts:
+        raise ValueError(
+            f"{path}: num_experts_per_tok {config.num_experts_per_tok} is more than num_experts "
+            f"{config.num_experts}; correct them"
+        )
+    return config
+
+
+def _read_tensors(directory: Path) -> Tensors:
+    """The tensors of all shards, which are those that the index names."""
+    index = directory / INDEX
+    found = sorted(path.name for path in directory.glob("*.safetensors"))
+    if not index.exists():
+        if not found:
+            pickles = [*directory.glob("*.bin"), *directory.glob("*.pt*")]
+            first = min((path.name for path in pickles), default=None)
+            remedy = f"{first} is a pickle, convert it to safetensors first"
+            raise ValueError(
+                f"{directory}: no *.safetensors weights; {remedy if first else 'copy them again'}"
+            )
+        stray = [name for name in found if name != WEIGHTS]
+        if stray:
+            raise ValueError(
+                f"{directory}: {stray[0]} is neither {WEIGHTS} nor named by an index; "
+                f"copy {INDEX} again or remove the file"
+            )
+        return _read_shards(directory, found)
+    weight_map = _read_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{index}: no weight_map of tensors to files; copy it again")
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str) or Path(shard).name != shard:
+            raise ValueError(
+                f"{index}: weight_map puts {_show(name)} into {_show(shard)}, which is no file of "
+                "this directory; copy it again"
+            )
+        if shard not in found:
+            raise ValueError(
+                f"{index}: weight_map names {_show(shard)}, which is not there; copy that file too"
+            )
+    stray = sorted(set(found) - set(weight_map.values()))
+    if stray:
+        raise ValueError(f"{directory}: {stray[0]} is in no weight_map of {INDEX}; remove one")
+    tensors = _read_shards(directory, found)
+    for name, (shard, _) in tensors.items():
+        if weight_map.get(name) != shard.name:
+            raise ValueError(
+                f"{index}: weight_map puts {_show(name)} into {_show(weight_map.get(name))}, but "
+                f"{shard.name} holds it; copy both again"
+            )
+    for name in weight_map:
+        if name not in tensors:
+            raise ValueError(
+                f"{index}: weight_map puts {_show(name)} into {weight_map[name]}, which lacks it; "
+                "copy both again"
+            )
+    return tensors
+
+
+def _read_shards(directory: Path, names: list[str]) -> Tensors:
+    home = directory.resolve()
+    if home.parent.name == "snapshots":
+        # The Hub's cache: files are links into `blobs` beside `snapshots`.
+        home = home.parent.parent
+    tensors: Tensors = {}
+    for shard in (directory / name for name in names):
+        if not shard.is_file():
+            raise ValueError(f"{shard}: no regular file; copy it again")
+        if not shard.resolve().is_relative_to(home):
+            raise ValueError(f"{shard}: a link out of its directory; copy the file itself")
+        for name, shape in _read_header(shard).items():
+            if name in tensors:
+                raise ValueError(
+                    f"{shard}: {_show(name)} is in {tensors[name][0].name} as well; copy both again"
+                )
+            tensors[name] = shard, shape
+    return tensors
+
+
+def _read_header(shard: Path) -> dict[str, Shape]:
+    """Shapes of a safetensors file; the library refuses offsets that do not tile the file."""
+    try:
+        with safe_open(shard, framework="np") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            dtypes = {name: str(part.get_dtype()) for name, part in slices.items()}
+            shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+    except (OSError, SafetensorError) as error:
+        if _is_pickle(shard):
+            raise ValueError(
+                f"{shard}: a pickle by another name; convert it to safetensors first"
+            ) from None
+        raise ValueError(f"{shard}: damaged or cut short ({_line(error)}); copy it again") from None
+    for name, dtype in dtypes.items():
+        if dtype not in DTYPES:
+            raise ValueError(
+                f"{shard}: {_show(name)} has numbers of type {dtype}, not {', '.join(DTYPES)}; "
+                "t3d does not load quantized weights"
+            )
+    return shapes
+
+
+def _is_pickle(path: Path) -> bool:
+    """By its first bytes, which could be a length too, but then a brace would follow."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    magic = (b"PK", *(bytes((0x80, protocol)) for protocol in range(2, 6)))
+    return start.startswith(magic) and start[8:] != b"{"
+
+
+def _check_tensors(directory: Path, config: Any, tensors: Tensors) -> None:
+    misfit = "weights do not fit config.json"
+    expected: set[str] = set()
+    for name, shape in tensor_shapes(config):
+        expected.add(name)
+        if name not in tensors:
+            if name == HEAD and config.tie_word_embeddings:
+                continue
+            remedy = "copy the weights or config.json again"
+            if name == HEAD:
+                remedy = "set tie_word_embeddings to true if the head is the embedding"
+            raise ValueError(f"{directory}: {misfit}: {name} is missing; {remedy}")
+        shard, found = tensors[name]
+        if found != shape:
+            raise ValueError(
+                f"{shard}: {misfit}: {name} has shape {list(found)}, not {list(shape)}; "
+                "copy both again"
+            )
+    extra = sorted(tensors.keys() - expected)
+    if extra:
+        shard = tensors[extra[0]][0]
+        raise ValueError(
+            f"{shard}: {misfit}: {_show(extra[0])} is no tensor of it; copy both again"
+        )
