@@ -1,0 +1,74 @@
+"""Commands that exchange trajectories with the code of T3D's authors and with dLLM-RL."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from t3d import interchange
+from t3d.grid import load
+from t3d.interchange import Format, TransferReport
+from t3d.interchange.importing import REPORT
+from t3d.store import TrajectoryStore
+
+
+def import_store(
+    source: Path,
+    model: str,
+    output: Path,
+    format: Format = "t3d",
+    block_size: int = 4,
+    prompt_suffix: str = "",
+) -> None:
+    """Turn rollout JSON of T3D's authors, or of dLLM-RL, into a trajectory store.
+
+    Responses whose tokens and steps cannot be aligned are left out and reported, never guessed.
+
+    Example:
+      t3d import SDAR-4B-Chat-MATH_train.json --model SDAR-4B-Chat --output runs/store
+
+    Args:
+        source: a JSON list of rollouts with their step maps.
+        model: the teacher that decoded them; its tokenizer is used.
+        output: directory of the store.
+        format: t3d or dllm-rl.
+        block_size: of the decoder that made the rollouts.
+        prompt_suffix: what followed each question, for files that lack the key prompt.
+    """
+    report = interchange.import_rollouts(
+        source,
+        load(model),
+        output,
+        format=format,
+        block_size=block_size,
+        prompt_suffix=prompt_suffix,
+    )
+    _print(report)
+    print(output / REPORT)
+
+
+def export_rollouts(trajectories: Path, model: str, output: Path, format: Format = "t3d") -> None:
+    """Turn a trajectory store into the rollout JSON of T3D's authors, or of dLLM-RL.
+
+    Trajectories whose text does not give their token ids back are left out and listed.
+
+    Example:
+      t3d export-rollouts --trajectories runs/store --model mini_teacher --output rollouts.json
+
+    Args:
+        trajectories: a complete trajectory store.
+        model: the model that made them; its tokenizer is used.
+        output: the .json to write.
+        format: t3d or dllm-rl.
+    """
+    store = TrajectoryStore.open(trajectories)
+    report = interchange.export_rollouts(store, load(model), output, format=format)
+    for row in report.skipped:
+        print(f"{trajectories}, row {row.entry} ({row.prompt_id}): {row.reason}: {row.detail}")
+    _print(report)
+
+
+def _print(report: TransferReport) -> None:
+    total = report.num_taken + len(report.skipped)
+    print(f"{report.output}: {report.num_taken} of {total} trajectories")
+    for reason, count in report.counts.items():
+        print(f"  left out: {reason} {count}")
