@@ -16,7 +16,8 @@ from t3d import __version__
 SUMMARIES = {
     "run": "Walk the whole route of a recipe: rollout, distill, evaluate, report.",
     "compare": "Train every method of a recipe with every seed, and compare them.",
-    "pretrain": "Train a small model from nothing on the worked answers of a task.",
+    "convert": "Make a block-diffusion checkpoint of an autoregressive chat model.",
+    "pretrain": "Train a small model from nothing, or adapt a converted one.",
     "rollout": "Let a teacher decode prompts, and record every step in a trajectory store.",
     "train": "Distill a teacher's trajectories into a student.",
     "eval": "Measure accuracy and speed of one checkpoint under several decoding settings.",
@@ -26,6 +27,9 @@ SUMMARIES = {
     "analyze": "Measure on-policy risk and conditional total correlation on visited states.",
     "report": "Show the results of one or more runs together.",
     "generate": "Answer one question.",
+    "export": "Write a checkpoint for transformers, SGLang and LMDeploy, or check such a folder.",
+    "import": "Turn rollout JSON of T3D's authors, or of dLLM-RL, into a trajectory store.",
+    "export-rollouts": "Turn a trajectory store into such rollout JSON.",
     "data download": "Fetch benchmarks from the Hugging Face Hub, and check their content.",
     "data convert": "Turn a file in the format of T3D's authors into one that t3d reads.",
 }
@@ -34,11 +38,15 @@ RECIPES = ("run", "compare", "pretrain")
 RESUMABLE = (
     "run", "compare", "pretrain", "rollout", "train", "eval", "calibrate", "data download"
 )  # fmt: skip
+SWITCHES = ("dry_run", "smoke", "untie")
+"""Options that need no value."""
 POSITIONALS: dict[str, dict[str, Any]] = {
     "frontier": {"dest": "runs", "type": Path, "metavar": "RUN", "nargs": "+"},
     "report": {"dest": "runs", "type": Path, "metavar": "RUN", "nargs": "+"},
     "data download": {"dest": "names", "type": str, "metavar": "NAME", "nargs": "+"},
     "data convert": {"dest": "source", "type": Path, "metavar": "SOURCE"},
+    "convert": {"dest": "source", "type": str, "metavar": "SOURCE"},
+    "import": {"dest": "source", "type": Path, "metavar": "FILE"},
     "generate": {"dest": "question", "type": str, "metavar": "QUESTION"},
 }
 
@@ -134,7 +142,7 @@ def parse(name: str, arguments: Sequence[str]) -> tuple[Callable[..., None], dic
         parser.add_argument(positional["dest"], **options)
         skip.add(positional["dest"])
     parser.add_function_arguments(function, as_group=False, skip=skip)
-    arguments = list(arguments)
+    arguments = [_spelled(argument) for argument in arguments]
     if first and arguments and not arguments[0].startswith("-"):
         arguments.insert(0, "--config")
     elif first and not {"-h", "--help", "--config"} & set(arguments):
@@ -142,6 +150,15 @@ def parse(name: str, arguments: Sequence[str]) -> tuple[Callable[..., None], dic
     settings = parser.instantiate(parser.parse_args(arguments)).as_dict()
     settings.pop("config", None)
     return function, settings
+
+
+def _spelled(argument: str) -> str:
+    """An option with underscores, as its key is spelled, and a switch with its value."""
+    if not argument.startswith("--"):
+        return argument
+    key, equals, value = argument.partition("=")
+    key = "--" + key[2:].replace("-", "_")
+    return f"{key}=true" if not equals and key[2:] in SWITCHES else key + equals + value
 
 
 def _sentence(message: str) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from t3d.adapt import with_teacher
 from t3d.decoding.request import DecodingConfig
 from t3d.evaluation.comparison import ORIGINAL, Cell
 from t3d.evaluation.evaluate import Evaluation, Identity, is_finished
@@ -47,6 +48,7 @@ def compare(config: CompareConfig, *, progress: bool = True) -> list[Cell]:
         ValueError: for settings that do not fit, before anything is written, and for a
             directory that holds a comparison under another budget.
     """
+    config = with_teacher(config, progress=progress)
     teacher, problems = prepare(config)
     recipe = asdict(config)
     claim(config.output, {key: recipe[key] for key in _SHARED}, teacher.weights_hash)

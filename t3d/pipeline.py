@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from t3d.adapt import with_teacher
 from t3d.evaluation.comparison import ORIGINAL
 from t3d.evaluation.evaluate import Evaluation, Identity
 from t3d.evaluation.results import ResultRow, save_results
@@ -38,6 +39,7 @@ def run(config: RunConfig, *, progress: bool = True) -> list[ResultRow]:
 
 def walk(config: RunConfig, *, progress: bool = True) -> tuple[list[ResultRow], list[Problem]]:
     """`run`, with the decoded problems that the report shows."""
+    config = with_teacher(config, progress=progress)
     teacher, problems = prepare(config)
     claim(config.output, asdict(config), teacher.weights_hash)
     record_trajectories(config, teacher, progress=progress)

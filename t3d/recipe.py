@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from t3d.decoding.request import DecodingConfig
 from t3d.rollout import RolloutConfig
 from t3d.tasks import ProtocolName, Split, Task, get_task
 from t3d.training.config import TrainingConfig
 from t3d.training.distill import MethodConfig
+from t3d.training.pretrain import PretrainConfig
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,7 @@ class DataConfig:
         seed: of the training stream, for generated tasks.
         split: what evaluation reads.
         num_problems: evaluated problems.
+        prompts: your own training prompts instead of the task's: a .jsonl with the key question.
         folder: of the benchmark's files; by default what `t3d data download` fetched.
         protocol: standard, or t3d for the prompts and tests of T3D's authors byte for byte.
         unsafe_exec: run the programs of code benchmarks without the sandbox.
@@ -30,6 +33,7 @@ class DataConfig:
     seed: int = 0
     split: Split = "test"
     num_problems: int = 500
+    prompts: Path | None = None
     folder: Path | None = None
     protocol: ProtocolName = "standard"
     unsafe_exec: bool = False
@@ -69,11 +73,28 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
+class AdaptConfig:
+    """A teacher made of an autoregressive chat model.
+
+    Args:
+        source: what `t3d convert` takes: a folder, a Hub name, a .gguf file, or package:NAME for
+            the .gguf in an installed Python package.
+        pretrain: what the converted model is adapted to; `model` is left out.
+    """
+
+    source: str
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """A recipe of the whole route.
 
     Args:
         model: the teacher: a checkpoint directory, a Hub name, or mini_teacher.
+        shape: the model's config.json, or what of it fixes the number of parameters; only read
+            by --dry_run, where the model is not on this machine.
+        adapt: how the teacher is made in OUTPUT/teacher, instead of `model`.
         task: the benchmark that gives prompts and problems.
         output: the run's directory.
         data: problems.
@@ -84,6 +105,8 @@ class RunConfig:
     """
 
     model: str = "mini_teacher"
+    shape: dict[str, Any] = field(default_factory=dict)
+    adapt: AdaptConfig | None = None
     task: str = "mini_gsm"
     output: Path = Path("runs/demo")
     data: DataConfig = field(default_factory=DataConfig)
@@ -91,6 +114,13 @@ class RunConfig:
     methods: dict[str, MethodConfig] = field(default_factory=dict)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def prompt_set(self) -> Task:
+        """Where training prompts come from: the benchmark, or a file of one's own."""
+        prompts = self.data.prompts
+        if prompts is None:
+            return self.problem_set()
+        return get_task(str(prompts), protocol=self.data.protocol)
 
     def problem_set(self) -> Task:
         """The benchmark.

@@ -24,7 +24,7 @@ from t3d.trajectory import Trajectory, training_rows
 
 def train_prompts(config: RunConfig) -> list[Example]:
     """The training prompts of a recipe; only labelled methods read their answers."""
-    return config.problem_set().examples("train", config.data.num_prompts, seed=config.data.seed)
+    return config.prompt_set().examples("train", config.data.num_prompts, seed=config.data.seed)
 
 
 def own_rollout(config: RunConfig, method: MethodConfig, *, student: bool = False) -> RolloutConfig:
@@ -77,10 +77,10 @@ def train_student(
 ) -> None:
     """Train one student into `output` unless it is there.
 
-    With several rounds, each takes its share of the optimizer steps with a schedule of its own,
-    at a learning rate that falls from round to round (`Method.decay`). From the second on it
-    trains on trajectories that the student of the round before made, of as many prompts as it
-    will read, and with `Method.verify` on the teacher's where the two end with other answers.
+    With several rounds, each takes its share of the optimizer and warm-up steps with a schedule
+    of its own, at a learning rate that falls from round to round (`Method.decay`). From the second
+    on it trains on trajectories that the student of the round before made, of as many prompts as
+    it will read, and with `Method.verify` on the teacher's where the two end with other answers.
     """
     if is_trained(output):
         return
@@ -96,6 +96,7 @@ def train_student(
     student = load(config.model)
     for number, directory in enumerate(directories):
         steps = training.steps // built.rounds + (number < training.steps % built.rounds)
+        warmup = round(training.warmup_steps / built.rounds)
         seed = derive_key(training.seed, "round", number) % 2**31
         if not is_trained(directory):
             if number == 0:
@@ -108,14 +109,14 @@ def train_student(
                 own = rollout(student, prompts, path, settings, progress=progress).read()
                 if built.verify:
                     first = TrajectoryStore.open(store_path(config, method)).read()
-                    own = verified(config.problem_set(), prompts, student, own, first)
+                    own = verified(config.prompt_set(), prompts, student, own, first)
                 rows = training_rows(own)
             rate = method.learning_rate or training.learning_rate
             distill(
                 student,
                 rows,
                 replace(method, learning_rate=rate * built.round_rate(number)),
-                replace(training, steps=steps, seed=seed),
+                replace(training, steps=steps, warmup_steps=warmup, seed=seed),
                 directory,
                 teacher=load(config.model),
                 progress=progress,

@@ -6,7 +6,19 @@ import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 
+from rich.table import Table
+
 from t3d.evaluation.results import ResultRow, load_results
+
+
+def plan_table(rows: Iterable[tuple[str, str, str]]) -> Table:
+    """What a recipe will do: stage, what, value."""
+    table = Table("stage", "what", "value", box=None)
+    before = None
+    for stage, what, value in rows:
+        table.add_row("" if stage == before else stage, what, value)
+        before = stage
+    return table
 
 
 def print_paths(directory: Path, *names: str) -> None:

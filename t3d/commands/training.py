@@ -11,9 +11,10 @@ from typing import Any
 from rich.console import Console
 
 from t3d import pipeline
-from t3d.commands.common import print_paths
+from t3d.commands.common import plan_table, print_paths
 from t3d.compare import compare as run_comparison
 from t3d.grid import load
+from t3d.plan import plan, plan_pretraining, shrink
 from t3d.recipe import CompareConfig, RunConfig
 from t3d.report import comparison_terminal, render_terminal, terminal_tables
 from t3d.rollout import RolloutConfig
@@ -29,18 +30,34 @@ from t3d.training.pretrain import pretrain as train_new_model
 from t3d.trajectory import training_rows
 
 
-def run(*, progress: bool = True, **recipe: Any) -> None:
+def run(
+    *,
+    dry_run: bool = False,
+    rates: Path | None = None,
+    smoke: bool = False,
+    progress: bool = True,
+    **recipe: Any,
+) -> None:
     """Walk the whole route of a recipe: rollout, distill, evaluate, report.
 
     A killed run continues when the same command is given again.
 
-    Example:
+    Examples:
       t3d run recipes/demo.yaml --training.steps 100 --output runs/short
+      t3d run recipes/sdar_4b_math.yaml --dry_run
 
     Args:
+        dry_run: only say what would be done, and what it would take.
+        rates: folder of measured decode.json and train.json, from which --dry_run tells times.
+        smoke: every stage on a handful of examples, into OUTPUT-smoke, to see that all works.
         progress: show progress bars.
     """
     config = RunConfig(**recipe)
+    if smoke:
+        config = shrink(config)
+    if dry_run:
+        Console().print(plan_table(plan(config, rates)))
+        return
     # Libraries print to stdout, which belongs to the results.
     with redirect_stdout(sys.stderr):
         rows, problems = pipeline.walk(config, progress=progress)
@@ -56,7 +73,14 @@ def run(*, progress: bool = True, **recipe: Any) -> None:
     print_paths(config.output, "results.json", "report.md", "accuracy.png", "trajectories.html")
 
 
-def compare(*, progress: bool = True, **recipe: Any) -> None:
+def compare(
+    *,
+    dry_run: bool = False,
+    rates: Path | None = None,
+    smoke: bool = False,
+    progress: bool = True,
+    **recipe: Any,
+) -> None:
     """Train every method of a recipe with every seed, and compare them.
 
     A killed comparison continues when the same command is given again; methods and seeds may
@@ -67,29 +91,48 @@ def compare(*, progress: bool = True, **recipe: Any) -> None:
       t3d compare recipes/mini_compare.yaml --seeds '[0]' --num_workers 4 --output runs/quick
 
     Args:
+        dry_run: only say what would be done, and what it would take.
+        rates: folder of measured decode.json and train.json, from which --dry_run tells times.
+        smoke: every stage on a handful of examples, into OUTPUT-smoke, to see that all works.
         progress: show progress bars.
     """
     config = CompareConfig(**recipe)
+    if smoke:
+        config = shrink(config)
+    if dry_run:
+        Console().print(plan_table(plan(config, rates)))
+        return
     with redirect_stdout(sys.stderr):
         cells = run_comparison(config, progress=progress)
     Console().print(comparison_terminal(cells, config.recommended))
     print_paths(config.output, "results.json", "comparison.json", "report.md", "accuracy.png")
 
 
-def pretrain(output: Path, *, progress: bool = True, **recipe: Any) -> None:
-    """Train a small model from nothing on the worked answers of a task.
+def pretrain(
+    output: Path | None = None, *, dry_run: bool = False, progress: bool = True, **recipe: Any
+) -> None:
+    """Train a small model from nothing, or adapt a checkpoint, such as a converted one.
 
-    A killed run continues from its last saved step when the same command is given again.
+    It learns a task's worked answers, or chats and texts of your own (`data`). A killed run
+    continues from its last saved step when the same command is given again.
 
-    Example:
+    Examples:
       t3d pretrain recipes/mini_teacher.yaml --output runs/teacher
+      t3d pretrain my.yaml --model runs/converted --data.path chats.jsonl --output runs/adapted
 
     Args:
-        output: directory of the checkpoint.
+        output: directory of the checkpoint; needed unless with --dry_run.
+        dry_run: only say what would be done, and what it would take.
         progress: show progress bars.
     """
     config = PretrainConfig(**recipe)
-    get_task(config.task)
+    if dry_run:
+        Console().print(plan_table(plan_pretraining(config)))
+        return
+    if output is None:
+        raise ValueError("pretrain writes a checkpoint; name its directory with --output")
+    if config.data is None:
+        get_task(config.task, data=config.folder)
     check_training(None, config.training, config.num_examples, output)
     claim(output, asdict(config), None)
     if not is_trained(output):

@@ -1,0 +1,43 @@
+"""A recipe's teacher made of an autoregressive model: convert it, then adapt it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TypeVar
+
+from t3d.models.convert import convert
+from t3d.recipe import RunConfig
+from t3d.students import check_training, claim, is_trained
+from t3d.training.pretrain import pretrain
+
+Recipe = TypeVar("Recipe", bound=RunConfig)
+
+
+def teacher_path(config: RunConfig) -> Path:
+    """Where the adapted model lies."""
+    return config.output / "teacher"
+
+
+def with_teacher(config: Recipe, *, progress: bool) -> Recipe:
+    """The recipe with its teacher's directory as `model`, made where `adapt` says how.
+
+    A killed adaptation goes on from its last saved step.
+
+    Raises:
+        ValueError: for a source that cannot be converted, or settings that do not fit.
+    """
+    adapt = config.adapt
+    if adapt is None:
+        return config
+    converted, teacher = config.output / "converted", teacher_path(config)
+    training = adapt.pretrain.training
+    check_training(None, training, adapt.pretrain.num_examples, teacher)
+    claim(config.output / "adaptation", asdict(adapt), None)
+    if not converted.exists():
+        convert(adapt.source, converted, block_size=min(training.block_sizes))
+    if not is_trained(teacher):
+        folder = adapt.pretrain.folder or config.data.folder
+        settings = replace(adapt.pretrain, model=str(converted), folder=folder)
+        pretrain(settings, teacher, progress=progress)
+    return replace(config, model=str(teacher))

