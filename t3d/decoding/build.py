@@ -15,8 +15,15 @@ def banned_token_ids(lm: LanguageModel) -> tuple[int, ...]:
     return tuple(sorted({lm.mask_token_id, lm.pad_token_id} - set(lm.stop_token_ids)))
 
 
-def make_decoder(lm: LanguageModel, config: DecodingConfig, batch_size: int) -> BlockDecoder:
-    """The engine for a loaded model."""
+def make_decoder(
+    lm: LanguageModel,
+    config: DecodingConfig,
+    batch_size: int,
+    *,
+    fused: bool = True,
+    cache_tokens: int | None = None,
+) -> BlockDecoder:
+    """The engine for a loaded model; arguments as `BlockDecoder` has them."""
     return BlockDecoder(
         lm.model,
         config,
@@ -24,6 +31,8 @@ def make_decoder(lm: LanguageModel, config: DecodingConfig, batch_size: int) -> 
         stop_token_ids=lm.stop_token_ids,
         banned_token_ids=banned_token_ids(lm),
         batch_size=batch_size,
+        fused=fused,
+        cache_tokens=cache_tokens,
     )
 
 

@@ -28,32 +28,66 @@ class SlotCache(Cache):
         device: torch.device,
     ) -> None:
         super().__init__(layers=[])
-        shape = (num_rows, config.num_key_value_heads, num_slots, config.head_dim)
+        self._heads = (config.num_key_value_heads, config.head_dim)
+        self._options = {"dtype": dtype, "device": device}
         layers = range(config.num_hidden_layers)
-        # Zeros: a masked slot has weight 0, and 0 times an uninitialised NaN is NaN.
-        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
-        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
+        self.keys = [self._empty(num_rows, num_slots) for _ in layers]
+        self.values = [self._empty(num_rows, num_slots) for _ in layers]
 
-    def place(self, rows: list[int], position: Tensor, num_visible: int) -> None:
+    def _empty(self, num_rows: int, num_slots: int) -> Tensor:
+        num_heads, size = self._heads
+        # Zeros: a masked slot has weight 0, and 0 times an uninitialised NaN is NaN.
+        return torch.zeros((num_rows, num_heads, num_slots, size), **self._options)
+
+    def resize(self, num_rows: int, num_slots: int) -> None:
+        """Other numbers of rows and slots; what lies in those that stay is kept."""
+        for states in (self.keys, self.values):
+            for layer, old in enumerate(states):
+                # One layer at a time, so that the old and the new never lie there as a whole.
+                states[layer] = self._empty(num_rows, num_slots)
+                kept = old[:num_rows, :, :num_slots]
+                states[layer][: kept.shape[0], :, : kept.shape[2]] = kept
+
+    def move(self, source: int, target: int) -> None:
+        """Copy a row to another one."""
+        for states in (*self.keys, *self.values):
+            states[target] = states[source]
+
+    def place(
+        self, rows: list[int], position: Tensor, num_visible: int, valid: Tensor | None = None
+    ) -> None:
         """Where the tokens of the next pass lie.
 
         Args:
             rows: the cache row of each sequence of the pass, B of them.
             position: int64 [B, L].
             num_visible: the pass sees slots 0..num_visible-1.
+            valid: bool [B, L], false where a token only pads the pass and is not stored.
         """
+        first, num = rows[0], len(rows)
         index = torch.tensor(rows, device=position.device)
-        self._target = (index[:, None], slice(None), position)
-        # A full batch is read in place; otherwise its rows are copied out.
-        self._rows = slice(0, len(rows)) if rows == list(range(len(rows))) else index
+        # Neighbours are read in place; otherwise their rows are copied out.
+        adjacent = rows == list(range(first, first + num))
+        self._rows = slice(first, first + num) if adjacent else index
         self._num_visible = num_visible
+        if valid is None:
+            self._source = None
+            self._target = (index[:, None], slice(None), position)
+        else:
+            row, column = valid.nonzero(as_tuple=True)
+            self._source = (row, slice(None), column)
+            self._target = (index[row], slice(None), position[row, column])
 
     def update(  # type: ignore[override]
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
         """Store [B, kv_heads, L, D]; return what the pass sees, [B, kv_heads, num_visible, D]."""
         keys, values = self.keys[layer_idx], self.values[layer_idx]
-        keys[self._target] = key_states.transpose(1, 2)
-        values[self._target] = value_states.transpose(1, 2)
+        if self._source is None:
+            keys[self._target] = key_states.transpose(1, 2)
+            values[self._target] = value_states.transpose(1, 2)
+        else:
+            keys[self._target] = key_states[self._source]
+            values[self._target] = value_states[self._source]
         visible = slice(0, self._num_visible)
         return keys[self._rows, :, visible], values[self._rows, :, visible]

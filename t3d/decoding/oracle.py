@@ -5,6 +5,7 @@ Every pass runs the whole sequence so far, so nothing can be stale, misplaced or
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection
 
 import torch
@@ -13,18 +14,37 @@ from t3d.blocks import BlockLayout
 from t3d.decoding.request import Completion, DecodingConfig, Passes, Request
 from t3d.decoding.sampling import initial_ids, position_keys, sample
 from t3d.models.attention import attention_mask
-from t3d.models.sdar import SDARForCausalLM
+from t3d.models.block_diffusion import BlockDiffusionLM
 from t3d.rng import fold, uniform
 from t3d.trajectory import FinishReason
 
 
+def _entropy(logits: list[float], banned: Collection[int]) -> float:
+    """In nats, of the distribution over the ids that are not banned."""
+    allowed = [x for token, x in enumerate(logits) if token not in banned]
+    top = max(allowed)
+    weights = [math.exp(x - top) for x in allowed]
+    total = math.fsum(weights)
+    return -math.fsum(w / total * math.log(w / total) for w in weights if w > 0)
+
+
 def _choose(
-    config: DecodingConfig, step: int, confidence: dict[int, float], noise: dict[int, float]
+    config: DecodingConfig,
+    step: int,
+    confidence: dict[int, float],
+    noise: dict[int, float],
+    entropy: dict[int, float],
 ) -> set[int]:
     """The positions of a window that commit, out of the masked ones, which are the keys."""
     size, steps = config.window_size, config.denoising_steps
     if config.remasking == "ancestral":
         return {p for p in noise if noise[p] < 1 / (steps - step)}
+    if config.remasking == "entropy_bounded":
+        order = sorted(entropy, key=lambda p: (entropy[p], p))
+        num = 1
+        while num < len(order) and sum(entropy[p] for p in order[:num]) <= config.entropy_bound:
+            num += 1
+        return set(order[:num])
     quota = size // steps + (1 if step < size % steps else 0)
     if config.remasking == "sequential":
         return set(sorted(confidence)[:quota])
@@ -38,7 +58,7 @@ def _choose(
 
 @torch.inference_mode()
 def decode_one(
-    model: SDARForCausalLM,
+    model: BlockDiffusionLM,
     request: Request,
     config: DecodingConfig,
     *,
@@ -50,12 +70,15 @@ def decode_one(
     """Decode one request.
 
     Args:
+        config: how, unless the request has settings of its own.
         on_state: called before every denoising step with the block's first position and ids.
     """
+    config = request.settings(config)
     layout = BlockLayout(config.block_size)
     implementation = model.config._attn_implementation
     assert implementation is not None
-    banned = torch.tensor([mask_token_id, *banned_token_ids])
+    never = {mask_token_id, *banned_token_ids}
+    banned = torch.tensor(sorted(never))
     prompt_length = len(request.prompt_ids)
     max_new_tokens = request.num_new(config)
     limit = prompt_length + max_new_tokens
@@ -103,7 +126,10 @@ def decode_one(
             )
             confidence = dict(zip(masked, candidates.confidence.tolist(), strict=True))
             noise = dict(zip(masked, uniform(fold(keys, 1)).tolist(), strict=True))
-            chosen = _choose(config, step - first_step, confidence, noise)
+            entropy = {
+                p: _entropy(row, never) for p, row in zip(masked, logits.tolist(), strict=True)
+            }
+            chosen = _choose(config, step - first_step, confidence, noise, entropy)
             for i, p in enumerate(masked):
                 if p in chosen:
                     ids[p] = int(candidates.ids[i])

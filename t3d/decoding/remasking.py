@@ -11,26 +11,33 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from t3d.decoding.request import Remasking
+from t3d.decoding.request import DecodingConfig, Remasking
 
 
 @dataclass(frozen=True)
 class Scores:
     """What a strategy sees of B blocks."""
 
+    config: DecodingConfig
     confidence: Tensor
     """Untempered probability of the candidate, [B, S]; of no meaning where not masked."""
     masked: Tensor
     """Masked positions of the current window, bool [B, S]."""
-    quota: Tensor
-    """Tokens that the static schedule commits in this step, int64 [B]."""
-    rate: Tensor
-    """Probability that a masked token commits in this step of the reverse process, [B]."""
-    uniforms: Tensor
-    """float64 [B, S] in [0, 1), keyed by request, position and step."""
-    threshold: float
-    """`DecodingConfig.confidence_threshold`."""
+    step: Tensor
+    """0-based denoising step within each window, int64 [B]."""
+    uniforms: Callable[[], Tensor]
+    """float64 [B, S] in [0, 1), keyed by request, position and step; made where needed."""
+    entropy: Callable[[], Tensor]
+    """Of the untempered distribution (nats), [B, S]; made where needed."""
+
+    @property
+    def quota(self) -> Tensor:
+        """Tokens that the static schedule commits in this step, int64 [B]."""
+        return static_quota(
+            self.step, self.masked, self.config.window_size, self.config.denoising_steps
+        )
 
 
 def static_quota(step: Tensor, masked: Tensor, window: int, denoising_steps: int) -> Tensor:
@@ -59,11 +66,14 @@ def reverse_rate(step: Tensor, denoising_steps: int) -> Tensor:
     return 1 / (denoising_steps - step).double()
 
 
+def _ranking(score: Tensor, masked: Tensor) -> Tensor:
+    """Positions in order of falling score, the masked ones first, int64 [B, S]."""
+    return score.masked_fill(~masked, -torch.inf).argsort(dim=1, descending=True, stable=True)
+
+
 def _highest(score: Tensor, scores: Scores) -> Tensor:
     """The `quota` masked positions of the highest score, [B, S]."""
-    order = score.masked_fill(~scores.masked, -torch.inf).argsort(
-        dim=1, descending=True, stable=True
-    )
+    order = _ranking(score, scores.masked)
     chosen = torch.arange(order.shape[1], device=order.device) < scores.quota[:, None]
     return torch.zeros_like(scores.masked).scatter(1, order, chosen) & scores.masked
 
@@ -75,7 +85,7 @@ def low_confidence_static(scores: Scores) -> Tensor:
 
 def low_confidence_dynamic(scores: Scores) -> Tensor:
     """Every position above the threshold, and at least the static quota (SDAR)."""
-    above = scores.masked & (scores.confidence > scores.threshold)
+    above = scores.masked & (scores.confidence > scores.config.confidence_threshold)
     return above | low_confidence_static(scores)
 
 
@@ -86,7 +96,20 @@ def sequential(scores: Scores) -> Tensor:
 
 def random(scores: Scores) -> Tensor:
     """The static quota in random order."""
-    return _highest(scores.uniforms, scores)
+    return _highest(scores.uniforms(), scores)
+
+
+def entropy_bounded(scores: Scores) -> Tensor:
+    """In order of rising entropy while those before sum to the bound at most; never none.
+
+    The sum without the largest bounds the joint dependence error (EB-Sampler, arXiv:2505.24857).
+    """
+    entropy = scores.entropy()
+    order = _ranking(-entropy, scores.masked)
+    ranked = entropy.gather(1, order)
+    before = pad(ranked[:, :-1].cumsum(1), (1, 0))
+    chosen = before <= scores.config.entropy_bound
+    return torch.zeros_like(scores.masked).scatter(1, order, chosen) & scores.masked
 
 
 def ancestral(scores: Scores) -> Tensor:
@@ -94,13 +117,15 @@ def ancestral(scores: Scores) -> Tensor:
 
     With candidates at temperature 1 it is MDLM's sampler (arXiv:2406.07524).
     """
-    return scores.masked & (scores.uniforms < scores.rate[:, None])
+    rate = reverse_rate(scores.step, scores.config.denoising_steps)
+    return scores.masked & (scores.uniforms() < rate[:, None])
 
 
 STRATEGIES: dict[Remasking, Callable[[Scores], Tensor]] = {
     "low_confidence_static": low_confidence_static,
     "low_confidence_dynamic": low_confidence_dynamic,
     "sequential": sequential,
+    "entropy_bounded": entropy_bounded,
     "random": random,
     "ancestral": ancestral,
 }

@@ -8,7 +8,12 @@ from typing import Literal, get_args
 from t3d.trajectory import FinishReason
 
 Remasking = Literal[
-    "low_confidence_static", "low_confidence_dynamic", "sequential", "random", "ancestral"
+    "low_confidence_static",
+    "low_confidence_dynamic",
+    "sequential",
+    "entropy_bounded",
+    "random",
+    "ancestral",
 ]
 
 
@@ -23,9 +28,12 @@ class DecodingConfig:
     Args:
         block_size: tokens a block.
         denoising_steps: forward passes a window at most; as many as it has tokens are full
-            steps, and more make sense for ancestral only.
+            steps, and more make sense for ancestral only. entropy_bounded takes as many as its
+            bound asks for.
         remasking: which masked positions commit after a pass.
         confidence_threshold: low_confidence_dynamic commits every position above it.
+        entropy_bound: nats; entropy_bounded commits, in order of rising entropy, as many
+            positions as keep the sum of their entropies without the largest at or under it.
         temperature: of candidate sampling; 0 takes the most likely token.
         top_k: sample among the k most likely tokens; 0 for all.
         top_p: sample among the smallest set of tokens with this total probability.
@@ -47,6 +55,7 @@ class DecodingConfig:
     max_new_tokens: int = 256
     window: int | None = None
     random_share: float = 0.0
+    entropy_bound: float = 0.1
 
     @property
     def window_size(self) -> int:
@@ -73,6 +82,7 @@ class DecodingConfig:
             "top_p must lie in (0, 1]": not 0 < self.top_p <= 1,
             "max_new_tokens must be at least 1": self.max_new_tokens < 1,
             "random_share must lie in [0, 1]": not 0 <= self.random_share <= 1,
+            "entropy_bound must not be negative": not self.entropy_bound >= 0,
         }
         for problem, present in problems.items():
             if present:
@@ -88,19 +98,34 @@ class Request:
     seed: int = 0
     max_new_tokens: int | None = None
     """Response tokens at most, where that is not the config's."""
+    config: DecodingConfig | None = None
+    """How to decode it, where that is not the decoder's."""
 
-    def num_new(self, config: DecodingConfig) -> int:
+    def settings(self, default: DecodingConfig) -> DecodingConfig:
+        """How to decode it by a decoder with these settings."""
+        return default if self.config is None else self.config
+
+    def num_new(self, default: DecodingConfig) -> int:
         """Response tokens at most."""
-        return config.max_new_tokens if self.max_new_tokens is None else self.max_new_tokens
+        settings = self.settings(default)
+        return settings.max_new_tokens if self.max_new_tokens is None else self.max_new_tokens
 
 
 @dataclass(frozen=True)
 class Passes:
-    """Forward passes that one request took part in."""
+    """Forward passes that one request took part in, each counted once, by what it did last.
+
+    A pass with a denoising step is a denoising pass, whatever else it stored on the way: with
+    the fused commit the prompt rides on the first block's first step and a finished block on
+    the next one's.
+    """
 
     prefill: int = 0
+    """Only stored a part of the prompt."""
     denoising: int = 0
+    """Ran a denoising step: the steps of all blocks."""
     commit: int = 0
+    """Only stored a finished block."""
 
     @property
     def total(self) -> int:
@@ -123,3 +148,19 @@ class Completion:
     def token_ids(self) -> list[int]:
         """The response up to and including the stop token."""
         return self.response_ids[: self.num_response_tokens]
+
+
+@dataclass(frozen=True)
+class Event:
+    """What one step of the engine did for one request."""
+
+    id: int
+    """As `BlockDecoder.submit` returned it."""
+    step: int
+    """0-based denoising step within the block."""
+    places: list[int]
+    """Where in the response tokens were committed, ascending; not always the next ones."""
+    token_ids: list[int]
+    """What was committed there."""
+    completion: Completion | None = None
+    """Set by the last event of a request. Its `num_response_tokens` may cut committed ones."""

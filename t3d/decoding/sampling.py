@@ -47,10 +47,20 @@ def initial_ids(
     return torch.where(uniform(keys) < random_share, token, mask_token_id).tolist()
 
 
+def allowed_logits(logits: Tensor, banned: Tensor) -> Tensor:
+    """Logits [M, V] with the ids `banned` [K] impossible; at least float32."""
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    return logits.index_fill(-1, banned, -torch.inf)
+
+
 def allowed_log_probs(logits: Tensor, banned: Tensor) -> Tensor:
     """Log-softmax of logits [M, V] with the ids `banned` [K] impossible; at least float32."""
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    return logits.index_fill(-1, banned, -torch.inf).log_softmax(-1)
+    return allowed_logits(logits, banned).log_softmax(-1)
+
+
+def entropies(logits: Tensor, banned: Tensor) -> Tensor:
+    """Entropy (nats) of the untempered distribution without the banned ids, [M]."""
+    return torch.special.entr(allowed_logits(logits, banned).softmax(-1)).sum(-1)
 
 
 def sampling_probs(log_probs: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
@@ -85,7 +95,7 @@ def inverse_cdf(probs: Tensor, uniforms: Tensor) -> Tensor:
 
 def sample(
     logits: Tensor,
-    uniforms: Tensor,
+    uniforms: Tensor | None,
     banned: Tensor,
     *,
     temperature: float,
@@ -96,12 +106,15 @@ def sample(
 
     Args:
         logits: [M, V].
-        uniforms: float64 [M] in [0, 1).
+        uniforms: float64 [M] in [0, 1); temperature 0 needs none.
         banned: int64 [K], ids that are never drawn.
     """
-    log_probs = allowed_log_probs(logits, banned)
     if temperature == 0:
-        ids = log_probs.argmax(-1)
-    else:
-        ids = inverse_cdf(sampling_probs(log_probs, temperature, top_k, top_p), uniforms)
+        # Only the largest is asked for: the vocabulary is not normalised.
+        logits = allowed_logits(logits, banned)
+        top, ids = logits.max(-1)
+        return Candidates(ids, top - logits.logsumexp(-1))
+    assert uniforms is not None
+    log_probs = allowed_log_probs(logits, banned)
+    ids = inverse_cdf(sampling_probs(log_probs, temperature, top_k, top_p), uniforms)
     return Candidates(ids, log_probs.gather(-1, ids[..., None])[..., 0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -47,8 +48,50 @@ def test_writing_again_replaces() -> None:
     assert torch.equal(keys[0, :, 2:], states(1, 2, 1)[0])
 
 
-def test_a_full_batch_is_read_in_place() -> None:
+@pytest.mark.parametrize("rows", [[0, 1, 2], [1, 2], [2]])
+def test_neighbours_are_read_in_place(rows: list[int]) -> None:
+    cache, num = make_cache(), len(rows)
+    cache.place(rows, torch.zeros(num, 1, dtype=torch.int64), 1)
+    new = states(num, 1, 0)
+    keys, _ = cache.update(new, states(num, 1, 1), 0)
+    assert keys.data_ptr() == cache.keys[0][rows[0]].data_ptr()
+    assert torch.equal(keys, new)
+
+
+def test_padding_is_not_stored() -> None:
     cache = make_cache()
-    cache.place([0, 1, 2], torch.zeros(3, 1, dtype=torch.int64), 1)
-    keys, _ = cache.update(states(3, 1, 0), states(3, 1, 1), 0)
-    assert keys.data_ptr() == cache.keys[0].data_ptr()
+    position = torch.tensor([[2, 3, 3], [0, 1, 2]])
+    cache.place([2, 0], position, 4, position.new_tensor([[1, 1, 0], [1, 1, 1]]).bool())
+    new = states(2, 3, 0)
+    keys, values = cache.update(new, states(2, 3, 1), 0)
+    assert torch.equal(keys[0, :, 2:4], new[0, :, :2])
+    assert torch.equal(keys[1, :, :3], new[1])
+    assert torch.equal(values[0, :, 2:4], states(2, 3, 1)[0, :, :2])
+    assert int(cache.keys[0].count_nonzero()) == 5 * 3 * 4
+
+
+@pytest.mark.parametrize("shape", [(5, 12), (2, 12), (5, 4), (2, 4)])
+def test_resizing_keeps_what_fits(shape: tuple[int, int]) -> None:
+    cache = make_cache()
+    position = torch.arange(8).expand(3, 8)
+    cache.place([0, 1, 2], position, 8)
+    for layer in (0, 1):
+        cache.update(states(3, 8, layer), states(3, 8, layer + 2), layer)
+    cache.resize(*shape)
+    rows, slots = min(3, shape[0]), min(8, shape[1])
+    for layer in (0, 1):
+        for tensor, seed in ((cache.keys[layer], layer), (cache.values[layer], layer + 2)):
+            assert tensor.shape == (shape[0], 3, shape[1], 4)
+            assert torch.equal(tensor[:rows, :, :slots], states(3, 8, seed)[:rows, :, :slots])
+            assert int(tensor.count_nonzero()) == rows * slots * 12
+
+
+def test_moving_copies_a_row_in_every_layer() -> None:
+    cache = make_cache()
+    cache.place([0, 1, 2], torch.arange(8).expand(3, 8), 8)
+    for layer in (0, 1):
+        cache.update(states(3, 8, layer), states(3, 8, layer + 2), layer)
+    cache.move(2, 0)
+    for layer in (0, 1):
+        for tensor, seed in ((cache.keys[layer], layer), (cache.values[layer], layer + 2)):
+            assert torch.equal(tensor, states(3, 8, seed)[[2, 1, 2]])

@@ -45,10 +45,12 @@ def decode(length: int, config: DecodingConfig = CONFIG, **options: Any) -> Comp
 @pytest.mark.parametrize(("length", "blocks"), [(1, 4), (3, 4), (4, 3), (5, 4), (8, 3), (11, 4)])
 def test_passes_without_a_stop(length: int, blocks: int) -> None:
     completion = decode(length)
-    # At one token a pass, each token costs one denoising pass; the last block no commit.
-    assert completion.passes == Passes(
-        prefill=int(length >= 4), denoising=4 * blocks - length % 4, commit=blocks - 1
-    )
+    # At one token a pass, each token costs one pass; prompt and commits ride on those.
+    assert completion.passes == Passes(denoising=4 * blocks - length % 4)
+    unfused = decode(length, fused=False)
+    assert replace(unfused, passes=completion.passes) == completion
+    # Otherwise only the last block has no commit.
+    assert unfused.passes == Passes(int(length >= 4), completion.passes.denoising, blocks - 1)
     assert len(completion.response_ids) == 4 * blocks - length % 4
     assert completion.num_response_tokens == 12
     assert completion.finish_reason == "length"
@@ -58,7 +60,7 @@ def test_passes_without_a_stop(length: int, blocks: int) -> None:
 @pytest.mark.parametrize("denoising_steps", [1, 2, 3])
 def test_few_steps(denoising_steps: int) -> None:
     completion = decode(8, replace(CONFIG, denoising_steps=denoising_steps))
-    assert completion.passes == Passes(prefill=1, denoising=3 * denoising_steps, commit=2)
+    assert completion.passes == Passes(denoising=3 * denoising_steps)
     quotas = {1: [4], 2: [2, 2], 3: [2, 1, 1]}[denoising_steps]
     for block in range(3):
         steps = completion.step_map[4 * block : 4 * block + 4]
@@ -68,14 +70,14 @@ def test_few_steps(denoising_steps: int) -> None:
 def test_a_remainder_leaves_fewer_passes() -> None:
     # Two positions of the first block are masked and each step commits two.
     completion = decode(6, replace(CONFIG, denoising_steps=2, max_new_tokens=2))
-    assert completion.passes == Passes(prefill=1, denoising=1, commit=0)
+    assert completion.passes == Passes(denoising=1)
     assert completion.step_map == [0, 0]
 
 
 def test_a_certain_model_needs_one_pass_a_block() -> None:
     dynamic = replace(CONFIG, remasking="low_confidence_dynamic", confidence_threshold=0.0)
     completion = decode(8, dynamic)
-    assert completion.passes == Passes(prefill=1, denoising=3, commit=2)
+    assert completion.passes == Passes(denoising=3)
     assert set(completion.step_map) == {0}
 
 
@@ -90,7 +92,7 @@ def test_a_block_as_long_as_the_sequence_is_never_prefilled_nor_committed() -> N
 def test_windows_commit_from_left_to_right() -> None:
     config = replace(CONFIG, block_size=12, window=4, denoising_steps=2)
     completion = decode(14, config)  # ends in the first window of the second block
-    assert completion.passes == Passes(prefill=1, denoising=1 + 2 + 2 + 6, commit=1)
+    assert completion.passes == Passes(denoising=1 + 2 + 2 + 6)
     assert sorted(completion.step_map[:2]) == [0, 0]
     assert sorted(completion.step_map[2:6]) == [1, 1, 2, 2]
     assert sorted(completion.step_map[6:10]) == [3, 3, 4, 4]
@@ -131,7 +133,7 @@ def test_stop_waits_for_everything_before_it_in_the_block() -> None:
         assert completion.token_ids == free.response_ids[: place + 1]
         # It ends in the very step that fills the last gap before it.
         last = max(steps[: place + 1])
-        assert completion.passes == Passes(prefill=1, denoising=last + 1, commit=0)
+        assert completion.passes == Passes(denoising=last + 1)
         for i, step in enumerate(steps):
             committed = step <= last
             assert completion.step_map[i] == (step if committed else -1)
@@ -147,7 +149,7 @@ def test_stop_in_a_later_block() -> None:
     assert completion.finish_reason == "stop"
     assert completion.num_response_tokens == place + 1
     assert len(completion.response_ids) == 6
-    assert completion.passes.commit == 1
+    assert decode(6, stop_token_ids={free.response_ids[place]}, fused=False).passes.commit == 1
 
 
 def test_a_stop_token_in_the_prompt_ends_nothing() -> None:
@@ -224,8 +226,11 @@ def test_errors_name_the_request_and_the_remedy() -> None:
     for token in (-1, 50):
         with pytest.raises(ValueError, match=rf"request 1: token id {token} .*vocabulary of 50"):
             decoder().decode([good, Request([0, token])])
-    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
-        decoder(batch_size=0)
+    for name in ("batch_size", "prefill_chunk", "cache_tokens"):
+        with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+            decoder(CONFIG, **{name: 0})
+    with pytest.raises(ValueError, match=r"request 1: its 9 .* 15 .* 24 .*cache_tokens=23; raise"):
+        decoder(cache_tokens=23).decode([good, Request(prompt(9))])
     with pytest.raises(ValueError, match="token id 50 lies outside"):
         decoder(mask_token_id=50)
     with pytest.raises(ValueError, match="token id 77 lies outside"):
@@ -250,3 +255,48 @@ def test_lower_precision_decodes_and_records_finite_log_probs(dtype: torch.dtype
     for completion in engine.decode([Request(prompt(3)), Request(prompt(9))]):
         assert MASK not in completion.response_ids
         assert all(-20 < value <= 0 for value in completion.log_probs)
+
+
+def test_settings_of_requests_share_passes() -> None:
+    """A batch of different block sizes, steps, strategies and temperatures."""
+    settings = [
+        None,
+        replace(CONFIG, block_size=8, denoising_steps=2),
+        replace(CONFIG, temperature=1.0, top_k=5),
+        replace(CONFIG, remasking="entropy_bounded", entropy_bound=2.0, max_new_tokens=20),
+    ]
+    requests = [Request(prompt(9, i), i, config=config) for i, config in enumerate(settings)]
+    passes = []
+    hook = MODEL.model.register_forward_pre_hook(lambda *_: passes.append(1))
+    try:
+        completions = decoder().decode(requests)
+    finally:
+        hook.remove()
+    assert len(passes) < sum(completion.passes.total for completion in completions)
+    for request, completion in zip(requests, completions, strict=True):
+        [alone] = decoder(request.settings(CONFIG)).decode([replace(request, config=None)])
+        assert completion.response_ids == alone.response_ids
+        assert completion.step_map == alone.step_map
+        assert completion.passes == alone.passes
+
+
+def test_decode_waits_for_nobody_and_leaves_nothing() -> None:
+    engine = decoder(batch_size=1)
+    ids = [engine.submit(Request(prompt(5))), engine.submit(Request(prompt(6)))]
+    engine.step()
+    with pytest.raises(ValueError, match="2 submitted requests are unfinished; step until"):
+        engine.decode([Request([1])])
+    assert [engine.cancel(id) for id in ids] == [True, True]
+    assert engine.cancel(ids[0]) is False
+    assert engine.step() == []
+
+    class Enough(Exception):
+        pass
+
+    def stop(index: int, completion: Completion) -> None:
+        raise Enough
+
+    with pytest.raises(Enough):
+        engine.decode([Request(prompt(5)), Request(prompt(6))], on_finish=stop)
+    assert engine.num_unfinished == 0
+    assert engine.decode([Request(prompt(7))]) == [decode(7)]

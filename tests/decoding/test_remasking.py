@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from dataclasses import replace
+from itertools import combinations, pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from t3d.decoding.remasking import STRATEGIES, Scores, reverse_rate, static_quota
-from t3d.decoding.request import Remasking
+from t3d.decoding.request import DecodingConfig, Remasking
 
 LEVELS = st.sampled_from([0.0, 0.1, 0.5, 0.5000001, 0.9, 1.0])
 
@@ -21,17 +23,23 @@ def scores(
     masked: list[bool],
     quota: int,
     *,
-    threshold: float = 0.6,
-    rate: float = 0.5,
+    step: int = 0,
     uniforms: list[float] | None = None,
+    entropy: list[float] | None = None,
+    **config: Any,
 ) -> Scores:
+    """One block; its first step's quota is `quota` unless the config says otherwise."""
+    # The quota of a first step of K is S / K rounded up; an extra position makes it any number.
+    size = len(confidence)
+    steps = next(k for k in range(1, size + 1) if -(-size // k) <= quota)
+    config = {"block_size": size, "denoising_steps": steps, "confidence_threshold": 0.6, **config}
     return Scores(
+        config=DecodingConfig(**config),
         confidence=torch.tensor([confidence]),
         masked=torch.tensor([masked]),
-        quota=torch.tensor([quota]),
-        rate=torch.tensor([rate]),
-        uniforms=torch.tensor([uniforms or confidence], dtype=torch.float64),
-        threshold=threshold,
+        step=torch.tensor([step]),
+        uniforms=lambda: torch.tensor([uniforms or confidence], dtype=torch.float64),
+        entropy=lambda: torch.tensor([entropy or confidence], dtype=torch.float64),
     )
 
 
@@ -83,13 +91,22 @@ def test_the_reverse_process_commits_at_every_step_alike(num_steps: int) -> None
 
 def test_ancestral_commits_below_the_rate_whatever_the_quota() -> None:
     uniforms, masked = [0.0, 0.2, 0.5, 0.6, 0.3], [True, True, True, True, False]
-    for rate, expected in ((0.5, [0, 1]), (0.0, []), (1.0, [0, 1, 2, 3])):
-        one = scores([0.9] * 5, masked, 1, rate=rate, uniforms=uniforms)
+    # Steps of a reverse process of 10: rates 1/10, 1/2 and 1.
+    for step, expected in ((0, [0]), (8, [0, 1]), (9, [0, 1, 2, 3])):
+        one = scores(
+            [0.9] * 5,
+            masked,
+            1,
+            step=step,
+            uniforms=uniforms,
+            remasking="ancestral",
+            denoising_steps=10,
+        )
         assert positions(STRATEGIES["ancestral"](one)) == expected
 
 
 @given(
-    name=st.sampled_from([name for name in STRATEGIES if name != "ancestral"]),
+    name=st.sampled_from([n for n in STRATEGIES if n not in ("ancestral", "entropy_bounded")]),
     block=st.lists(st.tuples(LEVELS, st.booleans(), LEVELS), min_size=1, max_size=8),
     data=st.data(),
 )
@@ -98,10 +115,12 @@ def test_every_strategy_equals_a_sort(
 ) -> None:
     confidence, masked, uniforms = (list(column) for column in zip(*block, strict=True))
     # Even a quota beyond what is masked touches no visible position.
-    quota = data.draw(st.integers(0, len(block)))
-    commit = positions(
-        STRATEGIES[name](scores(confidence, masked, quota, threshold=0.5, uniforms=uniforms))
+    steps = data.draw(st.integers(1, len(block)))
+    quota = -(-len(block) // steps)
+    one = scores(
+        confidence, masked, 1, denoising_steps=steps, confidence_threshold=0.5, uniforms=uniforms
     )
+    commit = positions(STRATEGIES[name](one))
     key = {"sequential": [0.0] * len(block), "random": uniforms}.get(name, confidence)
     hidden = [p for p in range(len(block)) if masked[p]]
     expected = set(sorted(hidden, key=lambda p: (-key[p], p))[:quota])
@@ -110,13 +129,66 @@ def test_every_strategy_equals_a_sort(
     assert commit == sorted(expected)
 
 
+def bounded(entropy: list[float], masked: list[bool], bound: float) -> list[int]:
+    one = scores([0.5] * len(masked), masked, 1, entropy=entropy, entropy_bound=bound)
+    return positions(STRATEGIES["entropy_bounded"](one))
+
+
+@given(
+    # Eighths sum without rounding.
+    block=st.lists(
+        st.tuples(st.integers(0, 16).map(lambda n: n / 8), st.booleans()), min_size=1, max_size=8
+    ),
+    bound=st.integers(0, 40).map(lambda n: n / 8),
+)
+def test_entropy_bounded_takes_the_largest_set_under_the_bound(
+    block: list[tuple[float, bool]], bound: float
+) -> None:
+    """Of all sets of masked positions whose sum without the largest is bounded, none is larger,
+    and none so large has a smaller sum."""
+    entropy, masked = (list(column) for column in zip(*block, strict=True))
+    hidden = [p for p in range(len(block)) if masked[p]]
+    chosen = bounded(entropy, masked, bound)
+    assert set(chosen) <= set(hidden)
+    sets = [
+        subset
+        for num in range(1, len(hidden) + 1)
+        for subset in combinations(hidden, num)
+        if sum(entropy[p] for p in subset) - max(entropy[p] for p in subset) <= bound
+    ]
+    if not hidden:
+        assert chosen == []
+        return
+    assert tuple(chosen) in sets
+    assert len(chosen) == max(map(len, sets))
+    largest = [subset for subset in sets if len(subset) == len(chosen)]
+    total = sum(entropy[p] for p in chosen)
+    assert total == min(sum(entropy[p] for p in subset) for subset in largest)
+    # Among equals the first.
+    order = sorted(hidden, key=lambda p: (entropy[p], p))
+    assert chosen == sorted(order[: len(chosen)])
+
+
+def test_entropy_bounded_by_hand() -> None:
+    entropy, masked = [0.5, 0.0, 0.25, 2.0, 0.0], [True, True, True, True, False]
+    for bound, expected in (
+        (0.0, [1, 2]),  # a certain position costs nothing, and the next one is the largest
+        (0.25, [0, 1, 2]),
+        (0.74, [0, 1, 2]),
+        (0.75, [0, 1, 2, 3]),
+    ):
+        assert bounded(entropy, masked, bound) == expected
+    assert bounded([3.0, 2.0], [True, True], 0.0) == [1]
+
+
 @pytest.mark.parametrize("name", ["low_confidence_static", "random", "sequential"])
 def test_ties_break_by_position(name: Remasking) -> None:
     # Long enough that an unstable sort would shuffle.
     masked = [True] * 64
     masked[1] = False
-    commit = STRATEGIES[name](scores([0.25] * 64, masked, 3))
-    assert positions(commit) == [0, 2, 3]
+    one = scores([0.25] * 64, masked, 1, denoising_steps=22)
+    assert one.quota.tolist() == [3]
+    assert positions(STRATEGIES[name](one)) == [0, 2, 3]
 
 
 def test_zero_confidence_is_no_reason_to_stay_masked() -> None:
@@ -129,7 +201,7 @@ def test_dynamic_takes_all_above_the_threshold() -> None:
     assert positions(dynamic(scores([0.7, 0.9, 0.1, 0.8], [True] * 4, 1))) == [0, 1, 3]
     assert positions(dynamic(scores([0.2, 0.3, 0.1, 0.3], [True] * 4, 1))) == [1]
     # At the threshold is not above it.
-    assert positions(dynamic(scores([0.5, 0.5], [True] * 2, 1, threshold=0.5))) == [0]
+    assert positions(dynamic(scores([0.5, 0.5], [True] * 2, 1, confidence_threshold=0.5))) == [0]
 
 
 @pytest.mark.parametrize("name", list(STRATEGIES))
@@ -138,10 +210,26 @@ def test_rows_are_independent(name: Remasking) -> None:
     confidence = torch.rand(6, 5, generator=generator)
     masked = torch.rand(6, 5, generator=generator) < 0.7
     step = torch.tensor([0, 1, 2, 0, 1, 2])
-    quota, rate = static_quota(step, masked, 5, 3), reverse_rate(step, 3)
     uniforms = torch.rand(6, 5, generator=generator).double()
-    together = STRATEGIES[name](Scores(confidence, masked, quota, rate, uniforms, 0.6))
+    entropy = torch.rand(6, 5, generator=generator).double()
+    together = Scores(
+        config=DecodingConfig(5, 3, confidence_threshold=0.6, entropy_bound=0.4),
+        confidence=confidence,
+        masked=masked,
+        step=step,
+        uniforms=lambda: uniforms,
+        entropy=lambda: entropy,
+    )
+    commit = STRATEGIES[name](together)
+    assert 0 < int(commit.sum()) < int(masked.sum())
     for b in range(6):
         row = slice(b, b + 1)
-        alone = Scores(confidence[row], masked[row], quota[row], rate[row], uniforms[row], 0.6)
-        assert torch.equal(STRATEGIES[name](alone)[0], together[b])
+        alone = replace(
+            together,
+            confidence=confidence[row],
+            masked=masked[row],
+            step=step[row],
+            uniforms=lambda row=row: uniforms[row],
+            entropy=lambda row=row: entropy[row],
+        )
+        assert torch.equal(STRATEGIES[name](alone)[0], commit[b])

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from t3d.decoding import Completion, DecodingConfig, Passes
+from t3d.decoding import Completion, DecodingConfig, Passes, Request
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,7 @@ from t3d.decoding import Completion, DecodingConfig, Passes
         {"denoising_steps": 3, "window": 2},
         {"denoising_steps": 0, "remasking": "ancestral"},
         {"random_share": 1.1},
+        {"entropy_bound": -0.5},
     ],
 )
 def test_a_wrong_value_names_its_key(wrong: dict[str, Any]) -> None:
@@ -47,3 +48,14 @@ def test_passes_and_token_ids() -> None:
     assert passes.total == 10
     completion = Completion([5, 6, 7, 8], [0, 1, 2, 3], [0.0] * 4, 3, "stop", passes)
     assert completion.token_ids == [5, 6, 7]
+
+
+def test_settings_of_a_request_replace_those_of_the_decoder() -> None:
+    default, own = DecodingConfig(max_new_tokens=7), DecodingConfig(block_size=8, max_new_tokens=5)
+    assert Request([1]).settings(default) is default
+    assert Request([1], config=own).settings(default) is own
+    lengths = [
+        Request([1], max_new_tokens=n, config=c).num_new(default)
+        for n, c in ((None, None), (None, own), (3, None), (3, own))
+    ]
+    assert lengths == [7, 5, 3, 3]

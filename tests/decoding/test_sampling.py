@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from t3d.decoding.sampling import (
     allowed_log_probs,
+    entropies,
     initial_ids,
     inverse_cdf,
     position_keys,
@@ -110,6 +111,36 @@ def test_log_probability_is_untempered_and_after_banning(temperature: float) -> 
     expected = 2.0 - math.log(math.exp(1) + math.exp(0) + math.exp(2))
     assert candidates.log_probs.item() == pytest.approx(expected, abs=1e-6)
     assert candidates.confidence.item() == pytest.approx(math.exp(expected), abs=1e-6)
+
+
+@given(
+    st.lists(st.floats(-8, 8), min_size=3, max_size=8),
+    st.sampled_from([[], [1], [0, 2]]),
+)
+def test_entropy_is_that_of_the_ids_that_can_be_drawn(
+    logits: list[float], banned: list[int]
+) -> None:
+    row = torch.tensor([logits], dtype=torch.float64)
+    allowed = [x for i, x in enumerate(logits) if i not in banned]
+    shares = reference_probs(allowed, 1.0, 0, 1.0)
+    expected = -math.fsum(p * math.log(p) for p in shares)
+    actual = entropies(row, torch.tensor(banned, dtype=torch.int64)).item()
+    assert actual == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_certain_and_a_uniform_distribution() -> None:
+    logits = torch.tensor([[200.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]])
+    assert entropies(logits, torch.tensor([3])).tolist() == pytest.approx([0.0, math.log(3)])
+
+
+def test_greedy_needs_no_uniforms_and_is_the_limit_of_a_low_temperature() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, banned = torch.randn(40, 9, generator=generator), torch.tensor([2])
+    greedy = sample(logits, None, banned, temperature=0.0, top_k=0, top_p=1.0)
+    uniforms = torch.rand(40, generator=generator, dtype=torch.float64)
+    cold = sample(logits, uniforms, banned, temperature=1e-4, top_k=0, top_p=1.0)
+    assert torch.equal(greedy.ids, cold.ids)
+    torch.testing.assert_close(greedy.log_probs, cold.log_probs)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 5.0])

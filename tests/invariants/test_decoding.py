@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import count, pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from t3d.decoding import (
     BlockDecoder,
     Completion,
     DecodingConfig,
+    Event,
+    Passes,
     Remasking,
     Request,
     decode_one,
@@ -35,7 +38,9 @@ WINDOWS = [(12, 4), (8, 2), (32, 8), (32, None)]
 MODEL = tiny(vocab_size=VOCABULARY)
 
 
-def engine(config: DecodingConfig, batch_size: int, model: SDARForCausalLM = MODEL) -> BlockDecoder:
+def engine(
+    config: DecodingConfig, batch_size: int, model: SDARForCausalLM = MODEL, **options: Any
+) -> BlockDecoder:
     return BlockDecoder(
         model,
         config,
@@ -43,6 +48,7 @@ def engine(config: DecodingConfig, batch_size: int, model: SDARForCausalLM = MOD
         stop_token_ids=STOPS,
         banned_token_ids=BANNED,
         batch_size=batch_size,
+        **options,
     )
 
 
@@ -96,6 +102,7 @@ def configs(draw: st.DrawFn) -> DecodingConfig:
         top_k=draw(st.sampled_from([0, 5])),
         top_p=draw(st.sampled_from([1.0, 0.8])),
         max_new_tokens=draw(st.integers(1, 12)),
+        entropy_bound=draw(st.sampled_from([0.0, 0.5, 3.0])),
     )
 
 
@@ -104,7 +111,9 @@ requests = st.builds(
     st.lists(st.integers(0, MASK - 1), min_size=1, max_size=18),
     st.integers(0, (1 << 63) - 1),
     st.none() | st.integers(1, 12),
+    st.none() | configs(),
 )
+"""Some with settings of their own."""
 
 
 @pytest.mark.parametrize(("block_size", "denoising_steps"), BLOCK_STEPS)
@@ -149,12 +158,127 @@ def test_engine_equals_oracle_in_windows_and_whole_sequences(
 
 
 @settings(max_examples=25)
-@given(configs(), st.lists(requests, min_size=1, max_size=4), st.integers(1, 5))
+@given(
+    configs(),
+    st.lists(requests, min_size=1, max_size=5),
+    st.integers(1, 5),
+    st.booleans(),
+    st.sampled_from([1, 5, 8192]),
+    st.sampled_from([None, 64, 100]),
+)
 def test_engine_equals_oracle_on_anything(
-    config: DecodingConfig, batch: list[Request], batch_size: int
+    config: DecodingConfig,
+    batch: list[Request],
+    batch_size: int,
+    fused: bool,
+    prefill_chunk: int,
+    cache_tokens: int | None,
 ) -> None:
-    for request, completion in zip(batch, engine(config, batch_size).decode(batch), strict=True):
+    """Settings mixed in a batch, fused or not, prompts in chunks, rows that wait for room."""
+    decoder = engine(
+        config,
+        batch_size,
+        fused=fused,
+        prefill_chunk=prefill_chunk,
+        cache_tokens=cache_tokens,
+    )
+    for request, completion in zip(batch, decoder.decode(batch), strict=True):
+        expected = oracle(config, request)
+        assert_same(completion, expected)
+        assert_passes(completion, config, request, fused, prefill_chunk)
+
+
+def assert_passes(
+    completion: Completion, config: DecodingConfig, request: Request, fused: bool, chunk: int
+) -> None:
+    """Passes beside the denoising steps, which `assert_same` compares with the oracle's."""
+    size, length = request.settings(config).block_size, len(request.prompt_ids)
+    chunks = -(-(length // size * size) // max(chunk // size * size, size))
+    num_blocks = -(-(length + len(completion.response_ids)) // size) - length // size
+    extra = (max(chunks - 1, 0), 0) if fused else (chunks, num_blocks - 1)
+    assert (completion.passes.prefill, completion.passes.commit) == extra
+
+
+@settings(max_examples=15)
+@given(
+    configs(),
+    st.lists(requests, min_size=2, max_size=5),
+    st.integers(1, 4),
+    st.sampled_from([None, 64, 120]),
+    st.data(),
+)
+def test_events_tell_all_of_each_request_whatever_comes_and_goes(
+    config: DecodingConfig,
+    batch: list[Request],
+    batch_size: int,
+    cache_tokens: int | None,
+    data: st.DataObject,
+) -> None:
+    """Requests arrive and are cancelled between steps; the others decode as by the oracle."""
+    decoder = engine(config, batch_size, cache_tokens=cache_tokens)
+    arrivals = [data.draw(st.integers(0, 6)) for _ in batch]
+    ends = [data.draw(st.none() | st.integers(0, 12)) for _ in batch]
+    ids: dict[int, int] = {}
+    seen: dict[int, list[Event]] = {}
+    for now in count():
+        for index, request in enumerate(batch):
+            if arrivals[index] == now:
+                ids[index] = decoder.submit(request)
+                seen[ids[index]] = []
+            if ends[index] == now and index in ids:
+                events = seen[ids[index]]
+                finished = bool(events) and events[-1].completion is not None
+                assert decoder.cancel(ids[index]) is not finished
+                assert decoder.cancel(ids[index]) is False
+                if not finished:
+                    del seen[ids[index]]
+        before = decoder.num_unfinished
+        events = decoder.step()
+        for event in events:
+            seen[event.id].append(event)
+        assert before - decoder.num_unfinished == sum(e.completion is not None for e in events)
+        if now >= max(arrivals) and not decoder.num_unfinished:
+            break
+    assert len(set(ids.values())) == len(batch)
+    for index, request in enumerate(batch):
+        if ids[index] not in seen:
+            continue
+        events = seen[ids[index]]
+        completion = events[-1].completion
+        assert completion is not None
         assert_same(completion, oracle(config, request))
+        assert all(e.completion is None for e in events[:-1])
+        told = {
+            place: (token, event.step)
+            for event in events
+            for place, token in zip(event.places, event.token_ids, strict=True)
+        }
+        assert len(told) == sum(len(event.places) for event in events)
+        assert told == {
+            place: (token, step)
+            for place, (token, step) in enumerate(
+                zip(completion.response_ids, completion.step_map, strict=True)
+            )
+            if step >= 0
+        }
+
+
+@pytest.mark.parametrize("denoising_steps", [1, 2, 4])
+def test_a_static_block_costs_exactly_its_steps(denoising_steps: int) -> None:
+    config = DecodingConfig(4, denoising_steps, temperature=0.0, max_new_tokens=16)
+    sizes: list[int] = []
+    hook = MODEL.model.register_forward_pre_hook(
+        lambda module, args, kwargs: sizes.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    decoder = BlockDecoder(MODEL, config, mask_token_id=MASK, stop_token_ids=(), batch_size=3)
+    try:
+        completions = decoder.decode(numbered_requests([8] * 3))
+    finally:
+        hook.remove()
+    # The prompt rides on the first step, a finished block on the next one's first step.
+    later = [8] + [4] * (denoising_steps - 1)
+    assert sizes == [12] + [4] * (denoising_steps - 1) + later * 3
+    assert all(c.passes == Passes(denoising=4 * denoising_steps) for c in completions)
 
 
 @settings(max_examples=15)
@@ -186,6 +310,7 @@ def test_eager_attention_decodes_alike() -> None:
 @given(configs(), requests)
 def test_every_output_is_well_formed(config: DecodingConfig, request: Request) -> None:
     [completion] = engine(config, 1).decode([request])
+    config = request.settings(config)
     prompt_length, size = len(request.prompt_ids), config.block_size
     length = prompt_length + len(completion.response_ids)
     assert length % size == 0
@@ -194,8 +319,10 @@ def test_every_output_is_well_formed(config: DecodingConfig, request: Request) -
             assert token == MASK
         else:
             assert token not in (MASK, *BANNED)
-    num_windows = size // config.window_size
-    assert max(completion.step_map) < num_windows * config.denoising_steps
+    num_windows, most = size // config.window_size, config.denoising_steps
+    if config.remasking == "entropy_bounded":
+        most = config.window_size
+    assert max(completion.step_map) < num_windows * most
     # Nothing of a window commits before the whole of the windows before it in the block.
     windows: dict[int, list[int]] = {}
     for position, step in enumerate(completion.step_map, prompt_length):
@@ -223,10 +350,9 @@ def test_every_output_is_well_formed(config: DecodingConfig, request: Request) -
         assert min(completion.step_map) >= 0
 
     num_blocks = length // size - prompt_length // size
-    assert completion.passes.prefill == int(prompt_length >= size)
-    most = num_blocks * num_windows * config.denoising_steps
-    assert num_blocks <= completion.passes.denoising <= most
-    assert completion.passes.commit == num_blocks - 1
+    # Every pass is a denoising step, and a block takes as many passes as steps.
+    assert completion.passes == Passes(denoising=completion.passes.denoising)
+    assert num_blocks <= completion.passes.denoising <= num_blocks * num_windows * most
 
 
 @settings(max_examples=25)
@@ -234,6 +360,7 @@ def test_every_output_is_well_formed(config: DecodingConfig, request: Request) -
 def test_replay_rebuilds_every_visited_state(config: DecodingConfig, request: Request) -> None:
     seen: list[tuple[int, list[int]]] = []
     completion = oracle(config, request, seen)
+    config = request.settings(config)
     trajectory = record(Example("p", ""), request.prompt_ids, completion, config)
     assert visited_states(trajectory) == seen
     # A position shows x_T, then its token for good.

@@ -1,0 +1,161 @@
+"""Which sequences run, in which rows of the cache, and what shares a forward pass. No tensors."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from dataclasses import dataclass
+
+from t3d.blocks import BlockLayout
+from t3d.decoding.sequence import Sequence
+
+PASS_COST = 64
+"""A pass costs about as much as so many more tokens in it (measured on CPU; more on a GPU)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a sequence does in a pass: run its positions first..stop-1."""
+
+    sequence: Sequence
+    first: int
+    stop: int
+    denoises: bool
+    """The last block takes a denoising step; otherwise the positions are only stored."""
+
+    @property
+    def width(self) -> int:
+        return self.stop - self.first
+
+
+def cheapest_widths(counts: dict[int, int], pass_cost: int = PASS_COST) -> dict[int, int]:
+    """Width of the pass that work of each width shares, where its rows are padded.
+
+    The partition of least pass_cost * passes + padded tokens, by dynamic programming over the
+    widths: passes cover intervals of them.
+
+    Args:
+        counts: sequences of each width.
+    """
+    if len(counts) == 1:
+        return dict.fromkeys(counts, *counts)
+    widths = sorted(counts)
+    # best[j]: cost of the j narrowest widths, and where their last pass begins.
+    best = [(0, 0)]
+    for j, width in enumerate(widths, 1):
+        options, num = [], 0
+        for i in range(j - 1, -1, -1):
+            num += counts[widths[i]]
+            options.append((best[i][0] + pass_cost + width * num, i))
+        best.append(min(options))
+    out, j = {}, len(widths)
+    while j > 0:
+        i = best[j][1]
+        out |= dict.fromkeys(widths[i:j], widths[j - 1])
+        j = i
+    return out
+
+
+class Scheduler:
+    """Admits sequences in order of arrival into rows of the cache, and plans their passes.
+
+    Args:
+        batch_size: sequences that run at the same time at most.
+        fused: whether a finished block is stored by the next block's first step, and the prompt
+            by the first block's. Otherwise each takes a pass of its own.
+        prefill_chunk: prompt tokens of one round of passes at most, at least one block.
+        cache_tokens: rows times slots of the cache at most; None for no bound.
+    """
+
+    def __init__(
+        self, *, batch_size: int, fused: bool, prefill_chunk: int, cache_tokens: int | None
+    ) -> None:
+        self.batch_size = batch_size
+        self.fused = fused
+        self.prefill_chunk = prefill_chunk
+        self.cache_tokens = cache_tokens
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        """By row."""
+        self.num_rows = 0
+        """Rows that the cache must have."""
+        self.num_slots = 0
+        """Slots that each must have."""
+
+    def submit(self, sequence: Sequence) -> None:
+        """Queue a sequence.
+
+        Raises:
+            ValueError: if it fits no cache of the size allowed.
+        """
+        if self._exceeds(1, len(sequence.ids)):
+            raise ValueError(
+                f"request {sequence.id}: its {sequence.prompt_length} prompt tokens and "
+                f"{len(sequence.ids) - sequence.prompt_length} response tokens in whole blocks "
+                f"take {len(sequence.ids)} cache slots, more than cache_tokens="
+                f"{self.cache_tokens}; raise cache_tokens or lower max_new_tokens"
+            )
+        self.waiting.append(sequence)
+
+    def _exceeds(self, num_rows: int, num_slots: int) -> bool:
+        return self.cache_tokens is not None and num_rows * num_slots > self.cache_tokens
+
+    def admit(self) -> None:
+        """Let waiting sequences in while there is room; sets `num_rows` and `num_slots`."""
+        longest = max((len(s.ids) for s in self.running), default=0)
+        while self.waiting and len(self.running) < self.batch_size:
+            needed = max(longest, len(self.waiting[0].ids))
+            if self._exceeds(len(self.running) + 1, needed):
+                break
+            sequence = self.waiting.popleft()
+            sequence.row = len(self.running)
+            self.running.append(sequence)
+            longest = needed
+        if len(self.running) <= self.num_rows and longest <= self.num_slots:
+            return
+        if self.cache_tokens is not None:
+            self.num_rows = min(self.batch_size, self.cache_tokens // longest)
+            self.num_slots = longest
+        else:
+            # Of its final size at once where that is known, and seldom otherwise.
+            num = max(len(self.running) + len(self.waiting), 2 * self.num_rows)
+            self.num_rows = min(self.batch_size, num)
+            self.num_slots = max(self.num_slots, longest, *(len(s.ids) for s in self.waiting), 0)
+
+    def release(self, sequence: Sequence) -> int | None:
+        """Free its row; the last row moves there. Returns which row moved, if one did."""
+        last = self.running.pop()
+        if last is sequence:
+            return None
+        source, last.row = last.row, sequence.row
+        self.running[last.row] = last
+        return source
+
+    def passes(self) -> list[list[Work]]:
+        """What every running sequence does next, by pass; within a pass in order of rows."""
+        budget, late = self.prefill_chunk, set[int]()
+        prefilling = [s for s in self.running if s.num_cached < s.prefix]
+        for i, sequence in enumerate(sorted(prefilling, key=lambda s: s.id)):
+            budget -= self._chunk_end(sequence) - sequence.num_cached
+            if i > 0 and budget < 0:
+                late.add(sequence.id)
+        works = [self._work(s) for s in self.running if s.id not in late]
+        # A fused commit is twice as wide as a plain step: beside a few of these it shares their
+        # pass, beside many a pass of its own is cheaper than their padding.
+        widths = cheapest_widths(Counter(work.width for work in works))
+        groups: dict[int, list[Work]] = {}
+        for work in works:
+            groups.setdefault(widths[work.width], []).append(work)
+        return list(groups.values())
+
+    def _chunk_end(self, sequence: Sequence) -> int:
+        """How far its next pass takes the prompt. It depends on no other sequence."""
+        size = sequence.config.block_size
+        chunk = max(BlockLayout(size).floor(self.prefill_chunk), size)
+        return min(sequence.num_cached + chunk, sequence.prefix)
+
+    def _work(self, sequence: Sequence) -> Work:
+        first, stop = sequence.num_cached, sequence.start
+        if first < sequence.prefix:
+            stop = self._chunk_end(sequence)
+        denoises = stop == sequence.start and (self.fused or first == stop)
+        return Work(sequence, first, sequence.end if denoises else stop, denoises)

@@ -1,0 +1,108 @@
+"""One request being decoded: what is committed, what is stored, what comes next. No tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from t3d.blocks import BlockLayout
+from t3d.decoding.request import Completion, DecodingConfig, Passes, Request
+from t3d.trajectory import FinishReason
+
+
+@dataclass(eq=False)
+class Sequence:
+    """Lists cover the prompt and all blocks to be filled; the current block lies at `start`."""
+
+    id: int
+    request: Request
+    config: DecodingConfig
+    ids: list[int]
+    """What a position shows: its token, or x_T until it is committed."""
+    mask_token_id: int
+    row: int = -1
+    """Its row in the cache, once admitted."""
+    num_cached: int = 0
+    """Positions whose keys and values are stored for good, whole blocks."""
+    step: int = 0
+    """Denoising steps of the current block so far."""
+    first_step: int = 0
+    """The step with which the current window began."""
+    num_prefills: int = 0
+    num_denoising: int = 0
+    num_commits: int = 0
+    start: int = field(init=False)
+    masked: list[int] = field(init=False)
+    """Positions of the current window that are still to be decoded, ascending."""
+
+    def __post_init__(self) -> None:
+        self.prompt_length = len(self.request.prompt_ids)
+        self.limit = self.prompt_length + self.request.num_new(self.config)
+        self.initial_ids = self.ids[self.prompt_length :]
+        self.step_map = [-1] * len(self.ids)
+        self.log_probs = [0.0] * len(self.ids)
+        layout = BlockLayout(self.config.block_size)
+        self.start = self.prefix = layout.floor(self.prompt_length)
+        # Windows divide blocks, so they lie on a grid of their own.
+        self._enter(BlockLayout(self.config.window_size).floor(self.prompt_length))
+        self._num_searched = self.prompt_length
+
+    def _enter(self, window: int) -> None:
+        self.window_end = window + self.config.window_size
+        self.masked = list(range(max(window, self.prompt_length), self.window_end))
+        self.first_step = self.step
+
+    @property
+    def end(self) -> int:
+        """Where the current block ends."""
+        return self.start + self.config.block_size
+
+    def store(self, stop: int) -> None:
+        """A pass stored the positions before `stop` and did nothing else."""
+        if stop > self.prefix:
+            self.num_commits += 1
+        else:
+            self.num_prefills += 1
+        self.num_cached = stop
+
+    def commit(self, chosen: list[tuple[int, int, float]]) -> None:
+        """One denoising step: commit tokens at masked positions, (position, token, log-prob)."""
+        for position, token, log_prob in chosen:
+            self.ids[position] = token
+            self.log_probs[position] = log_prob
+            self.step_map[position] = self.step
+        self.masked = [p for p in self.masked if self.step_map[p] < 0]
+        # Every earlier block was stored before this one was denoised.
+        self.num_cached = self.start
+        self.step += 1
+        self.num_denoising += 1
+
+    def finished(self, stop_token_ids: frozenset[int]) -> Completion | None:
+        """The completion if that was the last step; otherwise goes on to what is next."""
+        decoded = self.masked[0] if self.masked else self.window_end
+        # A stop token in the prompt or beyond max_new_tokens ends nothing.
+        for position in range(self._num_searched, min(decoded, self.limit)):
+            if self.ids[position] in stop_token_ids:
+                return self._completion("stop", position + 1)
+        self._num_searched = decoded
+        if not self.masked:
+            if self.window_end == len(self.ids):
+                return self._completion("length", self.limit)
+            if self.window_end == self.end:
+                self.start, self.step = self.end, 0
+            self._enter(self.window_end)
+        return None
+
+    def _completion(self, reason: FinishReason, stop: int) -> Completion:
+        response = slice(self.prompt_length, self.end)
+        return Completion(
+            response_ids=[
+                token if step >= 0 else self.mask_token_id
+                for token, step in zip(self.ids[response], self.step_map[response], strict=True)
+            ],
+            step_map=self.step_map[response],
+            log_probs=self.log_probs[response],
+            num_response_tokens=stop - self.prompt_length,
+            finish_reason=reason,
+            passes=Passes(self.num_prefills, self.num_denoising, self.num_commits),
+            initial_ids=self.initial_ids[: self.end - self.prompt_length],
+        )
