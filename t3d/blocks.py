@@ -9,10 +9,13 @@ Letters in shapes: B batch, L length, T layout length, N blocks, S block size.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 CLEAN = 0
 """Stream of finished tokens; noised views are streams 1, 2, ..."""
@@ -22,11 +25,18 @@ PADDING = -1
 
 @dataclass(frozen=True)
 class Coordinates:
-    """Where every column of a packed batch lies. All tensors are int64 of shape [B, T]."""
+    """Where every column of a batch lies. All tensors are int64 of shape [B, T]."""
 
     position: Tensor
     block: Tensor
     stream: Tensor
+    sequence: Tensor | None = None
+    """Whose column it is, where a row holds several sequences; by default a row is one."""
+
+    def __getitem__(self, index: Any) -> Coordinates:
+        """The same index of every tensor."""
+        sequence = None if self.sequence is None else self.sequence[index]
+        return Coordinates(self.position[index], self.block[index], self.stream[index], sequence)
 
     @property
     def noised(self) -> Tensor:
@@ -34,17 +44,59 @@ class Coordinates:
         return self.stream > CLEAN
 
 
-def may_attend(
-    query_block: Tensor, query_stream: Tensor, key_block: Tensor, key_stream: Tensor
-) -> Tensor:
-    """The attention rule of block diffusion, elementwise on broadcastable int64 tensors.
+def may_attend(query: Coordinates, key: Coordinates) -> Tensor:
+    """The attention rule of block diffusion, elementwise on broadcastable coordinates.
 
     A token sees the clean tokens of all earlier blocks and its own stream's tokens of its
-    own block. For the clean stream that is block-causal attention; for a noised view it is
-    what the decoder sees while it denoises that block (BD3LM, arXiv:2503.09573).
+    own block, both of its own sequence. For the clean stream that is block-causal attention; for
+    a noised view it is what the decoder sees while it denoises that block (BD3LM,
+    arXiv:2503.09573).
     """
-    earlier = (key_stream == CLEAN) & (key_block < query_block) & (query_stream != PADDING)
-    return earlier | ((key_stream == query_stream) & (key_block == query_block))
+    earlier = (key.stream == CLEAN) & (key.block < query.block) & (query.stream != PADDING)
+    seen = earlier | ((key.stream == query.stream) & (key.block == query.block))
+    if query.sequence is None or key.sequence is None:
+        return seen
+    return seen & (key.sequence == query.sequence)
+
+
+def first_fit(lengths: Sequence[int], width: int) -> list[list[int]]:
+    """Sequences laid into rows of `width`, the longest first, each into the first with room.
+
+    Every row lists its sequences; one that is longer than `width` gets a row to itself.
+    """
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for sequence in sorted(range(len(lengths)), key=lambda s: -lengths[s]):
+        fits = (row for row, left in enumerate(room) if left >= lengths[sequence])
+        row = next(fits, len(rows))
+        if row == len(rows):
+            rows.append([])
+            room.append(width)
+        rows[row].append(sequence)
+        room[row] -= lengths[sequence]
+    return rows
+
+
+def pack(grid: Coordinates, width: int) -> tuple[Coordinates, Tensor]:
+    """The sequences of a layout end to end in rows of `width`, without their padding.
+
+    Returns:
+        The rows' coordinates, and the column of the flattened `grid` that each of theirs repeats,
+        int64 [R, W]. Rows that are shorter than the longest end with PADDING.
+    """
+    held = grid.stream != PADDING
+    columns = held.flatten().nonzero()[:, 0].split(held.sum(1).tolist())
+    rows = first_fit([len(own) for own in columns], width)
+    laid = [torch.cat([columns[sequence] for sequence in row]) for row in rows]
+    source = pad_sequence(laid, batch_first=True, padding_value=-1)
+    inside, source = source >= 0, source.clamp(min=0)
+    packed = Coordinates(
+        grid.position.flatten()[source],
+        grid.block.flatten()[source],
+        torch.where(inside, grid.stream.flatten()[source], PADDING),
+        torch.where(inside, source // grid.stream.shape[1], PADDING),
+    )
+    return packed, source
 
 
 @dataclass(frozen=True)

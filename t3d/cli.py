@@ -17,7 +17,7 @@ SUMMARIES = {
     "run": "Walk the whole route of a recipe: rollout, distill, evaluate, report.",
     "compare": "Train every method of a recipe with every seed, and compare them.",
     "convert": "Make a block-diffusion checkpoint of an autoregressive chat model.",
-    "pretrain": "Train a small model from nothing, or adapt a converted one.",
+    "pretrain": "Train a small model from nothing, or adapt a checkpoint, such as a converted one.",
     "rollout": "Let a teacher decode prompts, and record every step in a trajectory store.",
     "train": "Distill a teacher's trajectories into a student.",
     "eval": "Measure accuracy and speed of one checkpoint under several decoding settings.",
@@ -29,7 +29,7 @@ SUMMARIES = {
     "generate": "Answer one question.",
     "export": "Write a checkpoint for transformers, SGLang and LMDeploy, or check such a folder.",
     "import": "Turn rollout JSON of T3D's authors, or of dLLM-RL, into a trajectory store.",
-    "export-rollouts": "Turn a trajectory store into such rollout JSON.",
+    "export-rollouts": "Turn a trajectory store into rollout JSON of T3D's authors or of dLLM-RL.",
     "data download": "Fetch benchmarks from the Hugging Face Hub, and check their content.",
     "data convert": "Turn a file in the format of T3D's authors into one that t3d reads.",
 }

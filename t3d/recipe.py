@@ -12,6 +12,7 @@ from t3d.tasks import ProtocolName, Split, Task, get_task
 from t3d.training.config import TrainingConfig
 from t3d.training.distill import MethodConfig
 from t3d.training.pretrain import PretrainConfig
+from t3d.watch import WatchConfig
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,8 @@ class RunConfig:
         rollout: how the teacher decodes the training prompts.
         methods: checkpoint name -> method; `original` is always evaluated beside them.
         training: optimisation, shared by all methods.
+        watch: a few-step evaluation on the dev split while students train; the best checkpoint of
+            a round is kept beside its log in OUTPUT's hidden training directories.
         evaluation: decoding settings to evaluate.
     """
 
@@ -113,6 +116,7 @@ class RunConfig:
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     methods: dict[str, MethodConfig] = field(default_factory=dict)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    watch: WatchConfig | None = None
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def prompt_set(self) -> Task:

@@ -20,6 +20,7 @@ from t3d.training.config import TrainingConfig
 from t3d.training.distill import MethodConfig, distill
 from t3d.training.pretrain import labelled_rows
 from t3d.trajectory import Trajectory, training_rows
+from t3d.watch import Watch
 
 
 def train_prompts(config: RunConfig) -> list[Example]:
@@ -88,7 +89,8 @@ def train_student(
     if built.rounds == 1:
         student = load(config.model)
         rows = _rows(config, method, student, store_path(config, method))
-        distill(student, rows, method, training, output, progress=progress)
+        watching = _watch(config, student)
+        distill(student, rows, method, training, output, callbacks=watching, progress=progress)
         return
     rounds = config.output / "rounds" / output.relative_to(config.output / "checkpoints")
     directories = [rounds / f"round{number}" for number in range(built.rounds)]
@@ -118,7 +120,9 @@ def train_student(
                 replace(method, learning_rate=rate * built.round_rate(number)),
                 replace(training, steps=steps, warmup_steps=warmup, seed=seed),
                 directory,
-                teacher=load(config.model),
+                # By default a copy of where the round starts.
+                teacher=load(config.model) if built.objective.needs_teacher else None,
+                callbacks=_watch(config, student),
                 progress=progress,
             )
         records.append(json.loads((directory / "provenance.json").read_text(encoding="utf-8")))
@@ -133,6 +137,15 @@ def train_student(
         write_json(directories[-1] / "provenance.json", record)
     output.parent.mkdir(parents=True, exist_ok=True)
     directories[-1].rename(output)
+
+
+def _watch(config: RunConfig, student: LanguageModel) -> list[Watch]:
+    """What looks at a student while it trains."""
+    if config.watch is None:
+        return []
+    task = config.problem_set()
+    problems = task.examples("dev", config.watch.num_problems)
+    return [Watch(student, task, problems, config.watch)]
 
 
 def _rotated(prompts: list[Example], number: int, num: int) -> list[Example]:

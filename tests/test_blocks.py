@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from t3d.blocks import CLEAN, PADDING, BlockLayout, Coordinates, may_attend
+from t3d.blocks import CLEAN, PADDING, BlockLayout, Coordinates, first_fit, may_attend, pack
 
 SIZES = st.integers(1, 8)
 SEQUENCES = st.tuples(st.integers(0, 12), st.integers(1, 12))
@@ -24,9 +24,7 @@ def layout_of(sequences: list[tuple[int, int]], size: int, num_views: int) -> Co
 
 def mask_of(grid: Coordinates) -> Tensor:
     """Bool [B, T, T]."""
-    return may_attend(
-        grid.block[:, :, None], grid.stream[:, :, None], grid.block[:, None], grid.stream[:, None]
-    )
+    return may_attend(grid[:, :, None], grid[:, None])
 
 
 def columns(grid: Coordinates, row: int) -> list[tuple[int, int]]:
@@ -170,3 +168,41 @@ def test_views_leave_the_clean_copy_alone(size: int, sequences: list[tuple[int, 
     mask = mask_of(viewed)
     assert torch.equal(mask[:, :width, :width], mask_of(plain))
     assert not (mask & clean[:, :, None] & ~clean[:, None]).any()
+
+
+@given(st.lists(st.integers(0, 30), max_size=12), st.integers(1, 40))
+def test_first_fit_holds_every_sequence_once_in_rows_that_are_half_full(
+    lengths: list[int], width: int
+):
+    rows = first_fit(lengths, width)
+    assert sorted(s for row in rows for s in row) == list(range(len(lengths)))
+    held = [sum(lengths[s] for s in row) for row in rows]
+    for row, total in zip(rows, held, strict=True):
+        assert total <= width or len(row) == 1
+    # What stands first in a row found no room in any earlier one.
+    for number, row in enumerate(rows):
+        assert all(total + lengths[row[0]] > width for total in held[:number])
+
+
+@given(SIZES, BATCHES, st.integers(1, 3), st.integers(1, 200))
+def test_packed_sequences_see_what_they_saw(
+    size: int, sequences: list[tuple[int, int]], num_views: int, width: int
+):
+    grid = layout_of(sequences, size, num_views)
+    packed, source = pack(grid, width)
+    inside = packed.stream != PADDING
+    assert sorted(source[inside].tolist()) == (
+        (grid.stream != PADDING).flatten().nonzero()[:, 0].tolist()
+    )
+    assert packed.position.shape[1] <= max(width, grid.position.shape[1])
+    # Padding remains only where a row is shorter than the longest.
+    assert (inside.sum(1).max(), inside.any(1).all()) == (packed.position.shape[1], True)
+    for name in ("position", "block", "stream"):
+        values = getattr(grid, name).flatten()[source]
+        assert torch.equal(getattr(packed, name)[inside], values[inside])
+    own, column = source // grid.position.shape[1], source % grid.position.shape[1]
+    expected = mask_of(grid)[own[:, :, None], column[:, :, None], column[:, None]]
+    expected &= (own[:, :, None] == own[:, None]) & inside[:, None]
+    mask = mask_of(packed)
+    assert torch.equal(mask[inside], expected[inside])
+    assert mask.diagonal(dim1=1, dim2=2).all()

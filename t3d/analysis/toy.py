@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy
 from t3d.analysis.analyze import Analysis, AnalysisConfig, measure
 from t3d.analysis.full_steps import sample_paths
 from t3d.analysis.states import Denoiser, State, select_states
-from t3d.models import SDARForCausalLM, tiny
+from t3d.models import BlockDiffusionLM, tiny
 from t3d.rng import derive_key
 from t3d.trajectory import Trajectory
 
@@ -39,7 +39,7 @@ _BATCH_SIZE = 64
 class Toy:
     """Models and states, ready to be measured."""
 
-    models: list[tuple[str, SDARForCausalLM]]
+    models: list[tuple[str, BlockDiffusionLM]]
     """Teacher, the student of random masks, the student of visited states."""
     trajectories: list[Trajectory]
 
@@ -67,11 +67,11 @@ def _random_masks(num: int, generator: torch.Generator) -> Tensor:
 
 
 def _train(
-    model: SDARForCausalLM,
+    model: BlockDiffusionLM,
     batch: Callable[[], tuple[Tensor, Tensor, Tensor]],
     steps: int,
     learning_rate: float,
-) -> SDARForCausalLM:
+) -> BlockDiffusionLM:
     """Minimise the cross-entropy of masked tokens; `batch` gives prompt, x0 and mask [B, S]."""
     optimizer = torch.optim.Adam(model.parameters(), learning_rate, fused=True)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
@@ -86,7 +86,7 @@ def _train(
     return model
 
 
-def _train_teacher(steps: int, generator: torch.Generator) -> SDARForCausalLM:
+def _train_teacher(steps: int, generator: torch.Generator) -> BlockDiffusionLM:
     """On the toy's own answers and random masks."""
     every = torch.tensor(prompts())
 
@@ -98,7 +98,7 @@ def _train_teacher(steps: int, generator: torch.Generator) -> SDARForCausalLM:
     return _train(tiny(vocab_size=MASK + 1, **shape), batch, steps, 1e-2)
 
 
-def _trajectories(teacher: SDARForCausalLM, num_samples: int) -> list[Trajectory]:
+def _trajectories(teacher: BlockDiffusionLM, num_samples: int) -> list[Trajectory]:
     """Full-step samples of the teacher at temperature 1, `num_samples` a prompt."""
     nothing = [MASK] * BLOCK_SIZE
     states = [
@@ -125,13 +125,13 @@ def _trajectories(teacher: SDARForCausalLM, num_samples: int) -> list[Trajectory
 
 
 def _train_student(
-    teacher: SDARForCausalLM,
+    teacher: BlockDiffusionLM,
     trajectories: list[Trajectory],
     steps: int,
     generator: torch.Generator,
     *,
     visited: bool,
-) -> SDARForCausalLM:
+) -> BlockDiffusionLM:
     """A copy of the teacher, trained at visited states or at random masks of the same x0."""
     prompt = torch.tensor([t.prompt_ids for t in trajectories])
     x0 = torch.tensor([t.response_ids for t in trajectories])

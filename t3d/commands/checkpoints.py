@@ -19,9 +19,10 @@ def convert(
     mask_token: str = MASK_TOKEN,
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
 ) -> None:
-    """Make a block-diffusion checkpoint of an autoregressive chat model: Llama, Qwen2, Qwen3.
+    """Make a block-diffusion checkpoint of an autoregressive chat model.
 
-    Its weights stay as they are, so adapt it next: `t3d pretrain` with its path as model.
+    Llama, Qwen2 and Qwen3 are taken. Their weights stay as they are, so adapt the result next:
+    `t3d pretrain` with its path as model.
 
     Examples:
       t3d convert Qwen/Qwen3-0.6B --output runs/converted

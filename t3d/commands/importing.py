@@ -47,7 +47,7 @@ def import_store(
 
 
 def export_rollouts(trajectories: Path, model: str, output: Path, format: Format = "t3d") -> None:
-    """Turn a trajectory store into the rollout JSON of T3D's authors, or of dLLM-RL.
+    """Turn a trajectory store into rollout JSON of T3D's authors or of dLLM-RL.
 
     Trajectories whose text does not give their token ids back are left out and listed.
 

@@ -15,12 +15,7 @@ if TYPE_CHECKING:
 
 def dense_mask(queries: Coordinates, keys: Coordinates) -> Tensor:
     """Bool [B, 1, Q, K], true where a query sees a key."""
-    return may_attend(
-        queries.block[:, :, None],
-        queries.stream[:, :, None],
-        keys.block[:, None, :],
-        keys.stream[:, None, :],
-    )[:, None]
+    return may_attend(queries[:, :, None], keys[:, None])[:, None]
 
 
 def additive_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -34,9 +29,7 @@ def flex_mask(queries: Coordinates, keys: Coordinates) -> BlockMask:
     from torch.nn.attention.flex_attention import create_block_mask
 
     def mask_mod(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return may_attend(
-            queries.block[b, q], queries.stream[b, q], keys.block[b, k], keys.stream[b, k]
-        )
+        return may_attend(queries[b, q], keys[b, k])
 
     batch, num_queries = queries.block.shape
     device = queries.block.device

@@ -65,6 +65,7 @@ class BlockDiffusionLM(PreTrainedModel):
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
         select: Tensor | None = None,
+        with_head: bool = True,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits of the masked-token prediction.
@@ -75,11 +76,14 @@ class BlockDiffusionLM(PreTrainedModel):
                 the block-causal mask of `config.block_size` over whole sequences.
             position_ids: int64 [B, L]; by default 0..L-1.
             past_key_values: a cache whose `update` places keys and values.
-            select: bool [B, L], the positions whose logits are wanted. The vocabulary is
-                wide, so hidden states are gathered before the head.
+            select: the positions whose logits are wanted: bool [B, L], or int64 [M], their numbers
+                in row-major order. The vocabulary is wide, so hidden states are gathered before
+                the head.
+            with_head: whether logits are computed; else the caller applies the head.
 
         Returns:
-            logits [B, L, V], or [M, V] for the M selected positions in row-major order.
+            logits [B, L, V], or [M, V] for the M selected positions; bool ones in row-major order.
+            Without the head, `hidden_states` is one tensor, what the head would be given.
         """
         if attention_mask is None:
             if self.config.block_size is None:
@@ -103,5 +107,7 @@ class BlockDiffusionLM(PreTrainedModel):
             **kwargs,
         ).last_hidden_state
         if select is not None:
-            hidden = hidden[select]
+            hidden = hidden.flatten(0, 1)[select.flatten()]
+        if not with_head:
+            return CausalLMOutputWithPast(hidden_states=(hidden,))
         return CausalLMOutputWithPast(logits=head(hidden), past_key_values=past_key_values)

@@ -1,6 +1,6 @@
 """Objectives: tensors in, per-sequence loss and metrics out."""
 
-from t3d.objectives.base import Context, LossTokens, Objective, Predictions
+from t3d.objectives.base import Context, Distributions, LossTokens, Objective, Predictions, read
 from t3d.objectives.certainty import CertaintyForcing
 from t3d.objectives.consistency import Consistency
 from t3d.objectives.cross_entropy import CrossEntropy, Nelbo
@@ -11,9 +11,11 @@ __all__ = [
     "Consistency",
     "Context",
     "CrossEntropy",
+    "Distributions",
     "LossTokens",
     "Nelbo",
     "Objective",
     "Predictions",
     "TrajectoryDDO",
+    "read",
 ]

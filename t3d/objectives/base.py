@@ -12,6 +12,10 @@ from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+CHUNK_LOGITS = 1 << 25
+"""Logits that exist at a time: 128 MB in float32."""
 
 
 @dataclass(frozen=True)
@@ -70,35 +74,97 @@ def grouped_mean(
     return zeros.index_add(0, group, values * ones) / count.clamp(min=1)
 
 
-class Predictions:
-    """What a model predicts at the loss tokens."""
+class Distributions:
+    """What a model predicts at m loss tokens."""
 
     def __init__(self, logits: Tensor) -> None:
-        """`logits` is [M, V]; log-probabilities are at least float32."""
+        """`logits` is [m, V]; log-probabilities are at least float32."""
         self.logits = logits.float() if logits.dtype.itemsize < 4 else logits
 
     @cached_property
     def log_normalizer(self) -> Tensor:
-        """log sum exp of the logits, [M]."""
+        """log sum exp of the logits, [m]."""
         return self.logits.logsumexp(-1)
 
     def log_prob(self, ids: Tensor) -> Tensor:
-        """Log-probability of one token a position, [M] -> [M]."""
+        """Log-probability of one token a position, [m] -> [m]."""
         return self.logits.gather(-1, ids[:, None]).squeeze(-1) - self.log_normalizer
 
     @cached_property
     def log_probs(self) -> Tensor:
-        """All log-probabilities, [M, V]."""
+        """All log-probabilities, [m, V]."""
         return self.logits - self.log_normalizer[:, None]
 
     def argmax(self) -> Tensor:
-        """Most likely token, [M]."""
+        """Most likely token, [m]."""
         return self.logits.argmax(-1)
 
     def entropy(self, temperature: float) -> Tensor:
-        """Entropy of the tempered distribution in nats, [M]."""
+        """Entropy of the tempered distribution in nats, [m]."""
         log_probs = (self.logits / temperature).log_softmax(-1)
         return -(log_probs.exp() * log_probs).sum(-1)
+
+
+class Predictions:
+    """What a model predicts at the loss tokens, as hidden states and the head that reads them.
+
+    Logits of all of them would fill more memory than the model; `read` makes them in chunks.
+    """
+
+    def __init__(self, hidden: Tensor, head: Callable[[Tensor], Tensor], vocab_size: int) -> None:
+        """`hidden` is [M, H], and the head makes [m, V] of any m rows of it."""
+        self.hidden = hidden
+        self.head = head
+        self.vocab_size = vocab_size
+
+    @classmethod
+    def of_logits(cls, logits: Tensor) -> Predictions:
+        """Of logits [M, V] as they are."""
+        return cls(logits, lambda rows: rows, logits.shape[-1])
+
+    def __getitem__(self, chosen: Tensor) -> Predictions:
+        """Those at some of the tokens: bool [M], or their numbers."""
+        return Predictions(self.hidden[chosen], self.head, self.vocab_size)
+
+    def detach(self) -> Predictions:
+        """The same without gradient."""
+        return Predictions(self.hidden.detach(), torch.no_grad()(self.head), self.vocab_size)
+
+
+def read(
+    function: Callable[..., tuple[Tensor, ...]], *inputs: Predictions | Tensor
+) -> tuple[Tensor, ...]:
+    """A function of the loss tokens, computed a chunk of them at a time.
+
+    Logits live as long as their chunk: the backward pass makes them once more, unless one chunk
+    was enough.
+
+    Args:
+        function: of m tokens' `Distributions` for every `Predictions`, and m rows of every tensor.
+            Each token's result must depend on its own rows alone.
+        inputs: at the same M tokens; tensors [M, ...].
+
+    Returns:
+        What `function` does, for all tokens.
+    """
+    rows = [i.hidden if isinstance(i, Predictions) else i for i in inputs]
+    wide = max(i.vocab_size for i in inputs if isinstance(i, Predictions))
+    chunks = list(zip(*(t.split(max(1, CHUNK_LOGITS // wide)) for t in rows), strict=True))
+
+    def run(*chunk: Tensor) -> tuple[Tensor, ...]:
+        pairs = zip(inputs, chunk, strict=True)
+        return function(
+            *(Distributions(i.head(t)) if isinstance(i, Predictions) else t for i, t in pairs)
+        )
+
+    if len(chunks) > 1 and torch.is_grad_enabled():
+        results = [
+            checkpoint(run, *chunk, use_reentrant=False, preserve_rng_state=False)
+            for chunk in chunks
+        ]
+    else:
+        results = [run(*chunk) for chunk in chunks]
+    return tuple(torch.cat(parts) for parts in zip(*results, strict=True))
 
 
 class Context:
@@ -108,12 +174,12 @@ class Context:
         self,
         tokens: LossTokens,
         *,
-        student: Callable[[], Tensor],
-        reference: Callable[[], Tensor] | None = None,
-        teacher: Callable[[], Tensor] | None = None,
+        student: Callable[[], Predictions],
+        reference: Callable[[], Predictions] | None = None,
+        teacher: Callable[[], Predictions] | None = None,
         sample_keys: Tensor,
     ) -> None:
-        """Callables return logits [M, V]; `sample_keys` is int64 [M], for drawn tokens."""
+        """Callables run a model; `sample_keys` is int64 [M], for drawn tokens."""
         self.tokens = tokens
         self.sample_keys = sample_keys
         self._student = student
@@ -122,21 +188,26 @@ class Context:
 
     @cached_property
     def student(self) -> Predictions:
-        return Predictions(self._student())
+        return self._student()
 
     @cached_property
     def reference(self) -> Predictions:
         """A frozen earlier copy of the student; no gradient."""
         assert self._reference is not None, "the method did not ask for a reference model"
         with torch.no_grad():
-            return Predictions(self._reference())
+            return self._reference().detach()
 
     @cached_property
     def teacher(self) -> Predictions:
         """The frozen model that training started from; no gradient."""
         assert self._teacher is not None, "the method did not ask for a teacher model"
         with torch.no_grad():
-            return Predictions(self._teacher())
+            return self._teacher().detach()
+
+    def surprise(self) -> Tensor:
+        """The student's -log p of the targets, [M]."""
+        target = self.tokens.target
+        return read(lambda p, target: (-p.log_prob(target),), self.student, target)[0]
 
 
 class Objective(Protocol):

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from t3d.objectives.base import Context
+from t3d.objectives.base import Context, read
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,16 @@ class CertaintyForcing:
 
     def __call__(self, context: Context) -> tuple[Tensor, dict[str, Tensor]]:
         tokens, student = context.tokens, context.student
-        surprise = -student.log_prob(tokens.target)
-        right = student.argmax() == tokens.target
-        entropy = tokens.view_mean(student.entropy(self.temperature), right).sum(1)
+        surprise, entropies, right = read(
+            lambda p, target: (
+                -p.log_prob(target),
+                p.entropy(self.temperature),
+                p.argmax() == target,
+            ),
+            student,
+            tokens.target,
+        )
+        entropy = tokens.view_mean(entropies, right).sum(1)
         loss = self.scale * (tokens.view_mean(surprise).sum(1) + self.beta * entropy)
         metrics = {
             "cross_entropy": surprise.detach().mean(),

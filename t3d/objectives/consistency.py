@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from t3d.objectives.base import Context
+from t3d.objectives.base import Context, Distributions, Predictions, read
 
 
 @dataclass(frozen=True)
@@ -31,24 +31,26 @@ class Consistency:
     needs_teacher: ClassVar[bool] = True
 
     def __call__(self, context: Context) -> tuple[Tensor, dict[str, Tensor]]:
-        tokens, student = context.tokens, context.student
+        tokens, teacher, student = context.tokens, context.teacher, context.student
         early, late = tokens.view == 0, tokens.view == 1
         # What b masks, a masks too, and both come in order of sequence and position.
         place = tokens.sequence * (tokens.position.max() + 1) + tokens.position
         still = early & torch.isin(place, place[late])
         revealed = early & ~still
 
-        def mean(chosen: Tensor, target: Tensor) -> Tensor:
+        def mean(chosen: Tensor, target: Predictions) -> Tensor:
             """KL(target || student) at the chosen tokens, averaged over each sequence."""
-            divergence = (target.exp() * (target - student.log_probs[chosen])).sum(-1)
-            values = divergence.new_zeros(len(chosen)).masked_scatter(chosen, divergence)
-            return tokens.sequence_mean(values, chosen)
+            [divergence] = read(_divergence, target, student[chosen])
+            return tokens.sequence_mean(_spread(divergence, chosen), chosen)
 
-        distillation = mean(revealed, context.teacher.log_probs[revealed])
-        consistency = mean(still, student.log_probs[late].detach())
-        surprise = -student.log_prob(tokens.target)
-        weight = torch.where(tokens.view == 2, tokens.weight, 0.0)
-        nelbo = tokens.sequence_sum(weight * surprise) / tokens.num_response_tokens
+        distillation = mean(revealed, teacher[revealed])
+        consistency = mean(still, student[late].detach())
+        random = tokens.view == 2
+        [surprise] = read(
+            lambda p, target: (-p.log_prob(target),), student[random], tokens.target[random]
+        )
+        surprise = tokens.weight * _spread(surprise, random)
+        nelbo = tokens.sequence_sum(surprise) / tokens.num_response_tokens
         loss = distillation + self.consistency_weight * consistency + self.nelbo_weight * nelbo
         metrics = {
             "distillation": distillation.detach().mean(),
@@ -56,3 +58,13 @@ class Consistency:
             "nelbo": nelbo.detach().mean(),
         }
         return loss, metrics
+
+
+def _divergence(target: Distributions, student: Distributions) -> tuple[Tensor]:
+    """KL(target || student), [m]."""
+    return ((target.log_probs.exp() * (target.log_probs - student.log_probs)).sum(-1),)
+
+
+def _spread(values: Tensor, chosen: Tensor) -> Tensor:
+    """Values of the chosen tokens at their places among all, 0 elsewhere, [M]."""
+    return values.new_zeros(len(chosen)).masked_scatter(chosen, values)

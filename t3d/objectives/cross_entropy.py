@@ -23,7 +23,7 @@ class Nelbo:
 
     def __call__(self, context: Context) -> tuple[Tensor, dict[str, Tensor]]:
         tokens = context.tokens
-        surprise = -context.student.log_prob(tokens.target)
+        surprise = context.surprise()
         loss = tokens.sequence_sum(tokens.weight * surprise) / tokens.num_response_tokens
         return loss, {"cross_entropy": surprise.detach().mean()}
 
@@ -41,6 +41,6 @@ class CrossEntropy:
 
     def __call__(self, context: Context) -> tuple[Tensor, dict[str, Tensor]]:
         tokens = context.tokens
-        surprise = -context.student.log_prob(tokens.target)
+        surprise = context.surprise()
         loss = tokens.sequence_mean(surprise, tokens.masked)
         return loss, {"cross_entropy": surprise.detach()[tokens.masked].mean()}

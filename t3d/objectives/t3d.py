@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from t3d.objectives.base import Context, LossTokens, Predictions, grouped_mean
+from t3d.objectives.base import Context, Distributions, LossTokens, grouped_mean, read
 from t3d.rng import uniform
 
 Fake = Literal["argmax", "sample", "exact"]
@@ -52,11 +52,11 @@ class TrajectoryDDO:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
 
     def __call__(self, context: Context) -> tuple[Tensor, dict[str, Tensor]]:
-        tokens, student, reference = context.tokens, context.student, context.reference
-        log_prob = student.log_prob(tokens.target)
+        tokens = context.tokens
+        log_prob, real_ratio, fake_ratio, agrees = self._log_ratios(context)
         group, owner = self._groups(tokens)
-        real = self._reduce(log_prob - reference.log_prob(tokens.target), tokens, group, owner)
-        fake = self._reduce(self._fake_log_ratio(context), tokens, group, owner)
+        real = self._reduce(real_ratio, tokens, group, owner)
+        fake = self._reduce(fake_ratio, tokens, group, owner)
         ddo = -logsigmoid(self.beta * real) - self.alpha * logsigmoid(-self.beta * fake)
         ddo = grouped_mean(ddo, owner, tokens.num_sequences)
         path = tokens.sequence_mean(-tokens.weight * log_prob)
@@ -66,7 +66,7 @@ class TrajectoryDDO:
             "real_margin": real.detach().mean(),
             "fake_margin": fake.detach().mean(),
             "cross_entropy": -log_prob.detach()[tokens.masked].mean(),
-            "reference_agreement": (student.argmax() == reference.argmax()).float().mean(),
+            "reference_agreement": agrees.float().mean(),
         }
         return ddo + self.path_weight * path, metrics
 
@@ -82,19 +82,41 @@ class TrajectoryDDO:
             return grouped_mean(ratio, group, len(owner), tokens.masked)
         return ratio.new_zeros(len(owner)).index_add(0, group, ratio * tokens.masked)
 
-    def _fake_log_ratio(self, context: Context) -> Tensor:
-        """log p_student(y) - log p_reference(y) at every loss token, [M]."""
-        student, reference = context.student, context.reference
+    def _log_ratios(self, context: Context) -> tuple[Tensor, ...]:
+        """At every loss token, [M] each: log p_student(x0), then log p_student - log p_reference
+        of x0 and of y, and whether both models' most likely tokens are the same one.
+        """
+        target = context.tokens.target
         if self.fake == "exact":
-            ratio = student.log_probs - reference.log_probs
-            return (reference.log_probs.exp() * ratio).sum(-1)
-        y = reference.argmax() if self.fake == "argmax" else _sample(reference, context.sample_keys)
-        return student.log_prob(y) - reference.log_prob(y)
+            return read(_exact, context.reference, context.student, target)
+
+        def draw(q: Distributions, target: Tensor, keys: Tensor) -> tuple[Tensor, ...]:
+            best = q.argmax()
+            y = best if self.fake == "argmax" else _sample(q, keys)
+            return best, y, q.log_prob(target), q.log_prob(y)
+
+        # The reference first: nothing of its pass is kept for the student's.
+        best, y, frozen, frozen_y = read(draw, context.reference, target, context.sample_keys)
+        log_prob, log_prob_y, agrees = read(
+            lambda p, *ids: (p.log_prob(ids[0]), p.log_prob(ids[1]), p.argmax() == ids[2]),
+            context.student,
+            target,
+            y,
+            best,
+        )
+        return log_prob, log_prob - frozen, log_prob_y - frozen_y, agrees
 
 
-def _sample(predictions: Predictions, keys: Tensor) -> Tensor:
-    """One token from the predicted distribution for each position, [M]."""
-    cumulative = predictions.log_probs.double().exp().cumsum(-1)
+def _exact(q: Distributions, p: Distributions, target: Tensor) -> tuple[Tensor, ...]:
+    """`_log_ratios` with the expectation over y of q."""
+    log_prob = p.log_prob(target)
+    ratio = (q.log_probs.exp() * (p.log_probs - q.log_probs)).sum(-1)
+    return log_prob, log_prob - q.log_prob(target), ratio, p.argmax() == q.argmax()
+
+
+def _sample(predicted: Distributions, keys: Tensor) -> Tensor:
+    """One token from the predicted distribution for each position, [m]."""
+    cumulative = predicted.log_probs.double().exp().cumsum(-1)
     draw = uniform(keys)[:, None] * cumulative[:, -1:]
     last = cumulative.shape[-1] - 1
     return torch.searchsorted(cumulative, draw, right=True).squeeze(-1).clamp(max=last)

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from transformers import TrainingArguments
+
+from t3d.training.forward import Attention
+from t3d.training.lora import LoraSettings
+
+_CHECKPOINTING = (
+    # transformers renamed it on the way.
+    "activation_checkpointing"
+    if "activation_checkpointing" in TrainingArguments.__dataclass_fields__
+    else "gradient_checkpointing"
+)
 
 
 @dataclass
@@ -28,7 +38,12 @@ class TrainingConfig:
         logging_steps: steps between logged metrics.
         report_to: trackers of transformers, such as tensorboard or wandb.
         bf16: compute in bfloat16, with float32 master weights.
+        activation_checkpointing: compute activations once more in the backward pass, instead of
+            keeping them: a layer's memory, for about a third more time.
+        attention: sdpa, or flex_attention, which skips what no token sees but has no backward pass
+            on a CPU; auto is flex_attention on a GPU. Decoding keeps its own.
         seed: of data order and noise.
+        lora: train low-rank adapters beside the frozen weights; by default all weights.
         trainer: further transformers.TrainingArguments by name.
     """
 
@@ -45,7 +60,10 @@ class TrainingConfig:
     logging_steps: int = 10
     report_to: list[str] = field(default_factory=list)
     bf16: bool = False
+    activation_checkpointing: bool = False
+    attention: Attention = "auto"
     seed: int = 0
+    lora: LoraSettings | None = None
     trainer: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -63,6 +81,10 @@ class TrainingConfig:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if not self.block_sizes or min(self.block_sizes) < 1:
             raise ValueError(f"block_sizes must name sizes from 1 up, got {self.block_sizes}")
+        if self.attention not in get_args(Attention):
+            raise ValueError(
+                f"attention must be one of {', '.join(get_args(Attention))}, got {self.attention!r}"
+            )
         if not 0 <= self.beta2 < 1:
             raise ValueError(f"beta2 must lie in [0, 1), got {self.beta2}")
 
@@ -90,6 +112,7 @@ class TrainingConfig:
             "logging_nan_inf_filter": False,
             "report_to": self.report_to or "none",
             "bf16": self.bf16,
+            _CHECKPOINTING: self.activation_checkpointing,
             "seed": self.seed,
             "remove_unused_columns": False,
             "dataloader_drop_last": True,

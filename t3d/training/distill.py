@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from t3d.models import LanguageModel
 from t3d.provenance import hash_weights, provenance, write_json
 from t3d.training.config import TrainingConfig
 from t3d.training.run import fit
+from t3d.training.trainer import TrainingCallback
 
 
 @dataclass
@@ -75,6 +76,7 @@ def distill(
     output: Path,
     *,
     teacher: LanguageModel | None = None,
+    callbacks: Sequence[TrainingCallback] = (),
     progress: bool = True,
 ) -> dict[str, Any]:
     """Train `lm` in place by one round of a method, and save it with its provenance.
@@ -86,8 +88,9 @@ def distill(
         rows: training sequences as `training_row` or `labelled_row` make them.
         config: the method.
         training: optimisation.
-        output: directory of the student.
+        output: directory of the student; with `training.lora` its adapter is in adapter/ there.
         teacher: for methods that need one; by default a copy of `lm`.
+        callbacks: told of every optimizer step.
         progress: show a progress bar.
 
     Returns:
@@ -98,10 +101,19 @@ def distill(
     """
     method = config.build()
     if config.learning_rate is not None:
-        training = TrainingConfig(**{**asdict(training), "learning_rate": config.learning_rate})
+        training = replace(training, learning_rate=config.learning_rate)
     directory = output.parent / f".{output.name}.training"
-    trainer = fit(lm, method, rows, training, directory, teacher=teacher, progress=progress)
-    lm.save(output)
+    trainer = fit(
+        lm,
+        method,
+        rows,
+        training,
+        directory,
+        teacher=teacher,
+        callbacks=callbacks,
+        progress=progress,
+    )
+    trainer.save_trained(output)
     record = provenance(
         config={"method": asdict(config), "training": asdict(training)},
         seed=training.seed,

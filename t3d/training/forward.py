@@ -1,30 +1,39 @@
-"""The clean-noised forward pass [x0 || x_t]: one pass gives the logits of every loss token."""
+"""The clean-noised forward pass [x0 || x_t]: one pass predicts every loss token."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
-from t3d.blocks import CLEAN, BlockLayout
+from t3d.blocks import CLEAN, PADDING, BlockLayout, Coordinates, pack
 from t3d.models.attention import attention_mask
 from t3d.noising import View
 from t3d.objectives import LossTokens
 from t3d.trajectory import TrajectoryBatch
 
+Attention = Literal["auto", "sdpa", "flex_attention"]
+
+FLEX_WIDTH = 1 << 14
+"""Columns of a row at most where attention skips what it masks, unless one sequence has more."""
+
 
 @dataclass(frozen=True)
 class ModelInputs:
-    """Arguments of `SDARForCausalLM.forward`, T columns a sequence."""
+    """Arguments of `BlockDiffusionLM.forward`: R rows of T columns hold the batch's sequences."""
 
     input_ids: Tensor
-    """int64 [B, T]."""
+    """int64 [R, T]."""
     position_ids: Tensor
-    """int64 [B, T]."""
+    """int64 [R, T]."""
     attention_mask: object
     select: Tensor
-    """bool [B, T], the loss tokens."""
+    """int64 [M], columns of the loss tokens in the flattened rows."""
 
 
 def assemble(
@@ -64,10 +73,42 @@ def assemble(
         num_views=len(views),
         num_response_tokens=batch.num_response_tokens,
     )
+    packed, source = pack(grid, _row_width(grid, attn_implementation))
+    # Where every column of the grid went.
+    place = torch.empty_like(grid.position).flatten()
+    kept = (packed.stream != PADDING).flatten().nonzero()[:, 0]
+    place[source.flatten()[kept]] = kept
     inputs = ModelInputs(
-        input_ids=torch.cat(ids, 1),
-        position_ids=grid.position,
-        attention_mask=attention_mask(attn_implementation, grid, grid, dtype),
-        select=chosen,
+        input_ids=torch.cat(ids, 1).flatten()[source],
+        position_ids=packed.position,
+        attention_mask=attention_mask(attn_implementation, packed, packed, dtype),
+        select=place[sequence * grid.position.shape[1] + column],
     )
     return inputs, tokens
+
+
+def _row_width(grid: Coordinates, attn_implementation: str) -> int:
+    """Columns of a row: those of the longest sequence, or of them all if that costs nothing.
+
+    Dense attention costs the square of a row. On a CPU, at the lengths of GSM8K, such rows take
+    a fifth less time than padded sequences, and twice as wide ones more than those.
+    """
+    longest = int((grid.stream != PADDING).sum(1).max())
+    return max(longest, FLEX_WIDTH) if attn_implementation == "flex_attention" else longest
+
+
+@contextmanager
+def attending(models: Sequence[PreTrainedModel], attention: Attention) -> Iterator[None]:
+    """Models attend by that implementation inside, and as before when it ends."""
+    if attention == "auto":
+        on_gpu = models[0].device.type == "cuda"
+        attention = "flex_attention" if on_gpu else "sdpa"
+    before = [model.config._attn_implementation for model in models]
+    for model in models:
+        model.set_attn_implementation(attention)
+    try:
+        yield
+    finally:
+        for model, own in zip(models, before, strict=True):
+            assert own is not None
+            model.set_attn_implementation(own)

@@ -1,14 +1,21 @@
-"""Train a block-diffusion model on labelled answers with the NELBO, from scratch or further."""
+"""Train a block-diffusion model on labelled answers with the NELBO, from scratch or further.
+
+Further means that a checkpoint is adapted: one that was converted from an autoregressive model
+(`t3d.models.convert`), or one that knows block diffusion already.
+"""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 
-from t3d.methods import build_method
+from t3d.methods import Method, build_method
 from t3d.models import (
     LanguageModel,
     SDARConfig,
@@ -16,9 +23,11 @@ from t3d.models import (
     from_pretrained,
     wrap,
 )
-from t3d.provenance import hash_weights, provenance, write_json
+from t3d.noising.random import Weighting
+from t3d.provenance import hash_file, hash_weights, provenance, write_json
 from t3d.tasks import get_task
 from t3d.tasks.base import Example
+from t3d.tasks.chat import Chat, ChatData, OverLong, read_chats
 from t3d.tasks.tokenizer import END_TOKEN, PAD_TOKEN, train_tokenizer
 from t3d.training.config import TrainingConfig
 from t3d.training.run import fit
@@ -54,27 +63,55 @@ class ModelShape:
 
 @dataclass
 class PretrainConfig:
-    """Pretraining of a small model on a benchmark's training split.
+    """Pretraining of a small model on a benchmark's training split, or adapting a checkpoint.
 
     Args:
         model: a checkpoint to train further; None for a new model of `shape`.
         task: the benchmark whose worked answers are learned.
-        num_examples: training problems.
+        folder: of the benchmark's files; by default what `t3d data download` fetched.
+        data: chats or texts to adapt the model to, instead of the task's answers.
+        num_examples: training problems, or rows of `data`, at most.
         data_seed: of the benchmark's stream.
         vocab_size: tokens at most of the tokenizer learned from the problems.
         shape: of the model.
         num_views: noised copies of a sequence in one pass.
+        weighting: of the loss at a masked token: nelbo, or uniform.
         training: optimisation.
     """
 
     model: str | None = None
     task: str = "mini_gsm"
+    folder: Path | None = None
+    data: ChatData | None = None
     num_examples: int = 96_000
     data_seed: int = 1
     vocab_size: int = 1024
     num_views: int = 1
+    weighting: Weighting = "nelbo"
     shape: ModelShape = field(default_factory=ModelShape)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def __post_init__(self) -> None:
+        if self.data is not None and self.model is None:
+            raise ValueError("data: is for a model that has a tokenizer; name it with model")
+        if self.data is not None and self.folder is not None:
+            raise ValueError("folder: holds a task's files; leave it out beside data")
+        self.method()
+
+    def method(self) -> Method:
+        """Raises: ValueError for a setting that does not fit."""
+        return build_method(
+            "sft", noiser={"num_views": self.num_views, "weighting": self.weighting}
+        )
+
+    def examples(self) -> list[Example]:
+        """The task's training problems.
+
+        Raises:
+            ValueError: for an unknown task, or one whose files are missing or damaged.
+        """
+        task = get_task(self.task, data=self.folder)
+        return task.examples("train", self.num_examples, seed=self.data_seed)
 
 
 def new_model(config: PretrainConfig, examples: list[Example]) -> LanguageModel:
@@ -124,29 +161,145 @@ def labelled_rows(
     ]
 
 
+@dataclass(frozen=True)
+class RowCounts:
+    """What became of the rows of a data set."""
+
+    rows: int
+    cut: int
+    """Rows whose response was cut."""
+    dropped: int
+    """Rows that are too long."""
+
+
+def chat_rows(
+    lm: LanguageModel,
+    chats: Sequence[Chat],
+    block_size: int,
+    *,
+    max_length: int,
+    over_long: OverLong,
+) -> tuple[list[dict[str, Any]], RowCounts]:
+    """Chats and texts as training rows.
+
+    A prompt takes no loss; it is what the tokenizer's chat template makes of it. A response ends
+    as an assistant's turn does, a text with the last of the stop tokens, and both fill their
+    last block as `labelled_row` has it. A response that is cut has no end, and nothing to fill.
+
+    Args:
+        max_length: tokens of a row at most.
+        over_long: drop longer ones, or cut their responses at whole blocks; a row whose prompt
+            leaves no room for one is dropped all the same.
+
+    Raises:
+        ValueError: for turns that the chat template refuses.
+    """
+    end = max_length - max_length % block_size
+    prompts = lm.tokenizer([_render(lm, chat) for chat in chats], add_special_tokens=False)
+    responses = lm.encode_responses([chat.response for chat in chats])
+    rows: list[dict[str, Any]] = []
+    num_cut = 0
+    for chat, prompt, response in zip(chats, prompts["input_ids"], responses, strict=True):
+        if not chat.prompt:
+            response[-1] = lm.stop_token_ids[-1]
+        if len(prompt) + len(response) > end:
+            if over_long == "drop" or len(prompt) >= end:
+                continue
+            response = response[: end - len(prompt)]
+            num_cut += 1
+        rows.append(
+            labelled_row(
+                prompt,
+                response,
+                len(rows),
+                fill_id=lm.pad_token_id,
+                mask_id=lm.mask_token_id,
+                block_size=block_size,
+            )
+        )
+    return rows, RowCounts(len(rows), num_cut, len(chats) - len(rows))
+
+
+def _render(lm: LanguageModel, chat: Chat) -> str:
+    """The prompt up to where the assistant's turn begins; empty for plain text."""
+    if not chat.prompt:
+        return ""
+    try:
+        return str(
+            lm.tokenizer.apply_chat_template(
+                chat.prompt, tokenize=False, add_generation_prompt=True
+            )
+        )
+    except (ValueError, TemplateError) as error:
+        raise ValueError(f"{chat.name}: the chat template refuses the turns: {error}") from error
+
+
+def _adaptation_rows(
+    lm: LanguageModel, config: PretrainConfig, data: ChatData
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Training rows of chats or texts, and what provenance says of them."""
+    positions = lm.model.config.max_position_embeddings
+    if data.max_length > positions:
+        raise ValueError(
+            f"data: max_length={data.max_length} is beyond the {positions} positions of {lm.name}"
+        )
+    size, batch = max(config.training.block_sizes), config.training.batch_size
+    rows, counts = chat_rows(
+        lm,
+        read_chats(data, config.num_examples),
+        size,
+        max_length=data.max_length,
+        over_long=data.over_long,
+    )
+    if counts.cut or counts.dropped:
+        print(
+            f"{data.path}: {counts.rows} rows; max_length={data.max_length} cut {counts.cut} of "
+            f"them and dropped {counts.dropped} others",
+            file=sys.stderr,
+        )
+    if len(rows) < batch:
+        raise ValueError(
+            f"{data.path}: {len(rows)} rows are fewer than batch_size={batch}"
+            + (f"; {counts.dropped} are longer than max_length" if counts.dropped else "")
+        )
+    found = hash_file(Path(data.path)) if data.is_file else None
+    return rows, {"path": data.path, "hash": found, **asdict(counts)}
+
+
 def pretrain(config: PretrainConfig, output: Path, *, progress: bool = True) -> Path:
     """Train and save a checkpoint; a killed run continues from its last saved step.
+
+    Rows of `config.data` that are too long are told on stderr and in the provenance.
 
     Returns:
         The checkpoint's directory, `output` itself.
 
     Raises:
-        ValueError: for an unknown task, or fewer problems than one batch takes.
+        ValueError: for an unknown task, data that cannot be read, or fewer problems than one
+            batch takes.
     """
-    examples = get_task(config.task).examples("train", config.num_examples, seed=config.data_seed)
-    method = build_method("sft", noiser={"num_views": config.num_views})
+    block_sizes = config.training.block_sizes
+    examples = [] if config.data is not None else config.examples()
     if config.model is None:
         lm = new_model(config, examples)
     else:
-        lm = from_pretrained(config.model, block_size=min(config.training.block_sizes))
-    rows = labelled_rows(lm, examples, max(config.training.block_sizes))
-    fit(lm, method, rows, config.training, output / "training", progress=progress)
-    lm.save(output)
+        lm = from_pretrained(config.model, block_size=min(block_sizes))
+    source: dict[str, Any] = {"task": config.task}
+    if config.data is None:
+        rows = labelled_rows(lm, examples, max(block_sizes))
+    else:
+        rows, source = _adaptation_rows(lm, config, config.data)
+    directory = output / "training"
+    trainer = fit(lm, config.method(), rows, config.training, directory, progress=progress)
+    trainer.save_trained(output)
     record = provenance(
         config=asdict(config),
         seed=config.training.seed,
         model=lm.name,
         weights_hash=hash_weights(output),
     )
+    record["data"] = source
+    record["optimizer_steps"] = trainer.state.global_step
+    record["tokens_seen"] = trainer.state.num_input_tokens_seen
     write_json(output / "provenance.json", record)
     return output

@@ -12,7 +12,7 @@ from transformers.trainer_callback import TrainerState
 from t3d.methods import Method
 from t3d.models import LanguageModel
 from t3d.training.config import TrainingConfig
-from t3d.training.trainer import DiffusionTrainer
+from t3d.training.trainer import DiffusionTrainer, TrainingCallback
 
 
 def fit(
@@ -23,11 +23,13 @@ def fit(
     directory: Path,
     *,
     teacher: LanguageModel | None = None,
+    callbacks: Sequence[TrainingCallback] = (),
     progress: bool,
 ) -> DiffusionTrainer:
     """Train `lm.model` in place, from the last whole checkpoint in `directory` if it has one.
 
-    The model is left in evaluation mode, ready to decode. Methods that need a teacher take
+    The model is left in evaluation mode, ready to decode, with `config.lora`'s adapter folded in;
+    by itself the adapter is the trainer's. Methods that need a teacher take
     `teacher`, by default a copy of `lm` as it is given.
 
     Raises:
@@ -38,7 +40,19 @@ def fit(
             f"{len(rows)} training sequences are fewer than batch_size={config.batch_size}"
         )
     arguments = config.arguments(directory, progress=progress)
-    trainer = DiffusionTrainer(lm, method, rows, arguments, config.block_sizes, teacher)
+    trainer = DiffusionTrainer(
+        lm,
+        method,
+        rows,
+        arguments,
+        config.block_sizes,
+        teacher,
+        lora=config.lora,
+        attention=config.attention,
+    )
+    for callback in callbacks:
+        callback.trainer = trainer
+        trainer.add_callback(callback)
     last = _last_checkpoint(directory)
     if last is not None and _step(last) >= config.steps:
         # Nothing is left to train; transformers would go on for another step.
@@ -46,6 +60,8 @@ def fit(
         trainer.state = TrainerState.load_from_json(str(last / TRAINER_STATE_NAME))
     else:
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    if trainer.adapter is not None:
+        trainer.adapter.merge()
     lm.model.eval()
     return trainer
 

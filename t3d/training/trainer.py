@@ -11,19 +11,21 @@ from typing import Any
 import torch
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
 from t3d.blocks import BlockLayout
 from t3d.methods import Method
 from t3d.models import LanguageModel
 from t3d.noising import Vocabulary
-from t3d.objectives import Context
+from t3d.objectives import Context, Predictions
 from t3d.rng import derive_key, fold
 from t3d.training.data import SortedBatchSampler
-from t3d.training.forward import ModelInputs, assemble
+from t3d.training.forward import Attention, ModelInputs, assemble, attending
+from t3d.training.lora import Adapter, FrozenAdapter, LoraSettings
 from t3d.trajectory import TrajectoryBatch
 
 REFERENCE_FILE = "reference.safetensors"
+ADAPTER_DIRECTORY = "adapter"
 _VIEW, _SAMPLE = range(2)
 
 
@@ -43,7 +45,12 @@ class DiffusionTrainer(Trainer):
         block_sizes: list[int],
         teacher: LanguageModel | None = None,
         callbacks: list[TrainerCallback] | None = None,
+        lora: LoraSettings | None = None,
+        attention: Attention = "auto",
     ) -> None:
+        self.lm = lm
+        self.attention: Attention = attention
+        self.adapter = None if lora is None else Adapter(lm, lora, arguments.seed)
         super().__init__(
             model=lm.model,
             args=arguments,
@@ -70,15 +77,24 @@ class DiffusionTrainer(Trainer):
         )
         self._metrics: dict[str, list[Tensor]] = {}
         if method.objective.needs_reference:
-            self.reference = copy.deepcopy(lm.model).requires_grad_(False).eval()
+            self.reference = self._frozen_copy()
             self.add_callback(_ReferenceRounds(self))
         if method.objective.needs_teacher:
-            frozen = copy.deepcopy(lm.model) if teacher is None else teacher.model
+            frozen = self._frozen_copy() if teacher is None else teacher.model
             self.teacher = nn.Module.to(frozen, arguments.device).eval()
+
+    def _frozen_copy(self) -> nn.Module:
+        """The model as training starts."""
+        if self.adapter is not None:
+            return FrozenAdapter(self.adapter)
+        return copy.deepcopy(self.lm.model).requires_grad_(False).eval()
 
     def refresh_reference(self) -> None:
         """Start a reference round: the reference becomes a frozen copy of the student."""
         assert self.reference is not None
+        if isinstance(self.reference, FrozenAdapter):
+            self.reference.refresh()
+            return
         self.reference.load_state_dict(self.accelerator.unwrap_model(self.model).state_dict())
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SortedBatchSampler:
@@ -92,6 +108,12 @@ class DiffusionTrainer(Trainer):
         self._sampler.set_epoch(self.state.global_step // self._sampler.num_batches)
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         return batches, torch.tensor(sum(len(b["input_ids"]) for b in batches), device=device)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Forward and backward, which recomputes what checkpointing dropped, attend alike."""
+        models = [self.lm.model, self.reference, self.teacher]
+        with attending([m for m in models if isinstance(m, PreTrainedModel)], self.attention):
+            return super().training_step(*args, **kwargs)
 
     def compute_loss(  # type: ignore[override]
         self,
@@ -113,20 +135,15 @@ class DiffusionTrainer(Trainer):
         config = self.accelerator.unwrap_model(model).config
         packed, tokens = assemble(batch, views, layout, config._attn_implementation, torch.float32)
 
-        def frozen(other: nn.Module | None) -> Callable[[], Tensor] | None:
-            def run() -> Tensor:
-                # In the student's precision: accelerate casts only the model that it trains.
-                with self.accelerator.autocast():
-                    return _logits(other, packed)
-
-            return None if other is None else run
+        def predictions(other: nn.Module | None) -> Callable[[], Predictions] | None:
+            return None if other is None else lambda: self._predictions(other, packed)
 
         own = fold(keys, _SAMPLE)[tokens.sequence]
         context = Context(
             tokens,
-            student=lambda: _logits(model, packed),
-            reference=frozen(self.reference),
-            teacher=frozen(self.teacher),
+            student=lambda: self._predictions(model, packed),
+            reference=predictions(self.reference),
+            teacher=predictions(self.teacher),
             sample_keys=fold(own, tokens.view + 1, tokens.position),
         )
         loss, metrics = self.method.objective(context)
@@ -141,6 +158,30 @@ class DiffusionTrainer(Trainer):
         )
         return loss.sum() / num_items_in_batch
 
+    def _predictions(self, model: nn.Module, packed: ModelInputs) -> Predictions:
+        """What a model predicts at the loss tokens, in the student's precision."""
+        # An adapter leaves the head as it is.
+        adapted = isinstance(model, FrozenAdapter)
+        head = (
+            self.lm.model if adapted else self.accelerator.unwrap_model(model)
+        ).get_output_embeddings()
+        assert head is not None
+        # accelerate casts only the pass of the model that it trains.
+        with self.accelerator.autocast():
+            [hidden] = model(
+                input_ids=packed.input_ids,
+                position_ids=packed.position_ids,
+                attention_mask=packed.attention_mask,
+                select=packed.select,
+                with_head=False,
+            ).hidden_states
+
+        def logits(rows: Tensor) -> Tensor:
+            with self.accelerator.autocast():
+                return head(rows)
+
+        return Predictions(hidden, logits, self.vocabulary.size)
+
     def _layout(self, step: int, progress: float) -> BlockLayout:
         """The block grid of an optimizer step."""
         if self.method.block_schedule == "growing":
@@ -148,41 +189,72 @@ class DiffusionTrainer(Trainer):
         return self.layouts[derive_key(self.args.seed, "block", step) % len(self.layouts)]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the objective's metrics, averaged since the last log."""
+        """Adds the objective's metrics, averaged since the last log over all processes."""
         for name, values in self._metrics.items():
-            logs[name] = round(torch.stack(values).float().mean().item(), 6)
+            means = torch.as_tensor(self.accelerator.gather(torch.stack(values).float().mean()))
+            logs[name] = round(means.mean().item(), 6)
         self._metrics.clear()
         super().log(logs, start_time)
+
+    def record(self, values: dict[str, float]) -> None:
+        """Log values of an optimizer step that are none of the objective's."""
+        due = self.control.should_log
+        super().log(values)
+        # The library takes any log for the one that is due.
+        self.control.should_log = due
+
+    def save_student(self, directory: Path) -> None:
+        """Write the model of this step in the published layout; an adapter is folded in."""
+        if self.adapter is None:
+            self.lm.save(directory)
+        else:
+            self.adapter.save_merged(self.lm, directory)
+
+    def save_trained(self, directory: Path) -> None:
+        """Write what `fit` has trained in the published layout, an adapter also by itself."""
+        self.lm.save(directory)
+        if self.adapter is not None:
+            self.adapter.save(directory / ADAPTER_DIRECTORY)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         # The trainer's state comes last: a checkpoint that has one is complete.
         if self.reference is not None and self.args.should_save:
             directory = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
             directory.mkdir(parents=True, exist_ok=True)
-            save_model(self.reference, str(directory / REFERENCE_FILE))
+            if isinstance(self.reference, FrozenAdapter):
+                self.reference.save(directory / REFERENCE_FILE)
+            else:
+                save_model(self.reference, str(directory / REFERENCE_FILE))
         super()._save_checkpoint(model, trial)
+
+    def _save(
+        self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
+    ) -> None:
+        if self.adapter is None:
+            super()._save(output_dir, state_dict)
+        else:
+            assert output_dir is not None
+            self.adapter.save(Path(output_dir))
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
+        if self.adapter is not None:
+            self.adapter.load(Path(resume_from_checkpoint))
+            return
         with warnings.catch_warnings():
             # transformers reads the config as one of no family, which warns of `rope_scaling`.
             warnings.filterwarnings("ignore", "`rope_scaling`", FutureWarning)
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
 
-def _logits(model: nn.Module | None, packed: ModelInputs) -> Tensor:
-    """Logits [M, V] of the loss tokens."""
-    assert model is not None
-    return model(
-        input_ids=packed.input_ids,
-        position_ids=packed.position_ids,
-        attention_mask=packed.attention_mask,
-        select=packed.select,
-    ).logits
+class TrainingCallback(TrainerCallback):
+    """A callback of `fit`, which tells it the trainer."""
+
+    trainer: DiffusionTrainer
 
 
-class _ReferenceRounds(TrainerCallback):
+class _ReferenceRounds(TrainingCallback):
     """Refreshes the reference, and restores it from the checkpoint that training resumes from."""
 
     def __init__(self, trainer: DiffusionTrainer) -> None:
@@ -195,7 +267,11 @@ class _ReferenceRounds(TrainerCallback):
             self.trainer.refresh_reference()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        assert self.trainer.reference is not None
+        reference = self.trainer.reference
+        assert reference is not None
         if state.global_step:
-            directory = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            load_model(self.trainer.reference, str(directory / REFERENCE_FILE))
+            path = Path(args.output_dir) / f"checkpoint-{state.global_step}" / REFERENCE_FILE
+            if isinstance(reference, FrozenAdapter):
+                reference.load(path)
+            else:
+                load_model(reference, str(path))

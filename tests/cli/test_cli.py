@@ -105,7 +105,13 @@ def test_printed_configuration_is_a_recipe(recipe_file: Path, tmp_path: Path, t3
     assert document["training"]["steps"] == 9
     assert document["methods"]["t3d"]["objective"] == {"beta": 0.3}
     assert document["data"]["num_prompts"] == 16
-    assert set(document) == {*RunConfig.__dataclass_fields__, "progress"}
+    assert set(document) == {
+        *RunConfig.__dataclass_fields__,
+        "progress",
+        "dry_run",
+        "rates",
+        "smoke",
+    }
     again = tmp_path / "again.yaml"
     again.write_text(printed)
     assert t3d("run", again, "--print_config").out == printed

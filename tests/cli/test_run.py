@@ -15,6 +15,8 @@ import pytest
 import yaml
 
 from t3d.cli import main
+from t3d.models import from_pretrained
+from t3d.provenance import hash_weights
 from tests.cli.conftest import Run, recipe
 
 # Timings, and where the checkpoint lies.
@@ -113,6 +115,26 @@ def test_another_recipe_in_the_same_directory_is_refused(finished: Path, t3d: Ru
     assert outcome.code == 1
     assert f"{finished}: holds what another recipe made (training differ)" in outcome.err
     assert (finished / "recipe.json").read_bytes() == before
+
+
+def test_a_watched_student_is_the_same_and_its_best_is_kept(
+    finished: Path, checkpoint: Path, tmp_path: Path, t3d: Run
+) -> None:
+    document = recipe(checkpoint) | {
+        "watch": {"every": 4, "num_problems": 4, "decoding": {"max_new_tokens": 16}}
+    }
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(document), encoding="utf-8")
+    output = tmp_path / "watched"
+    assert t3d("run", path, "--output", output, "--progress", "false").code == 0
+    students = output / "checkpoints"
+    for name in ("naive_td", "t3d"):
+        directory = students / f".{name}.training"
+        lines = (directory / "watch.jsonl").read_text().splitlines()
+        assert [json.loads(line)["step"] for line in lines] == [4, 6]
+        assert from_pretrained(directory / "best").mask_token_id > 0
+        same = [hash_weights(run / "checkpoints" / name) for run in (output, finished)]
+        assert same[0] == same[1]
 
 
 def test_runs_are_reported_together(finished: Path, tmp_path: Path, t3d: Run) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from t3d.objectives import Context, LossTokens, Objective
+from t3d.objectives import Context, LossTokens, Objective, Predictions
 
 SEQUENCE = [0, 0, 0, 2, 2, 3]
 """Sequence 1 has no loss tokens."""
@@ -29,8 +29,8 @@ class Toy:
         chosen = self.reference if reference is None else reference
         return Context(
             self.tokens,
-            student=lambda: student,
-            reference=lambda: chosen,
+            student=lambda: Predictions.of_logits(student),
+            reference=lambda: Predictions.of_logits(chosen),
             sample_keys=self.keys,
         )
 

@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
 
-from t3d.objectives import Context, LossTokens, Predictions
+from t3d.objectives import Context, Distributions, LossTokens, Predictions, read
 
 
 def tokens(sequence: list[int], num_sequences: int) -> LossTokens:
@@ -31,30 +34,75 @@ def test_sums_and_means_by_sequence():
     assert none.sequence_mean(torch.zeros(0)).tolist() == [0, 0]
 
 
-def test_predictions_are_a_softmax():
+def test_distributions_are_a_softmax():
     logits = torch.randn(4, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    predictions, expected = Predictions(logits), logits.log_softmax(-1)
+    predicted, expected = Distributions(logits), logits.log_softmax(-1)
     ids = torch.tensor([0, 6, 3, 3])
-    torch.testing.assert_close(predictions.log_probs, expected)
-    torch.testing.assert_close(predictions.log_prob(ids), expected[torch.arange(4), ids])
-    assert torch.equal(predictions.argmax(), logits.argmax(-1))
+    torch.testing.assert_close(predicted.log_probs, expected)
+    torch.testing.assert_close(predicted.log_prob(ids), expected[torch.arange(4), ids])
+    assert torch.equal(predicted.argmax(), logits.argmax(-1))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_logits_are_computed_with_in_float32(dtype: torch.dtype):
     logits = torch.randn(4, 500, generator=torch.Generator().manual_seed(0)).to(dtype)
-    predictions = Predictions(logits)
-    assert predictions.log_probs.dtype == torch.float32
-    torch.testing.assert_close(predictions.log_probs, logits.float().log_softmax(-1))
+    predicted = Distributions(logits)
+    assert predicted.log_probs.dtype == torch.float32
+    torch.testing.assert_close(predicted.log_probs, logits.float().log_softmax(-1))
+
+
+@given(st.integers(0, 9), st.integers(1, 70))
+def test_a_chunk_is_any_number_of_tokens(num: int, chunk: int):
+    """Values and gradients, of hidden states and of the head, also of no tokens at all."""
+    generator = torch.Generator().manual_seed(num)
+    hidden = torch.randn(num, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    head = torch.randn(7, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    other = torch.randn(num, 5, generator=generator, dtype=torch.float64)
+    ids = torch.randint(0, 5, (num,), generator=generator)
+    seen: list[int] = []
+
+    def function(p: Distributions, ids: Tensor, q: Distributions) -> tuple[Tensor, Tensor, Tensor]:
+        seen.append(max(p.logits.numel(), q.logits.numel()))
+        return p.log_prob(ids), p.entropy(0.5) * q.log_prob(ids), p.argmax()
+
+    results = []
+    for limit in (chunk, 1 << 20):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("t3d.objectives.base.CHUNK_LOGITS", limit)
+            student = Predictions(hidden, lambda rows: rows @ head.T, 7)
+            out = read(function, student, ids, Predictions.of_logits(other))
+            assert max(seen) <= max(7, limit)
+            total = (out[0] - 2 * out[1]).sum()
+            results.append((*out, *torch.autograd.grad(total, (hidden, head))))
+            assert max(seen) <= max(7, limit)
+        seen.clear()
+    for one, many in zip(*results, strict=True):
+        torch.testing.assert_close(one, many, rtol=0, atol=1e-12)
+
+
+def test_some_predictions_and_those_without_gradient():
+    hidden = torch.eye(3, requires_grad=True)
+    head = torch.nn.Linear(3, 4)
+    predictions = Predictions(hidden, head, 4)
+    chosen = torch.tensor([True, False, True])
+
+    def logits(p: Distributions) -> tuple[Tensor]:
+        return (p.logits,)
+
+    assert torch.equal(read(logits, predictions[chosen])[0], head(hidden[chosen]))
+    [frozen] = read(logits, predictions.detach())
+    assert torch.equal(frozen, head(hidden))
+    assert not frozen.requires_grad
 
 
 def test_every_model_runs_at_most_once_and_only_if_asked():
     calls: list[str] = []
     weight = torch.ones(1, 3, requires_grad=True)
 
-    def run(name: str) -> torch.Tensor:
+    def run(name: str) -> Predictions:
         calls.append(name)
-        return weight * 2
+        assert torch.is_grad_enabled() == (name == "student")
+        return Predictions.of_logits(weight * 2)
 
     context = Context(
         tokens([0], 1),
@@ -70,14 +118,16 @@ def test_every_model_runs_at_most_once_and_only_if_asked():
     assert calls == ["student", "reference"]
     assert context.teacher is context.teacher
     assert calls == ["student", "reference", "teacher"]
-    assert context.student.logits.requires_grad
-    assert not context.teacher.logits.requires_grad
-    assert not context.reference.logits.requires_grad
+    assert context.student.hidden.requires_grad
+    assert not context.teacher.hidden.requires_grad
+    assert not context.reference.hidden.requires_grad
 
 
 def test_a_method_without_a_frozen_model_cannot_ask_for_one():
     context = Context(
-        tokens([0], 1), student=lambda: torch.zeros(1, 3), sample_keys=torch.zeros(1).long()
+        tokens([0], 1),
+        student=lambda: Predictions.of_logits(torch.zeros(1, 3)),
+        sample_keys=torch.zeros(1).long(),
     )
     with pytest.raises(AssertionError, match="did not ask for a reference"):
         _ = context.reference

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from t3d.objectives import Consistency, Context, LossTokens
+from t3d.objectives import Consistency, Context, LossTokens, Predictions
 
 # (sequence, view, position), in order; b masks a part of what a masks.
 PLACES = [
@@ -43,8 +43,8 @@ def loss_of(objective: Consistency, student: Tensor, num: int = 11) -> Tensor:
     )
     context = Context(
         tokens,
-        student=lambda: student,
-        teacher=lambda: TEACHER[:num],
+        student=lambda: Predictions.of_logits(student),
+        teacher=lambda: Predictions.of_logits(TEACHER[:num]),
         sample_keys=torch.arange(num),
     )
     loss, metrics = objective(context)

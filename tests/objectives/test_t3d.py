@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from t3d.objectives import Context, CrossEntropy, LossTokens, TrajectoryDDO
+from t3d.objectives import Context, CrossEntropy, LossTokens, Predictions, TrajectoryDDO
 
 Gradient = Callable[[Tensor, Tensor], Tensor]
 FAKES: tuple[Literal["argmax", "sample", "exact"], ...] = ("argmax", "sample", "exact")
@@ -169,8 +169,8 @@ def drawn(reference: Tensor, keys: Tensor) -> Tensor:
     student = (reference + torch.arange(size)).expand(num, size)
     context = Context(
         tokens,
-        student=lambda: student,
-        reference=lambda: reference.expand(num, size),
+        student=lambda: Predictions.of_logits(student),
+        reference=lambda: Predictions.of_logits(reference.expand(num, size)),
         sample_keys=keys,
     )
     ddo = TrajectoryDDO(alpha=1.0, beta=1.0, path_weight=0, fake="sample")

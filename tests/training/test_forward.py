@@ -67,16 +67,20 @@ def test_every_loss_token_comes_once_with_its_target_weight_and_noised_token(
     assert tokens.target.tolist() == [100 * b + p for b, _, p in expected]
     weights = [float(views[v].weight[b, p]) for b, v, p in expected]
     assert tokens.weight.tolist() == weights
-    assert inputs.input_ids[inputs.select].tolist() == [1000 * (v + 1) + p for _, v, p in expected]
-    assert inputs.position_ids[inputs.select].tolist() == [p for _, _, p in expected]
+    ids, position = inputs.input_ids.flatten(), inputs.position_ids.flatten()
+    assert ids[inputs.select].tolist() == [1000 * (v + 1) + p for _, v, p in expected]
+    assert position[inputs.select].tolist() == [p for _, _, p in expected]
     assert tokens.num_sequences == len(shapes)
     assert torch.equal(tokens.num_response_tokens, batch.num_response_tokens)
 
-    clean = inputs.input_ids[:, : width - block_size]
-    assert torch.equal(clean, batch.input_ids[:, : width - block_size])
+    # Every sequence lies in one piece: its clean copy without the last block, then every view
+    # from the block of the response to the end of a whole block.
+    pieces = []
     for b, (prompt, response) in enumerate(shapes):
-        # A noised copy starts at the block of the response and ends with a whole block.
         start, end = layout.floor(prompt), layout.ceil(prompt + response)
-        noised = inputs.input_ids[b, clean.shape[1] :].view(num_views, -1)[:, : end - start]
-        expected_ids = torch.stack([view.xt[b, start:end] for view in views])
-        assert torch.equal(noised, expected_ids)
+        piece = [100 * b + p for p in range(end - block_size)]
+        pieces.append(piece + [i for view in views for i in view.xt[b, start:end].tolist()])
+    rows = inputs.input_ids.tolist()
+    assert len(rows[0]) == max(map(len, pieces))
+    for piece in pieces:
+        assert any(row[at : at + len(piece)] == piece for row in rows for at in range(len(row)))

@@ -2,16 +2,31 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from t3d.models import from_pretrained
-from t3d.provenance import hash_weights
+from t3d.models import LanguageModel, from_pretrained
+from t3d.provenance import hash_file, hash_weights
+from t3d.tasks import convert
 from t3d.tasks.base import Example
+from t3d.tasks.chat import Chat, ChatData, OverLong
+from t3d.tasks.records import to_jsonl
 from t3d.training.config import TrainingConfig
-from t3d.training.pretrain import ModelShape, PretrainConfig, labelled_rows, new_model, pretrain
+from t3d.training.pretrain import (
+    ModelShape,
+    PretrainConfig,
+    RowCounts,
+    chat_rows,
+    labelled_rows,
+    new_model,
+    pretrain,
+)
 
 MICRO = PretrainConfig(
     num_examples=64,
@@ -87,3 +102,191 @@ def test_labelled_rows_need_worked_answers():
     lm = new_model(MICRO, [example])
     with pytest.raises(ValueError, match="mini/7: labelled training needs a worked answer"):
         labelled_rows(lm, [example], 8)
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint to adapt."""
+    path = tmp_path_factory.mktemp("start") / "model"
+    new_model(MICRO, MICRO.examples()).save(path)
+    return path
+
+
+def chat(num: int) -> Chat:
+    turns = [("system", "Count."), ("user", "1 2"), ("assistant", "3"), ("user", f"{num} and?")]
+    prompt = [{"role": role, "content": content} for role, content in turns]
+    return Chat(f"a.jsonl, line {num + 1}", prompt, f"It is {num + 1}.")
+
+
+def test_a_chat_is_a_prompt_that_takes_no_loss_and_a_response_that_does(start: Path) -> None:
+    lm = from_pretrained(start)
+    [row], counts = chat_rows(lm, [chat(0)], 8, max_length=256, over_long="drop")
+    assert counts == RowCounts(rows=1, cut=0, dropped=0)
+    whole = str(lm.tokenizer.decode(row["input_ids"]))
+    filling = whole.rpartition("<|im_end|>")[2]
+    assert whole == (
+        "<|im_start|>system\nCount.<|im_end|>\n<|im_start|>user\n1 2<|im_end|>\n"
+        "<|im_start|>assistant\n3<|im_end|>\n<|im_start|>user\n0 and?<|im_end|>\n"
+        "<|im_start|>assistant\nIt is 1.<|im_end|>" + filling
+    )
+    assert set(filling.split("<|endoftext|>")) == {""}
+    prompt = str(lm.tokenizer.decode(row["input_ids"][: row["prompt_length"]]))
+    assert prompt.endswith("<|im_start|>assistant\n")
+    assert row["num_response_tokens"] == len(row["input_ids"]) - row["prompt_length"]
+    assert len(row["input_ids"]) % 8 == 0
+
+
+def test_one_question_is_the_row_of_a_task(start: Path) -> None:
+    """The two ways to labelled rows agree where they can."""
+    lm = from_pretrained(start)
+    example = Example("a", "What is 1 + 1?", "2", "It is \\boxed{2}.")
+    question = [{"role": "user", "content": example.question}]
+    same = Chat("a", question, example.reference or "")
+    rows, _ = chat_rows(lm, [same], 8, max_length=256, over_long="drop")
+    assert rows == labelled_rows(lm, [example], 8)
+
+
+def test_plain_text_is_all_response_and_ends_with_the_end_of_text(start: Path) -> None:
+    lm = from_pretrained(start)
+    [row], _ = chat_rows(lm, [Chat("a", [], "One two.")], 4, max_length=64, over_long="drop")
+    assert row["prompt_length"] == 0
+    ids, end = lm.tokenizer("One two.")["input_ids"], lm.stop_token_ids[-1]
+    assert lm.decode([end]) == ""
+    assert row["input_ids"][: len(ids) + 1] == [*ids, end]
+    assert set(row["input_ids"][len(ids) + 1 :]) <= {lm.pad_token_id}
+
+
+CHATS = st.lists(
+    st.builds(
+        Chat,
+        st.just("a"),
+        st.sampled_from([[], chat(0).prompt, [{"role": "user", "content": "x"}]]),
+        st.text("ab ", min_size=1, max_size=60),
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+@pytest.mark.parametrize("over_long", ["drop", "cut"])
+@settings(max_examples=20)
+@given(chats=CHATS, max_length=st.integers(1, 80), block_size=st.integers(1, 9))
+def test_no_row_is_too_long_and_every_one_is_counted(
+    start: Path, over_long: OverLong, chats: list[Chat], max_length: int, block_size: int
+) -> None:
+    lm = loaded(start)
+    full, _ = chat_rows(lm, chats, block_size, max_length=10_000, over_long="drop")
+    assert len(full) == len(chats)
+    rows, counts = chat_rows(lm, chats, block_size, max_length=max_length, over_long=over_long)
+    assert counts.rows == len(rows) == len(chats) - counts.dropped
+    assert [row["index"] for row in rows] == [*range(len(rows))]
+    for row in rows:
+        assert len(row["input_ids"]) <= max_length
+        assert len(row["input_ids"]) % block_size == 0
+        assert row["num_response_tokens"] >= 1
+    short = [row for row in full if len(row["input_ids"]) <= max_length]
+    content = [row["input_ids"] for row in rows]
+    if over_long == "drop":
+        assert content == [row["input_ids"] for row in short]
+        assert counts.cut == 0
+    else:
+        room = max_length - max_length % block_size
+        kept = [row for row in full if row in short or row["prompt_length"] < room]
+        assert content == [row["input_ids"][:room] for row in kept]
+        assert counts.cut == len(kept) - len(short)
+
+
+@cache
+def loaded(path: Path) -> LanguageModel:
+    return from_pretrained(path)
+
+
+def test_turns_that_the_template_refuses_are_named(start: Path) -> None:
+    lm = from_pretrained(start)
+    lm.tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(ValueError, match="a.jsonl, line 3: the chat template refuses .*alternate"):
+        chat_rows(lm, [chat(2)], 4, max_length=64, over_long="drop")
+
+
+def adapted(start: Path, data: Path, **changes: Any) -> PretrainConfig:
+    chosen = ChatData(str(data), **changes)
+    return replace(MICRO, model=str(start), data=chosen, num_examples=64)
+
+
+def write_rows(path: Path, num: int, last: dict[str, str]) -> Path:
+    rows = [{"prompt": f"{n} and?", "response": f"It is {n + 1}."} for n in range(num)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, last]))
+    return path
+
+
+def test_a_checkpoint_adapts_to_chats(
+    start: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = {"prompt": "x", "response": "1 2 " * 200}
+    data = write_rows(tmp_path / "a.jsonl", 20, long)
+    config = replace(adapted(start, data, max_length=64), weighting="uniform")
+    output = pretrain(config, tmp_path / "model", progress=False)
+    told = f"{data}: 20 rows; max_length=64 cut 0 of them and dropped 1 others"
+    assert told in capsys.readouterr().err
+    record = json.loads((output / "provenance.json").read_text())
+    counts = {"rows": 20, "cut": 0, "dropped": 1}
+    assert record["data"] == {"path": str(data), "hash": hash_file(data), **counts}
+    assert record["model"] == str(start)
+    assert record["config"]["weighting"] == "uniform"
+    assert (record["optimizer_steps"], record["weights_hash"]) == (24, hash_weights(output))
+    lm, before = from_pretrained(output), from_pretrained(start)
+    assert lm.tokenizer.get_vocab() == before.tokenizer.get_vocab()
+    [state] = output.glob("training/checkpoint-24/trainer_state.json")
+    losses = [row["loss"] for row in json.loads(state.read_text())["log_history"] if "loss" in row]
+    assert losses[-1] < losses[0] - 0.7
+
+
+def test_a_checkpoint_adapts_to_plain_text(start: Path, tmp_path: Path) -> None:
+    data = tmp_path / "a.jsonl"
+    data.write_text("".join(json.dumps({"text": f"{n} and {n}."}) + "\n" for n in range(9)))
+    training = replace(MICRO.training, steps=2, save_steps=0, logging_steps=1)
+    config = replace(adapted(start, data, max_length=32), training=training)
+    output = pretrain(config, tmp_path / "model", progress=False)
+    new, old = (from_pretrained(path).model.state_dict() for path in (output, start))
+    assert not torch.equal(new["model.norm.weight"], old["model.norm.weight"])
+
+
+def test_answers_of_a_benchmark_in_a_folder_of_ones_own(start: Path, tmp_path: Path) -> None:
+    rows = [{"question": f"{n} + 1?", "answer": f"It is so.\n#### {n}"} for n in range(510)]
+    records = convert.gsm8k(rows, split="train", source="mine")
+    (tmp_path / "gsm8k_train.jsonl").write_bytes(to_jsonl(records))
+    config = replace(MICRO, model=str(start), task="gsm8k", folder=tmp_path)
+    examples = config.examples()
+    assert len(examples) == 10
+    assert examples[3].reference == "It is so.\nThe answer is \\boxed{3}."
+    with pytest.raises(ValueError, match="gsm8k_train.jsonl: there is no such file"):
+        replace(config, folder=tmp_path / "nosuch").examples()
+
+
+def test_too_little_data_leaves_nothing(start: Path, tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "a.jsonl", 9, {"prompt": "x", "response": "y"})
+    output = tmp_path / "model"
+    for changes, part in [
+        ({"max_length": 16}, "a.jsonl: 0 rows are fewer than batch_size=8; 10 are longer than max"),
+        ({"max_length": 300}, "max_length=300 is beyond the 256 positions"),
+    ]:
+        with pytest.raises(ValueError, match=part):
+            pretrain(adapted(start, data, **changes), output, progress=False)
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"data": ChatData("a.jsonl")}, "data: is for a model that has a tokenizer; name it"),
+        (
+            {"model": "m", "data": ChatData("a.jsonl"), "folder": Path()},
+            "folder: holds a task's files; leave it out beside data",
+        ),
+        ({"num_views": 0}, "num_views must be at least 1"),
+        ({"weighting": "none"}, "weighting must be one of nelbo, uniform"),
+    ],
+)
+def test_settings_that_do_not_fit(changes: dict[str, Any], part: str) -> None:
+    with pytest.raises(ValueError, match=part):
+        replace(MICRO, **changes)

@@ -1,0 +1,200 @@
+"""LoRA (peft): small trained weights beside those of a frozen base, which is held only once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from t3d.models import LanguageModel
+from t3d.rng import derive_key
+
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""The linear layers of attention and MLP, as every family names them."""
+WEIGHTS_FILE = "adapter_model.safetensors"
+_NAME = "default"
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """Low-rank adapters (arXiv:2106.09685) in the layers of a model that stays frozen.
+
+    Args:
+        rank: of an adapter.
+        alpha: an adapter's output is scaled by alpha / rank.
+        dropout: share of an adapter's input that is dropped in training.
+        target_modules: names of linear layers; by default those of attention and MLP, of a
+            mixture of experts those of attention.
+    """
+
+    rank: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+    target_modules: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("rank", "alpha"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"lora: {name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"lora: dropout must lie in [0, 1), got {self.dropout}")
+        if self.target_modules is not None and not self.target_modules:
+            raise ValueError("lora: target_modules is empty; name layers, or leave it out")
+
+
+class Adapter:
+    """The LoRA weights in the layers of a language model.
+
+    The model keeps its class and is called as before. B is zero at first, so that it predicts as
+    it did; A is drawn from the seed. All other weights are frozen, embeddings and head as well.
+    """
+
+    def __init__(self, lm: LanguageModel, settings: LoraSettings, seed: int) -> None:
+        """Raises: ValueError without peft, or for layers that the model lacks."""
+        try:
+            from peft import LoraConfig, LoraModel
+        except ImportError:
+            raise ValueError(
+                "lora: needs peft; install the extra: pip install 't3d[lora]'"
+            ) from None
+        self.model = lm.model
+        config = LoraConfig(
+            r=settings.rank,
+            lora_alpha=settings.alpha,
+            lora_dropout=settings.dropout,
+            target_modules=_targets(lm, settings),
+            base_model_name_or_path=lm.name,
+            task_type="CAUSAL_LM",
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(derive_key(seed, "lora"))
+            self._tuner = LoraModel(lm.model, config, _NAME)
+        # The new layers are in training mode.
+        lm.model.train(lm.model.training)
+        self.weights: dict[str, nn.Parameter] = {
+            name: weight for name, weight in lm.model.named_parameters() if weight.requires_grad
+        }
+        """By their names in the model; they outlive `merge`."""
+        for weight in self.weights.values():
+            # The optimizer's steps would vanish in half precision.
+            weight.data = weight.data.float() if weight.dtype.itemsize < 4 else weight.data
+
+    def enable(self, enabled: bool) -> None:
+        """Switch the adapter off, so that the model is the base, or on again."""
+        if enabled:
+            self._tuner.enable_adapter_layers()
+        else:
+            self._tuner.disable_adapter_layers()
+
+    def merge(self) -> None:
+        """Fold the adapter into the layers; the model is as it was before, with other weights."""
+        self._tuner.merge_and_unload()
+        self.model.requires_grad_(True)
+
+    def save(self, directory: Path) -> None:
+        """Write the adapter as peft reads it."""
+        self._tuner.peft_config[_NAME].save_pretrained(str(directory))
+        weights = {_on_disk(name): weight.detach() for name, weight in self.weights.items()}
+        save_file(weights, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+
+    def load(self, directory: Path) -> None:
+        """Take the weights that `save` wrote.
+
+        Raises:
+            ValueError: if they are those of another adapter.
+        """
+        path = directory / WEIGHTS_FILE
+        found = load_file(path)
+        shapes = {name: weight.shape for name, weight in found.items()}
+        if shapes != {_on_disk(name): weight.shape for name, weight in self.weights.items()}:
+            raise ValueError(
+                f"{path}: an adapter of another rank or other layers; "
+                "delete its directory to train anew, or restore the lora settings"
+            )
+        with torch.no_grad():
+            for name, weight in self.weights.items():
+                weight.copy_(found[_on_disk(name)])
+
+    def save_merged(self, lm: LanguageModel, directory: Path) -> None:
+        """Write what `merge` and `lm.save` would, and leave the model as it is."""
+        from peft.tuners.lora import Linear
+
+        weights = {
+            name.replace(".base_layer.", "."): value
+            for name, value in self.model.state_dict().items()
+            if name not in self.weights
+        }
+        for name, module in self.model.named_modules():
+            if isinstance(module, Linear):
+                base: Tensor = weights[f"{name}.weight"]
+                # One after another to the CPU: the device holds one copy of the base.
+                weights[f"{name}.weight"] = (base + module.get_delta_weight(_NAME)).detach().cpu()
+        lm.model.generation_config = lm.generation_config()
+        lm.model.save_pretrained(directory, state_dict=weights)
+        lm.tokenizer.save_pretrained(directory)
+
+
+class FrozenAdapter(nn.Module):
+    """An earlier state of an adapted model: the base that both share, and weights of its own.
+
+    Until it is refreshed it is the base alone. It predicts as in evaluation, without gradients.
+    """
+
+    def __init__(self, adapter: Adapter) -> None:
+        super().__init__()
+        self._adapter = adapter
+        self.weights: Mapping[str, Tensor] = {}
+        """Of the adapter, by their names in the model; none while it is switched off."""
+        self.eval()
+
+    @torch.no_grad()
+    def forward(self, **inputs: Any) -> Any:
+        """What the model returns."""
+        model, training = self._adapter.model, self._adapter.model.training
+        self._adapter.enable(bool(self.weights))
+        model.eval()
+        try:
+            # Not by writing into the student's weights: its backward pass is yet to come.
+            return functional_call(model, dict(self.weights), kwargs=inputs)
+        finally:
+            model.train(training)
+            self._adapter.enable(True)
+
+    def refresh(self) -> None:
+        """Become a copy of the student."""
+        self.weights = {k: v.detach().clone() for k, v in self._adapter.weights.items()}
+
+    def save(self, path: Path) -> None:
+        save_file(dict(self.weights), path)
+
+    def load(self, path: Path) -> None:
+        """Take what `save` wrote."""
+        own = self._adapter.weights
+        self.weights = {k: v.to(own[k].device) for k, v in load_file(path).items()}
+
+
+def _targets(lm: LanguageModel, settings: LoraSettings) -> list[str]:
+    """Names of the layers to adapt, as peft takes them."""
+    # The head and its logits are the model's own on every floor.
+    modules = lm.model.base_model.named_modules()
+    layers = {name.rpartition(".")[2] for name, m in modules if isinstance(m, nn.Linear)}
+    if settings.target_modules is None:
+        return [name for name in TARGETS if name in layers]
+    for name in settings.target_modules:
+        if name not in layers:
+            raise ValueError(
+                f"lora: target_modules: {lm.name} has no linear layer {name!r} to adapt; "
+                f"it has {', '.join(sorted(layers))}"
+            )
+    return settings.target_modules
+
+
+def _on_disk(name: str) -> str:
+    """A weight's name in peft's files."""
+    return f"base_model.model.{name.replace(f'.{_NAME}.', '.')}"
