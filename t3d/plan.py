@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 
 from t3d.adapt import teacher_path
+from t3d.models.families import family_of
 from t3d.models.loading import BUILT_IN
 from t3d.recipe import CompareConfig, RunConfig
 from t3d.training.config import TrainingConfig
@@ -175,8 +176,6 @@ def num_parameters(shape: dict[str, Any] | None) -> int | None:
     """Parameters of a model of that shape; tied weights count once."""
     if shape is None:
         return None
-    from t3d.models.families import family_of
-
     family = family_of(shape["model_type"])
     with torch.device("meta"):
         model = family.model_class(family.config_class.from_dict(shape))

@@ -9,7 +9,6 @@ import shutil
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,6 +18,7 @@ from t3d.models import LanguageModel, from_pretrained, tiny, wrap
 from t3d.provenance import hash_weights
 from t3d.tasks import Example, get_task
 from t3d.tasks.tokenizer import train_tokenizer
+from tests.models.malformed import config, edit
 
 Damage = Callable[[Path], object]
 
@@ -76,19 +76,6 @@ def test_a_tokenizer_may_come_as_vocabulary_and_merges(copy: Path, lm: LanguageM
     assert loaded.stop_token_ids == lm.stop_token_ids
     text = "Tom has 5 apples."
     assert loaded.decode(loaded.tokenizer(text)["input_ids"]) == text
-
-
-def edit(file: str, change: Callable[[dict[str, Any]], object]) -> Damage:
-    def damage(directory: Path) -> None:
-        document = json.loads((directory / file).read_text())
-        change(document)
-        (directory / file).write_text(json.dumps(document))
-
-    return damage
-
-
-def config(**values: Any) -> Damage:
-    return edit("config.json", lambda document: document.update(values))
 
 
 def weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Damage:
