@@ -121,10 +121,7 @@ class BlockDecoder:
                         if on_finish is not None:
                             on_finish(event.id, event.completion)
         finally:
-            for id in list(self._sequences):
-                self.cancel(id)
-            self._scheduler.num_rows = self._scheduler.num_slots = 0
-            self._runner.resize(0, 0)
+            self.reset()
         return [done[index] for index in range(len(requests))]
 
     def submit(self, request: Request) -> int:
@@ -164,11 +161,18 @@ class BlockDecoder:
             self._release(sequence)
         return True
 
+    def reset(self) -> None:
+        """Drop every request and the cache, whatever state an exception left them in."""
+        self._sequences.clear()
+        self._scheduler.reset()
+        self._runner.reset()
+
     @torch.inference_mode()
     def step(self) -> list[Event]:
         """Admit what there is room for and take every running sequence one pass further.
 
         A pass that only stores, and a denoising step that commits nothing, have no event.
+        After an exception, such as lack of memory or an interrupt, only `reset` goes on.
         """
         scheduler = self._scheduler
         scheduler.admit()

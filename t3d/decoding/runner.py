@@ -21,17 +21,19 @@ class Runner:
 
     def __init__(self, model: BlockDiffusionLM) -> None:
         self.model = model
+        self.reset()
+
+    def reset(self) -> None:
+        """Drop the cache."""
         self._cache: SlotCache | None = None
         self._shape = (0, 0)
 
     def resize(self, num_rows: int, num_slots: int) -> None:
-        """Make the cache fit; what it holds is kept as far as it fits. (0, 0) drops it."""
+        """Make the cache fit; what it holds is kept as far as it fits."""
         if self._shape == (num_rows, num_slots):
             return
         self._shape = (num_rows, num_slots)
-        if num_rows == 0:
-            self._cache = None
-        elif self._cache is not None:
+        if self._cache is not None:
             self._cache.resize(num_rows, num_slots)
         else:
             self._cache = SlotCache(

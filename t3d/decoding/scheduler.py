@@ -73,6 +73,10 @@ class Scheduler:
         self.fused = fused
         self.prefill_chunk = prefill_chunk
         self.cache_tokens = cache_tokens
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget every sequence."""
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         """By row."""

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from functools import cache
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -300,3 +302,38 @@ def test_decode_waits_for_nobody_and_leaves_nothing() -> None:
         engine.decode([Request(prompt(5)), Request(prompt(6))], on_finish=stop)
     assert engine.num_unfinished == 0
     assert engine.decode([Request(prompt(7))]) == [decode(7)]
+
+
+def interrupted(engine: BlockDecoder, line: tuple[str, int] | None) -> set[tuple[str, int]]:
+    """Decode two requests, with an interrupt at that line of the decoder; the lines run."""
+    lines = set()
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        if "t3d/decoding" not in frame.f_code.co_filename:
+            return None
+        here = (frame.f_code.co_filename, frame.f_lineno)
+        if event == "line":
+            lines.add(here)
+            if here == line:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        engine.decode([Request(prompt(3), max_new_tokens=1), Request(prompt(9), max_new_tokens=2)])
+    finally:
+        sys.settrace(before)
+    return lines
+
+
+def test_an_interrupt_anywhere_leaves_a_usable_decoder() -> None:
+    engine = decoder(batch_size=1)
+    lines = interrupted(engine, None) & interrupted(engine, None)  # Memoised calls run once.
+    expected = decode(5)
+    for line in sorted(lines):
+        with pytest.raises(KeyboardInterrupt):
+            interrupted(engine, line)
+        assert engine.num_unfinished == 0
+    assert engine.decode([Request(prompt(5))]) == [expected]
