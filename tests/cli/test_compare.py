@@ -75,7 +75,7 @@ def test_later_rounds_train_on_the_students_own_trajectories(finished: Path) -> 
 
 
 def test_killed_workers_end_and_the_rest_resumes_to_the_same_results(
-    finished: Path, tmp_path: Path
+    finished: Path, tmp_path: Path, t3d: Run
 ) -> None:
     output = tmp_path / "killed"
     recipe_path = finished.parent / "recipe.yaml"
@@ -97,14 +97,13 @@ def test_killed_workers_end_and_the_rest_resumes_to_the_same_results(
     assert 1 <= len(done) < 4
     before = {path: path.stat().st_mtime_ns for path in done}
 
-    resumed = start(*command)
-    out, err = resumed.communicate()
-    assert resumed.returncode == 0, err
+    resumed = t3d(*command, "--progress", "false")
+    assert resumed.code == 0, resumed.err
     assert rows(output) == rows(finished)
     assert before == {path: path.stat().st_mtime_ns for path in done}
     for name in ("results.json", "comparison.json", "report.md", "accuracy.png"):
         assert (output / name).stat().st_size > 0
-        assert str(output / name) in out.splitlines()
+        assert str(output / name) in resumed.out.splitlines()
 
 
 def _is_alive(pid: str) -> bool:
@@ -127,12 +126,13 @@ def test_a_seed_may_be_added_and_another_budget_may_not(
     assert "training differ" in other.err
 
 
-def test_what_stops_a_worker_stops_the_comparison(finished: Path, tmp_path: Path) -> None:
+def test_what_stops_a_worker_stops_the_comparison(
+    finished: Path, tmp_path: Path, t3d: Run
+) -> None:
     command = ("compare", finished.parent / "recipe.yaml", "--output", tmp_path / "wild")
-    process = start(*command, "--num_workers", "2", "--training.learning_rate", "1e30")
-    _, err = process.communicate()
-    assert process.returncode == 1
-    assert "is not finite; lower learning_rate" in err.splitlines()[-1]
+    stopped = t3d(*command, "--num_workers", 2, "--training.learning_rate", "1e30")
+    assert stopped.code == 1
+    assert "is not finite; lower learning_rate" in stopped.err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

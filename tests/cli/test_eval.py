@@ -65,18 +65,18 @@ def _samples(output: Path) -> list[dict[str, Any]]:
 
 
 def test_several_processes_killed_and_resumed_give_the_same_rows(
-    checkpoint: Path, questions: Path, tmp_path: Path
+    checkpoint: Path, questions: Path, tmp_path: Path, t3d: Run
 ) -> None:
     command = ("eval", "--model", checkpoint, "--task", questions, "--settings", SETTINGS, *QUIET)
     one, two = tmp_path / "one", tmp_path / "two"
-    out, err = start(*command, "--output", one).communicate()
-    assert str(one / "results.json") in out, err
+    outcome = t3d(*command, "--output", one)
+    assert str(one / "results.json") in outcome.out, outcome.err
     shared = (*command, "--output", two, "--num_workers", "2")
     process = start(*shared)
     stop_when(process, lambda: any(two.glob("evaluation/*/shards/part-*.json")), signal.SIGKILL)
     assert not (two / "results.json").exists()
-    out, err = start(*shared).communicate()
-    assert str(two / "results.json") in out, err
+    outcome = t3d(*shared)
+    assert str(two / "results.json") in outcome.out, outcome.err
     assert rows(two) == rows(one)
     assert {row["rank"] for row in _samples(two)} == {0, 1}
 
