@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from t3d.bench.roofline import peak_bytes
+from t3d.bench.train import PROMPT, RESPONSE, Clock, random_trajectories
 from t3d.methods import build_method
 from t3d.models import from_pretrained, tiny, wrap
 from t3d.provenance import write_json
@@ -30,13 +31,12 @@ from t3d.tasks import get_task
 from t3d.tasks.tokenizer import train_tokenizer
 from t3d.training.config import TrainingConfig
 from t3d.training.run import fit
-from t3d.training.trainer import TrainingCallback
 from t3d.trajectory import Trajectory, training_rows
 
 VOCABULARY = 151_936
-PROMPT, RESPONSE, CAP = (40, 200), (80, 400), (512, 1024)
-"""Tokens at least and at most, as GSM8K has them; the authors' caps of both."""
-ROLLOUT_BLOCK, BLOCK = 4, 8
+CAP = (512, 1024)
+"""The authors' caps of prompt and response."""
+BLOCK = 8
 
 
 def make_job(folder: Path, asked: argparse.Namespace) -> dict[str, Any]:
@@ -59,17 +59,7 @@ def make_job(folder: Path, asked: argparse.Namespace) -> dict[str, Any]:
     model.config.mask_token_id = None
     lm = wrap(model, tokenizer, "random")
     lm.save(folder / "model")
-    draw, trajectories = random.Random(0), []
-    for _ in range(asked.trajectories):
-        prompt, response = draw.randint(*PROMPT), draw.randint(*RESPONSE)
-        response += -(prompt + response) % ROLLOUT_BLOCK
-        trajectories.append(
-            {
-                "prompt_ids": [draw.randrange(3, 256) for _ in range(prompt)],
-                "response_ids": [draw.randrange(3, 256) for _ in range(response)],
-                "step_map": _steps(prompt, response, draw),
-            }
-        )
+    trajectories = random_trajectories(asked.trajectories, range(3, 256), lm.mask_token_id)
     return {
         "model": str(folder / "model"),
         "device": asked.device,
@@ -78,51 +68,14 @@ def make_job(folder: Path, asked: argparse.Namespace) -> dict[str, Any]:
         "mask_token_id": lm.mask_token_id,
         "pad_token_id": lm.pad_token_id,
         "cap": CAP,
-        "trajectories": trajectories,
+        "trajectories": [asdict(trajectory) for trajectory in trajectories],
     }
-
-
-def _steps(prompt: int, response: int, draw: random.Random) -> list[int]:
-    """One token a step in every block, in any order."""
-    steps: list[int] = []
-    while len(steps) < response:
-        size = ROLLOUT_BLOCK - (prompt + len(steps)) % ROLLOUT_BLOCK
-        steps += draw.sample(range(size), size)
-    return steps
-
-
-class Clock(TrainingCallback):
-    """Seconds of every optimizer step."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._began = time.perf_counter()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.seconds.append(time.perf_counter() - self._began)
 
 
 def run_ours(job: dict[str, Any]) -> dict[str, Any]:
     """In a process of its own."""
     lm = from_pretrained(job["model"], block_size=BLOCK)
-    trajectories = [
-        Trajectory(
-            prompt_id=str(number),
-            prompt_ids=item["prompt_ids"],
-            response_ids=item["response_ids"],
-            initial_ids=[job["mask_token_id"]] * len(item["response_ids"]),
-            step_map=item["step_map"],
-            log_probs=[0.0] * len(item["response_ids"]),
-            num_response_tokens=len(item["response_ids"]),
-            finish_reason="length",
-            block_size=ROLLOUT_BLOCK,
-        )
-        for number, item in enumerate(job["trajectories"])
-    ]
+    trajectories = [Trajectory(**item) for item in job["trajectories"]]
     config = TrainingConfig(
         steps=1 + job["repeats"],
         batch_size=len(trajectories),
@@ -137,18 +90,11 @@ def run_ours(job: dict[str, Any]) -> dict[str, Any]:
         rows = training_rows(trajectories)
         trainer = fit(lm, method, rows, config, Path(folder), callbacks=[clock], progress=False)
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
-    return {"seconds": clock.seconds, "peak_memory_bytes": peak(job["device"]), "losses": losses}
-
-
-def peak(device: str) -> int:
-    """Bytes that this process held at most; of the GPU where it has one."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    # getrusage's peak outlives exec: it may be the parent's.
-    [line] = [
-        line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line
-    ]
-    return int(line.split()[1]) * 1024
+    return {
+        "seconds": clock.seconds,
+        "peak_memory_bytes": peak_bytes(torch.device(job["device"])),
+        "losses": losses,
+    }
 
 
 def measure(command: list[str], job: dict[str, Any], path: Path) -> dict[str, Any]:

@@ -30,6 +30,8 @@ SUMMARIES = {
     "export": "Write a checkpoint for transformers, SGLang and LMDeploy, or check such a folder.",
     "import": "Turn rollout JSON of T3D's authors, or of dLLM-RL, into a trajectory store.",
     "export-rollouts": "Turn a trajectory store into rollout JSON of T3D's authors or of dLLM-RL.",
+    "bench decode": "Measure how fast a model decodes on this machine.",
+    "bench train": "Measure how fast a method trains on this machine.",
     "data download": "Fetch benchmarks from the Hugging Face Hub, and check their content.",
     "data convert": "Turn a file in the format of T3D's authors into one that t3d reads.",
 }

@@ -1,5 +1,6 @@
 """What each command does. Signatures and docstrings are the command line's options and help."""
 
+from t3d.commands.benching import bench_decode, bench_train
 from t3d.commands.checkpoints import convert
 from t3d.commands.data import convert as convert_data
 from t3d.commands.data import download
@@ -26,6 +27,8 @@ COMMANDS = {
     "export": export,
     "import": import_store,
     "export-rollouts": export_rollouts,
+    "bench decode": bench_decode,
+    "bench train": bench_train,
     "data download": download,
     "data convert": convert_data,
 }

@@ -1,0 +1,254 @@
+"""How fast a model decodes, engine beside engine, and how near that is to the device's bound.
+
+Decoding is greedy and static, prompts are random, and nothing stops before its last token.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any, Literal, get_args
+
+from t3d.bench.roofline import ModelCosts, Rates, Work, peak_bytes, reset_peak, seconds
+from t3d.bench.subject import device_name, ordinary_ids
+from t3d.blocks import BlockLayout
+from t3d.decoding import BlockDecoder, Completion, DecodingConfig, Request, decode_one
+from t3d.models import LanguageModel
+
+Engine = Literal["t3d", "t3d_unfused", "oracle"]
+"""Fused commits; a pass of its own for every commit; no cache, and one request at a time."""
+Run = Callable[[Sequence[Request]], list[Completion]]
+"""Decodes requests."""
+
+
+@dataclass(frozen=True)
+class DecodeSettings:
+    """What is measured. Every engine decodes in every setting.
+
+    Args:
+        engines: t3d, and t3d_unfused or oracle (a CPU's alone) to compare it with.
+        batch_sizes: requests that are decoded at the same time.
+        denoising_steps: passes a block; each number is measured.
+        block_size: tokens a block.
+        prompt_tokens: the shortest and the longest prompt.
+        new_tokens: response tokens of a request, all of which are decoded.
+        num_requests: that are timed together, filled up to whole batches.
+        repeats: of every measurement, the engines in turns; the median counts.
+        seed: of the prompts.
+    """
+
+    engines: tuple[Engine, ...] = ("t3d", "t3d_unfused")
+    batch_sizes: tuple[int, ...] = (1, 8, 64)
+    denoising_steps: tuple[int, ...] = (1, 2, 4)
+    block_size: int = 4
+    prompt_tokens: tuple[int, int] = (40, 200)
+    new_tokens: int = 64
+    num_requests: int = 4
+    repeats: int = 3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in self.engines:
+            if name not in get_args(Engine):
+                known = ", ".join(get_args(Engine))
+                raise ValueError(f"engines must name some of {known}, got {name!r}")
+        if "t3d" not in self.engines:
+            raise ValueError("engines must name t3d, which the others are compared with")
+        if not self.batch_sizes or min(self.batch_sizes) < 1:
+            raise ValueError(f"batch_sizes must name sizes from 1 up, got {self.batch_sizes}")
+        if not self.denoising_steps:
+            raise ValueError("denoising_steps is empty; name at least one number")
+        for steps in self.denoising_steps:
+            self.decoding(steps)
+        first, last = self.prompt_tokens
+        if not 1 <= first <= last:
+            raise ValueError(f"prompt_tokens must rise from at least 1, got {first} to {last}")
+        for name in ("num_requests", "repeats"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    def decoding(self, denoising_steps: int) -> DecodingConfig:
+        """How requests are decoded with so many steps a block."""
+        return DecodingConfig(
+            block_size=self.block_size,
+            denoising_steps=denoising_steps,
+            temperature=0.0,
+            max_new_tokens=self.new_tokens,
+        )
+
+
+@dataclass(frozen=True)
+class DecodeRow:
+    """One engine in one setting."""
+
+    engine: Engine
+    device: str
+    dtype: str
+    model: str
+    batch_size: int
+    denoising_steps: int
+    block_size: int
+    num_requests: int
+    """That were timed together."""
+    tokens_per_second: float
+    """Response tokens of all requests; prompts take time, but do not count."""
+    latency_s: float | None
+    """Seconds a request, at batch size 1."""
+    passes_per_block: float
+    """Passes that denoise or store a block, for each decoded block of a request."""
+    peak_memory_bytes: int | None
+    """As `peak_bytes` tells it."""
+    roofline_share: float
+    """The least time by `needed_work`, as a share of the time that it took."""
+    ratio_to_ours: float
+    """Its tokens per second over those of engine t3d."""
+
+
+def random_requests(lm: LanguageModel, settings: DecodeSettings, num: int) -> list[Request]:
+    """Prompts of random tokens; the first ones are the same for every `num`."""
+    draw, tokens = random.Random(settings.seed), ordinary_ids(lm)
+    lengths = (draw.randint(*settings.prompt_tokens) for _ in range(num))
+    return [Request(draw.choices(tokens, k=length)) for length in lengths]
+
+
+def make_engine(lm: LanguageModel, engine: Engine, config: DecodingConfig, batch_size: int) -> Run:
+    """What decodes requests with one engine, at most `batch_size` at a time.
+
+    It raises ValueError for a request that does not fit the model.
+    """
+    special: dict[str, Any] = {"mask_token_id": lm.mask_token_id, "stop_token_ids": ()}
+    if engine == "oracle":
+        return lambda requests: [decode_one(lm.model, r, config, **special) for r in requests]
+    fused = engine == "t3d"
+    return BlockDecoder(lm.model, config, **special, batch_size=batch_size, fused=fused).decode
+
+
+def measure(lm: LanguageModel, settings: DecodeSettings, rates: Rates) -> list[DecodeRow]:
+    """A row for every engine and setting.
+
+    Raises:
+        ValueError: for settings that do not fit the model or its device.
+    """
+    if "oracle" in settings.engines and lm.model.device.type != "cpu":
+        raise ValueError("engine oracle decodes on a CPU alone; give --device cpu or leave it out")
+    return [
+        row
+        for batch in settings.batch_sizes
+        for steps in settings.denoising_steps
+        for row in _measure_setting(lm, settings, rates, batch, steps)
+    ]
+
+
+def _measure_setting(
+    lm: LanguageModel, settings: DecodeSettings, rates: Rates, batch: int, steps: int
+) -> list[DecodeRow]:
+    config, device = settings.decoding(steps), lm.model.device
+    requests = random_requests(lm, settings, -(-settings.num_requests // batch) * batch)
+    num_tokens = len(requests) * settings.new_tokens
+    runs: dict[Engine, Run] = {
+        engine: make_engine(lm, engine, config, batch) for engine in settings.engines
+    }
+    completions: dict[Engine, list[Completion]] = {}
+    peaks: dict[Engine, int | None] = {}
+    # The first run warms up; it is the same as those that are timed.
+    for engine, run in runs.items():
+        reset_peak(device)
+        completions[engine] = run(requests)
+        peaks[engine] = peak_bytes(device)
+    times: dict[Engine, list[float]] = {engine: [] for engine in settings.engines}
+    for _ in range(settings.repeats):
+        for engine, run in runs.items():
+            times[engine].append(seconds(lambda run=run: run(requests), device))
+    costs, ours = ModelCosts.of(lm.model), statistics.median(times["t3d"])
+    rows = []
+    for engine, own in times.items():
+        taken, done = statistics.median(own), completions[engine]
+        together = 1 if engine == "oracle" else batch
+        passes = [
+            needed_passes(*pair, settings.block_size) for pair in zip(requests, done, strict=True)
+        ]
+        least = sum(map(rates.seconds, needed_work(costs, passes, together)))
+        rows.append(
+            DecodeRow(
+                engine=engine,
+                device=device_name(device),
+                dtype=str(lm.model.dtype).removeprefix("torch."),
+                model=lm.name,
+                batch_size=batch,
+                denoising_steps=steps,
+                block_size=settings.block_size,
+                num_requests=len(requests),
+                tokens_per_second=num_tokens / taken,
+                latency_s=taken / len(requests) if batch == 1 else None,
+                passes_per_block=passes_per_block(requests, done, settings.block_size),
+                peak_memory_bytes=peaks[engine],
+                roofline_share=least / taken,
+                ratio_to_ours=ours / taken,
+            )
+        )
+    return rows
+
+
+def passes_per_block(
+    requests: Sequence[Request], completions: Sequence[Completion], block_size: int
+) -> float:
+    """Passes of requests that are no prefill, over the blocks that these filled."""
+    layout, passes, blocks = BlockLayout(block_size), 0, 0
+    for request, completion in zip(requests, completions, strict=True):
+        first, last = layout.span(len(request.prompt_ids), len(completion.response_ids))
+        blocks += (last - first) // block_size
+        passes += completion.passes.denoising + completion.passes.commit
+    return passes / blocks
+
+
+@dataclass(frozen=True)
+class NeededPass:
+    """What one request needs of a pass."""
+
+    stored: int
+    """Tokens whose keys and values are read from the cache."""
+    tokens: int
+    """That run: what is finished but not stored, and the block."""
+    pairs: int
+    """Of a query and a key that it sees."""
+    logits: int
+    """Masked positions."""
+
+
+def needed_passes(request: Request, completion: Completion, block_size: int) -> list[NeededPass]:
+    """A pass a denoising step; the first of a block stores what is finished on the way."""
+    prompt = len(request.prompt_ids)
+    first, last = BlockLayout(block_size).span(prompt, len(completion.step_map))
+    out, stored = [], 0
+    for block in range(first, last, block_size):
+        end = block + block_size
+        own = completion.step_map[max(block - prompt, 0) : end - prompt]
+        for step in range(max(own) + 1):
+            pairs = sum(block_size * (b + block_size) for b in range(stored, end, block_size))
+            masked = sum(s >= step for s in own)
+            out.append(NeededPass(stored, end - stored, pairs, masked))
+            stored = block
+    return out
+
+
+def needed_work(
+    costs: ModelCosts, passes: Sequence[Sequence[NeededPass]], batch: int
+) -> list[Work]:
+    """The passes of requests that go in lockstep, `batch` at a time, without any padding.
+
+    A pass reads the weights once, and of every request the cache.
+    """
+    out = []
+    for number in range(0, len(passes), batch):
+        for together in zip_longest(*passes[number : number + batch]):
+            own = [p for p in together if p is not None]
+            tokens = sum(p.tokens for p in own)
+            flops = costs.forward_flops(
+                tokens=tokens, pairs=sum(p.pairs for p in own), logits=sum(p.logits for p in own)
+            )
+            cache = costs.cache_bytes(read=sum(p.stored for p in own), written=tokens)
+            out.append(Work(costs.weight_bytes(tokens) + cache, flops))
+    return out

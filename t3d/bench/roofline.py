@@ -1,0 +1,167 @@
+"""What a device reaches, what a model's passes cost, and how much memory a run took."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from t3d.models import BlockDiffusionLM
+
+_COPY = {"cpu": 1 << 28, "cuda": 1 << 30}
+"""Bytes of the tensor that is copied: far more than any cache holds."""
+_SIDE = {"cpu": 2048, "cuda": 8192}
+"""Rows and columns of the matrices that are multiplied."""
+_TIMES = 4
+_CLEAR_REFS = Path("/proc/self/clear_refs")
+
+
+def seconds(call: Callable[[], object], device: torch.device) -> float:
+    """How long a call takes, with the work that it queues on a GPU."""
+    synchronize(device)
+    started = time.perf_counter()
+    call()
+    synchronize(device)
+    return time.perf_counter() - started
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for a GPU's queue."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a pass has to do at least."""
+
+    num_bytes: float
+    """Weights and cache moved between memory and processor."""
+    flops: float
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a device reached in this run."""
+
+    bytes_per_second: float
+    """A large copy, read and written bytes together."""
+    flops_per_second: float
+    """A large matrix product."""
+
+    def seconds(self, work: Work) -> float:
+        """What bounds the work: memory or arithmetic, whichever takes longer."""
+        return max(work.num_bytes / self.bytes_per_second, work.flops / self.flops_per_second)
+
+
+def measure_rates(
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    copy_bytes: int | None = None,
+    side: int | None = None,
+) -> Rates:
+    """The best of a few large copies and matrix products; sizes are by kind of device."""
+    copy_bytes = _COPY[device.type] if copy_bytes is None else copy_bytes
+    side = _SIDE[device.type] if side is None else side
+    source = torch.ones(copy_bytes, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    left, right = (torch.ones((side, side), dtype=dtype, device=device) for _ in range(2))
+
+    def best(call: Callable[[], object]) -> float:
+        call()
+        return min(seconds(call, device) for _ in range(_TIMES))
+
+    return Rates(
+        2 * copy_bytes / best(lambda: target.copy_(source)),
+        2 * side**3 / best(lambda: torch.mm(left, right)),
+    )
+
+
+@dataclass(frozen=True)
+class ModelCosts:
+    """Sizes of a model that fix what a pass costs.
+
+    Of a mixture of experts, arithmetic counts the experts of a token, and memory as many of a
+    layer as the tokens of a pass can ask for.
+    """
+
+    body: int
+    """Weights that multiply every token: neither embedding, head nor experts."""
+    experts: int
+    active_share: float
+    """Of the experts, those that a token runs through."""
+    head: int
+    query_width: int
+    """Numbers of a token's queries in all heads of all layers."""
+    cache_width: int
+    """Numbers of a token's keys and values in all layers."""
+    bytes_per_number: int
+
+    @classmethod
+    def of(cls, model: BlockDiffusionLM) -> ModelCosts:
+        config, head = model.config, model.get_output_embeddings()
+        assert head is not None
+        # Tied weights count once.
+        outer = {id(p) for p in (model.get_input_embeddings().weight, head.weight)}
+        inner = {name: p.numel() for name, p in model.named_parameters() if id(p) not in outer}
+        experts = sum(n for name, n in inner.items() if ".experts." in name)
+        share = config.num_experts_per_tok / config.num_experts if experts else 1.0
+        assert config.head_dim is not None
+        layers = config.num_hidden_layers * config.head_dim
+        return cls(
+            body=sum(inner.values()) - experts,
+            experts=experts,
+            active_share=share,
+            head=head.weight.numel(),
+            query_width=layers * config.num_attention_heads,
+            cache_width=2 * layers * config.num_key_value_heads,
+            bytes_per_number=model.dtype.itemsize,
+        )
+
+    def forward_flops(self, *, tokens: int, pairs: int, logits: int) -> float:
+        """Multiplications and additions of a forward pass.
+
+        2 (body + active experts) tokens + 4 query_width pairs + 2 head logits.
+
+        Args:
+            tokens: that run through the layers.
+            pairs: of a query and a key that it sees; scores and sums take 2 each a number.
+            logits: positions whose vocabulary is computed.
+        """
+        active = self.body + self.active_share * self.experts
+        return 2 * active * tokens + 4 * self.query_width * pairs + 2 * self.head * logits
+
+    def weight_bytes(self, tokens: int) -> float:
+        """Weights that a pass of so many tokens reads, each once."""
+        read = min(1.0, self.active_share * tokens)
+        return self.bytes_per_number * (self.body + self.head + read * self.experts)
+
+    def cache_bytes(self, *, read: int, written: int) -> int:
+        """Keys and values of so many tokens."""
+        return self.bytes_per_number * self.cache_width * (read + written)
+
+
+def reset_peak(device: torch.device) -> None:
+    """Let `peak_bytes` begin anew."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif _CLEAR_REFS.exists():
+        _CLEAR_REFS.write_text("5")
+
+
+def peak_bytes(device: torch.device) -> int | None:
+    """The most memory held since `reset_peak`: tensors on a GPU; on a CPU the whole process.
+
+    None where the system does not tell (macOS).
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if not _CLEAR_REFS.exists():
+        return None
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    [line] = [line for line in lines if line.startswith("VmHWM:")]
+    return int(line.split()[1]) * 1024
