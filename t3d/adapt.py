@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TypeVar
@@ -31,6 +32,11 @@ def with_teacher(config: Recipe, *, progress: bool) -> Recipe:
     if adapt is None:
         return config
     converted, teacher = config.output / "converted", teacher_path(config)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not is_trained(teacher):
+        raise ValueError(
+            "adapt: one process makes the teacher; start the same command without a launcher, "
+            f"stop it once {teacher} is there, and go on with several"
+        )
     training = adapt.pretrain.training
     check_training(None, training, adapt.pretrain.num_examples, teacher)
     claim(config.output / "adaptation", asdict(adapt), None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, wait
@@ -32,7 +33,13 @@ from t3d.workers import pool
 
 
 def load(name: str | Path) -> LanguageModel:
-    return from_pretrained(name, device="cuda" if torch.cuda.is_available() else "cpu")
+    if not torch.cuda.is_available():
+        return from_pretrained(name)
+    # A rank's own, of those that a launcher has started on this machine.
+    local_rank = os.environ.get("LOCAL_RANK")
+    if local_rank is not None:
+        torch.cuda.set_device(int(local_rank))
+    return from_pretrained(name, device=torch.device("cuda", torch.cuda.current_device()))
 
 
 def check_evaluation(

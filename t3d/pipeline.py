@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -38,7 +39,11 @@ def run(config: RunConfig, *, progress: bool = True) -> list[ResultRow]:
 
 
 def walk(config: RunConfig, *, progress: bool = True) -> tuple[list[ResultRow], list[Problem]]:
-    """`run`, with the decoded problems that the report shows."""
+    """`run`, with the decoded problems that the report shows.
+
+    Processes that `torchrun` starts share rollouts and training; the first one evaluates, and the
+    others return nothing.
+    """
     config = with_teacher(config, progress=progress)
     teacher, problems = prepare(config)
     claim(config.output, asdict(config), teacher.weights_hash)
@@ -46,6 +51,8 @@ def walk(config: RunConfig, *, progress: bool = True) -> tuple[list[ResultRow], 
     for name, method in config.methods.items():
         output = config.output / "checkpoints" / name
         train_student(config, method, config.training, output, progress=progress)
+    if int(os.environ.get("RANK", 0)):
+        return [], []
     evaluations = {
         name: evaluate_checkpoint(config, name, problems, progress=progress)
         for name in (ORIGINAL, *config.methods)

@@ -119,6 +119,13 @@ class RunConfig:
     watch: WatchConfig | None = None
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
+    def __post_init__(self) -> None:
+        if self.watch is not None and self.training.sharding == "full":
+            raise ValueError(
+                "watch: decodes with the model that one process holds; "
+                "set training.sharding to none, or leave watch out"
+            )
+
     def prompt_set(self) -> Task:
         """Where training prompts come from: the benchmark, or a file of one's own."""
         prompts = self.data.prompts
@@ -154,6 +161,7 @@ class CompareConfig(RunConfig):
     num_workers: int = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must name each seed once, got {list(self.seeds)}")
         if self.recommended is not None and self.recommended not in self.methods:

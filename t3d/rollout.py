@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -30,17 +31,24 @@ class RolloutConfig:
         seed: of the candidates' sampling; each prompt draws from it and its own id.
         batch_size: prompts decoded at the same time.
         shard_size: prompts a shard of the store; what a killed run loses at most.
+        memory_share: of the device's memory, that decoding may take; prompts wait for room. By
+            default 0.9 on a GPU, and no bound on a CPU.
+        patience: seconds to wait for other ranks that write nothing.
     """
 
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
     seed: int = 0
     batch_size: int = 256
     shard_size: int = 512
+    memory_share: float | None = None
+    patience: float = 1800.0
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "shard_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.memory_share is not None and not 0 < self.memory_share <= 1:
+            raise ValueError(f"memory_share must lie in (0, 1], got {self.memory_share}")
 
 
 def rollout(
@@ -53,15 +61,19 @@ def rollout(
 ) -> TrajectoryStore:
     """Decode every prompt that the store at `output` lacks.
 
-    Under `torchrun` each rank takes every world_size-th run of `shard_size` prompts and
-    writes its own shards; the store is complete once all ranks have returned.
+    Under `torchrun` each rank takes every world_size-th run of `shard_size` prompts, writes its
+    own shards, and waits until the store is complete. Ranks may be killed at any time; any number
+    of them goes on.
 
     Raises:
         ValueError: before anything is decoded, for prompts that cannot be decoded and for
-            a store that something else made; afterwards, naming prompts that were lost.
+            a store that something else made; afterwards, naming prompts that were lost, or where
+            other ranks wrote nothing for `patience` seconds.
     """
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     prompts = encode_prompts(lm, examples, config.decoding)
+    share = config.memory_share
+    decoder = make_decoder(lm, config.decoding, config.batch_size, memory_share=share)
     manifest = Manifest(
         prompt_set_hash=hash_prompts(
             [(e.id, ids, e.answer) for e, ids in zip(examples, prompts, strict=True)]
@@ -80,7 +92,6 @@ def rollout(
     starts = range(rank * width, len(prompts), world_size * width)
     chunks = [range(start, min(start + width, len(prompts))) for start in starts]
     completed = store.completed()
-    decoder = make_decoder(lm, config.decoding, config.batch_size)
     with tqdm(
         total=sum(map(len, chunks)), desc="rollout", unit="prompt", disable=not progress or rank > 0
     ) as bar:
@@ -107,7 +118,25 @@ def rollout(
     lost = [examples[i].id for chunk in chunks for i in chunk if i not in completed]
     if lost:
         raise ValueError(f"{output}: {len(lost)} rollouts were lost: {', '.join(lost[:10])}")
+    if world_size > 1:
+        _wait(store, config.patience)
     return store
+
+
+def _wait(store: TrajectoryStore, patience: float) -> None:
+    """Return when the other ranks have written their rows, too."""
+    wanted, last, since = store.manifest.num_prompts, -1, time.monotonic()
+    # Marks are quick to count; rows that two runs decoded are told apart by reading them.
+    while (num := len(store.shards)) < wanted or len(store) < wanted:
+        if num > last:
+            last, since = num, time.monotonic()
+        elif time.monotonic() - since > patience:
+            raise ValueError(
+                f"{store.path}: other ranks have written nothing for {patience:g} seconds, and "
+                f"{num} of {wanted} rollouts are there; start the same command again, with any "
+                "number of processes"
+            )
+        time.sleep(0.2)
 
 
 def encode_prompts(

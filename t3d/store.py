@@ -169,7 +169,7 @@ class TrajectoryStore:
 
     def __len__(self) -> int:
         """Rows in the store."""
-        return len(self.shards)
+        return len(self.completed())
 
     def completed(self) -> set[int]:
         """Prompt indices of the rows in the store; checks every checksum."""
@@ -182,17 +182,13 @@ class TrajectoryStore:
     def read(self) -> list[Trajectory]:
         """All rows in the order of their prompts.
 
+        Where runs that did not know of each other decoded a prompt twice, the first shard's counts.
+
         Raises:
-            StoreError: for a shard that is missing, damaged or foreign, or a row held twice.
+            StoreError: for a shard that is missing, damaged or foreign.
         """
         rows: dict[int, Trajectory] = {}
-        for shard, table in self.shards.tables():
+        for _, table in self.shards.tables():
             for row in table.to_pylist():
-                index = row.pop("prompt_index")
-                if index in rows:
-                    raise StoreError(
-                        f"{shard}: prompt {row['prompt_id']} is in the store twice; "
-                        "remove the store and roll out again"
-                    )
-                rows[index] = Trajectory(**row)
+                rows.setdefault(row.pop("prompt_index"), Trajectory(**row))
         return [rows[index] for index in sorted(rows)]

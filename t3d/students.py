@@ -8,6 +8,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+
 from t3d.grid import digest, load
 from t3d.models import LanguageModel
 from t3d.provenance import write_json
@@ -82,6 +84,9 @@ def train_student(
     of its own, at a learning rate that falls from round to round (`Method.decay`). From the second
     on it trains on trajectories that the student of the round before made, of as many prompts as
     it will read, and with `Method.verify` on the teacher's where the two end with other answers.
+
+    Processes that `torchrun` starts call it alike: they share rollouts and training, and of them
+    the first one writes.
     """
     if is_trained(output):
         return
@@ -128,15 +133,29 @@ def train_student(
         records.append(json.loads((directory / "provenance.json").read_text(encoding="utf-8")))
         if number + 1 < built.rounds:
             student = load(directory)
+    # The arguments know the processes, even where all rounds were trained before.
+    if training.arguments(output, progress=False).should_save:
+        _finish(method, training, records, directories[-1], output)
+    PartialState().wait_for_everyone()
+
+
+def _finish(
+    method: MethodConfig,
+    training: TrainingConfig,
+    records: list[dict[str, Any]],
+    last: Path,
+    output: Path,
+) -> None:
+    """Make the last round's directory the checkpoint, and its provenance that of all rounds."""
     record = records[-1]
     if "rounds" not in record:
         for key in ("optimizer_steps", "tokens_seen"):
             record[key] = sum(r[key] for r in records)
-        record |= {"rounds": built.rounds, "seed": training.seed}
+        record |= {"rounds": len(records), "seed": training.seed}
         record["config"] = {"method": asdict(method), "training": asdict(training)}
-        write_json(directories[-1] / "provenance.json", record)
+        write_json(last / "provenance.json", record)
     output.parent.mkdir(parents=True, exist_ok=True)
-    directories[-1].rename(output)
+    last.rename(output)
 
 
 def _watch(config: RunConfig, student: LanguageModel) -> list[Watch]:

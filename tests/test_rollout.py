@@ -8,6 +8,8 @@ import struct
 import subprocess
 import sys
 import time
+from multiprocessing import get_context
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
@@ -218,17 +220,66 @@ def test_ranks_share_the_prompts_and_others_may_finish(
 ) -> None:
     examples = toy_examples(14)
     whole = rollout(lm, examples, tmp_path / "whole", CONFIG, progress=False)
+    hasty = dataclasses.replace(CONFIG, patience=0.3)
 
     def run(rank: int, world_size: int) -> TrajectoryStore:
         monkeypatch.setenv("RANK", str(rank))
         monkeypatch.setenv("WORLD_SIZE", str(world_size))
-        return rollout(lm, examples, tmp_path / "ranks", CONFIG, progress=False)
+        return rollout(lm, examples, tmp_path / "ranks", hasty, progress=False)
 
-    assert run(1, 3).completed() == {3, 4, 5, 12, 13}
-    assert run(2, 3).completed() == {3, 4, 5, 6, 7, 8, 12, 13}
+    for rank, there in ((1, {3, 4, 5, 12, 13}), (2, {3, 4, 5, 6, 7, 8, 12, 13})):
+        message = f"nothing for 0.3 seconds, and {len(there)} of 14 rollouts are there; start"
+        with pytest.raises(ValueError, match=message):
+            run(rank, 3)
+        assert TrajectoryStore.open(tmp_path / "ranks").completed() == there
     store = run(0, 1)
     assert len(store) == len(examples)
     assert store.read() == whole.read()
+
+
+def run_rank(path: Path, rank: int, world_size: int) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size)}
+    config = dataclasses.replace(CONFIG, patience=60.0)
+    store = rollout(toy_lm(), toy_examples(160), path, config, progress=False)
+    assert len(store.read()) == 160
+
+
+def test_ranks_may_be_killed_and_be_fewer_or_more_afterwards(
+    lm: LanguageModel, tmp_path: Path
+) -> None:
+    path = tmp_path / "ranks"
+    # Imports this file once for all of them.
+    context = get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+
+    def start(world_size: int) -> list[ForkServerProcess]:
+        """As a launcher does; returns once one of them has written."""
+        before = set(path.glob("shards/*.json"))
+        ranks = [
+            context.Process(target=run_rank, args=(path, rank, world_size))
+            for rank in range(world_size)
+        ]
+        for rank in ranks:
+            rank.start()
+        while not set(path.glob("shards/*.json")) - before:
+            assert any(rank.is_alive() for rank in ranks)
+            time.sleep(0.01)
+        return ranks
+
+    for rank in start(3):
+        rank.kill()
+        rank.join()
+    assert 0 < len(TrajectoryStore.open(path)) < 160
+    two = start(2)
+    two[0].kill()
+    # The other one finishes its part, and waits for whoever takes the place of the first.
+    ranks = two + start(1)
+    for rank in ranks:
+        rank.join()
+    assert [rank.exitcode for rank in ranks] == [-signal.SIGKILL, 0, 0]
+    whole = rollout(lm, toy_examples(160), tmp_path / "whole", CONFIG, progress=False)
+    assert TrajectoryStore.open(path).read() == whole.read()
 
 
 @pytest.mark.parametrize(
@@ -251,6 +302,24 @@ def test_bad_prompt_sets_are_refused_before_anything_is_written(
     with pytest.raises(ValueError, match=re.escape(message)):
         rollout(lm, examples, tmp_path / "store", CONFIG, progress=False)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_share_without_room_is_refused_before_anything_is_written(
+    lm: LanguageModel, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(CONFIG, memory_share=1e-6)
+    with pytest.raises(ValueError, match="nothing is left for keys and values"):
+        rollout(lm, toy_examples(2), tmp_path / "store", config, progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_share_changes_no_row(lm: LanguageModel, tmp_path: Path) -> None:
+    examples = toy_examples(5)
+    config = dataclasses.replace(CONFIG, memory_share=0.9)
+    with_share = rollout(lm, examples, tmp_path / "share", config, progress=False)
+    assert shards(with_share.path) == shards(
+        rollout(lm, examples, tmp_path / "whole", CONFIG, progress=False).path
+    )
 
 
 def test_the_whole_last_block_must_fit(lm: LanguageModel, tmp_path: Path) -> None:

@@ -61,6 +61,8 @@ def run(
     # Libraries print to stdout, which belongs to the results.
     with redirect_stdout(sys.stderr):
         rows, problems = pipeline.walk(config, progress=progress)
+    if not rows:
+        return
     console = Console()
     console.print(terminal_tables(rows))
     if problems:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from t3d.decoding.engine import BlockDecoder
+from t3d.decoding.budget import GPU_SHARE, fitting_cache
+from t3d.decoding.engine import PREFILL_CHUNK, BlockDecoder
 from t3d.decoding.request import Completion, DecodingConfig, Request
 from t3d.models.loading import LanguageModel
 from t3d.rng import derive_key
@@ -21,9 +22,32 @@ def make_decoder(
     batch_size: int,
     *,
     fused: bool = True,
-    cache_tokens: int | None = None,
+    memory_share: float | None = None,
 ) -> BlockDecoder:
-    """The engine for a loaded model; arguments as `BlockDecoder` has them."""
+    """The engine for a loaded model.
+
+    Args:
+        lm: model, tokenizer and special ids.
+        config: how to decode.
+        batch_size: sequences that run at the same time at most.
+        fused: as `BlockDecoder` has it.
+        memory_share: of the device's memory, that weights, cache and passes may take; sequences
+            wait for room. By default 0.9 on a GPU, and no bound on a CPU.
+
+    Raises:
+        ValueError: for a share that leaves no room.
+    """
+    if memory_share is None and lm.model.device.type == "cuda":
+        memory_share = GPU_SHARE
+    cache_tokens = None
+    if memory_share is not None:
+        cache_tokens = fitting_cache(
+            lm.model,
+            config,
+            memory_share=memory_share,
+            batch_size=batch_size,
+            prefill_chunk=PREFILL_CHUNK,
+        )
     return BlockDecoder(
         lm.model,
         config,

@@ -21,6 +21,8 @@ from t3d.decoding.scheduler import Scheduler, Work
 from t3d.decoding.sequence import Sequence
 from t3d.models.block_diffusion import BlockDiffusionLM
 
+PREFILL_CHUNK = 8192
+
 
 class BlockDecoder:
     """Decodes requests with a block-diffusion model: all at once by `decode`, or as they come
@@ -51,7 +53,7 @@ class BlockDecoder:
         banned_token_ids: Collection[int] = (),
         batch_size: int,
         fused: bool = True,
-        prefill_chunk: int = 8192,
+        prefill_chunk: int = PREFILL_CHUNK,
         cache_tokens: int | None = None,
     ) -> None:
         bounds = {"batch_size": batch_size, "prefill_chunk": prefill_chunk}

@@ -95,8 +95,8 @@ class Scheduler:
             raise ValueError(
                 f"request {sequence.id}: its {sequence.prompt_length} prompt tokens and "
                 f"{len(sequence.ids) - sequence.prompt_length} response tokens in whole blocks "
-                f"take {len(sequence.ids)} cache slots, more than cache_tokens="
-                f"{self.cache_tokens}; raise cache_tokens or lower max_new_tokens"
+                f"take {len(sequence.ids)} cache slots, more than the cache's {self.cache_tokens}; "
+                "raise cache_tokens (or memory_share) or lower max_new_tokens"
             )
         self.waiting.append(sequence)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -11,6 +12,7 @@ from transformers import TrainingArguments
 
 from t3d.training.forward import Attention
 from t3d.training.lora import LoraSettings
+from t3d.training.sharding import Sharding
 
 _CHECKPOINTING = (
     # transformers renamed it on the way.
@@ -42,6 +44,8 @@ class TrainingConfig:
             keeping them: a layer's memory, for about a third more time.
         attention: sdpa, or flex_attention, which skips what no token sees but has no backward pass
             on a CPU; auto is flex_attention on a GPU. Decoding keeps its own.
+        sharding: full splits weights, gradients and optimizer over all processes (FSDP2), and the
+            frozen copies; none holds them in each.
         seed: of data order and noise.
         lora: train low-rank adapters beside the frozen weights; by default all weights.
         trainer: further transformers.TrainingArguments by name.
@@ -62,6 +66,7 @@ class TrainingConfig:
     bf16: bool = False
     activation_checkpointing: bool = False
     attention: Attention = "auto"
+    sharding: Sharding = "none"
     seed: int = 0
     lora: LoraSettings | None = None
     trainer: dict[str, Any] = field(default_factory=dict)
@@ -84,6 +89,15 @@ class TrainingConfig:
         if self.attention not in get_args(Attention):
             raise ValueError(
                 f"attention must be one of {', '.join(get_args(Attention))}, got {self.attention!r}"
+            )
+        if self.sharding not in get_args(Sharding):
+            raise ValueError(
+                f"sharding must be one of {', '.join(get_args(Sharding))}, got {self.sharding!r}"
+            )
+        if self.sharding == "full" and self.lora is not None:
+            raise ValueError(
+                "sharding: full trains all weights; leave lora out, or set sharding to none: "
+                "adapters are small, and the base is held once"
             )
         if not 0 <= self.beta2 < 1:
             raise ValueError(f"beta2 must lie in [0, 1), got {self.beta2}")
@@ -123,8 +137,11 @@ class TrainingConfig:
         clash = sorted(set(self.trainer) & set(own))
         if clash:
             raise ValueError(f"trainer.{clash[0]} is owned by t3d; set the key of TrainingConfig")
+        self._check_launch()
+        # Processes on CPUs do not find each other without it, and train each for itself.
+        device: dict[str, Any] = {"use_cpu": not torch.accelerator.is_available()}
         try:
-            arguments = TrainingArguments(**own, **self.trainer)
+            arguments = TrainingArguments(**(device | own | self.trainer))
         except TypeError as error:
             raise ValueError(f"trainer: not an argument of transformers: {error}") from None
         if arguments.n_gpu > 1:
@@ -140,3 +157,20 @@ class TrainingConfig:
             )
         arguments.gradient_accumulation_steps = self.batch_size // in_one_pass
         return arguments
+
+    def _check_launch(self) -> None:
+        """Raise ValueError for what `accelerate launch` or `trainer` switches on beside t3d."""
+
+        def on(switch: str, key: str) -> bool:
+            return os.environ.get(switch, "false").lower() == "true" or bool(self.trainer.get(key))
+
+        if on("ACCELERATE_USE_FSDP", "fsdp"):
+            raise ValueError(
+                "FSDP of accelerate: t3d shards a model itself; "
+                "launch with recipes/accelerate/gpus.yaml and set training.sharding to full"
+            )
+        if self.sharding == "full" and on("ACCELERATE_USE_DEEPSPEED", "deepspeed"):
+            raise ValueError(
+                "sharding: full and DeepSpeed split the same weights; "
+                "launch with recipes/accelerate/gpus.yaml, or set training.sharding to none"
+            )

@@ -81,7 +81,7 @@ def distill(
 ) -> dict[str, Any]:
     """Train `lm` in place by one round of a method, and save it with its provenance.
 
-    A killed run continues from its last saved step.
+    A killed run continues from its last saved step. Of several processes the first one writes.
 
     Args:
         lm: where the student starts.
@@ -122,5 +122,7 @@ def distill(
     )
     record["optimizer_steps"] = trainer.state.global_step
     record["tokens_seen"] = trainer.state.num_input_tokens_seen
-    write_json(output / "provenance.json", record)
+    if trainer.args.should_save:
+        write_json(output / "provenance.json", record)
+    trainer.accelerator.wait_for_everyone()
     return record

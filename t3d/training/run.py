@@ -29,8 +29,9 @@ def fit(
     """Train `lm.model` in place, from the last whole checkpoint in `directory` if it has one.
 
     The model is left in evaluation mode, ready to decode, with `config.lora`'s adapter folded in;
-    by itself the adapter is the trainer's. Methods that need a teacher take
-    `teacher`, by default a copy of `lm` as it is given.
+    by itself the adapter is the trainer's. With `config.sharding` it stays in shards: load what
+    `save_trained` writes. Methods that need a teacher take `teacher`, by default a copy of `lm`
+    as it is given.
 
     Raises:
         ValueError: if there are fewer sequences than one batch takes.
@@ -49,6 +50,7 @@ def fit(
         teacher,
         lora=config.lora,
         attention=config.attention,
+        sharding=config.sharding,
     )
     for callback in callbacks:
         callback.trainer = trainer

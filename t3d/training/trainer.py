@@ -5,23 +5,31 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer import SCHEDULER_NAME
 
 from t3d.blocks import BlockLayout
 from t3d.methods import Method
-from t3d.models import LanguageModel
+from t3d.models import BlockDiffusionLM, LanguageModel
 from t3d.noising import Vocabulary
 from t3d.objectives import Context, Predictions
 from t3d.rng import derive_key, fold
+from t3d.training import sharding as shards
 from t3d.training.data import SortedBatchSampler
 from t3d.training.forward import Attention, ModelInputs, assemble, attending
 from t3d.training.lora import Adapter, FrozenAdapter, LoraSettings
+from t3d.training.sharding import Sharding
 from t3d.trajectory import TrajectoryBatch
 
 REFERENCE_FILE = "reference.safetensors"
@@ -47,8 +55,10 @@ class DiffusionTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
         lora: LoraSettings | None = None,
         attention: Attention = "auto",
+        sharding: Sharding = "none",
     ) -> None:
         self.lm = lm
+        self.sharding: Sharding = sharding
         self.attention: Attention = attention
         self.adapter = None if lora is None else Adapter(lm, lora, arguments.seed)
         super().__init__(
@@ -59,6 +69,12 @@ class DiffusionTrainer(Trainer):
             processing_class=lm.tokenizer,
             callbacks=callbacks,
         )
+        plugin = self.accelerator.state.deepspeed_plugin if self.is_deepspeed_enabled else None
+        if plugin is not None and plugin.zero_stage == 3:
+            raise ValueError(
+                "DeepSpeed ZeRO-3 splits the head, which t3d applies outside the forward pass; "
+                "use recipes/accelerate/zero2.yaml, or training.sharding full without DeepSpeed"
+            )
         # The loss is divided by the sequences of the whole accumulation window, below.
         self.model_accepts_loss_kwargs = True
         self.method = method
@@ -76,12 +92,25 @@ class DiffusionTrainer(Trainer):
             seed=arguments.data_seed or arguments.seed,
         )
         self._metrics: dict[str, list[Tensor]] = {}
+        # A process that runs alone has nobody to share with; its checkpoints are as those of many.
+        sharded = sharding == "full" and dist.is_initialized()
+        # Copies are made and split on the CPU, since no device needs to hold them whole.
+        device = torch.device("cpu") if sharded else arguments.device
+        nn.Module.to(lm.model, device)
         if method.objective.needs_reference:
             self.reference = self._frozen_copy()
             self.add_callback(_ReferenceRounds(self))
         if method.objective.needs_teacher:
             frozen = self._frozen_copy() if teacher is None else teacher.model
-            self.teacher = nn.Module.to(frozen, arguments.device).eval()
+            self.teacher = nn.Module.to(frozen, device).eval()
+        if sharded:
+            dtype = torch.bfloat16 if arguments.bf16 else None
+            for model in (lm.model, self.reference, self.teacher):
+                if model is not None:
+                    assert isinstance(model, BlockDiffusionLM)
+                    shards.shard(model, arguments.device, dtype)
+            # accelerate leaves what it takes for its own work as it is.
+            lm.model._is_accelerate_prepared = True  # type: ignore[assignment]
 
     def _frozen_copy(self) -> nn.Module:
         """The model as training starts."""
@@ -95,6 +124,7 @@ class DiffusionTrainer(Trainer):
         if isinstance(self.reference, FrozenAdapter):
             self.reference.refresh()
             return
+        # Of a model in shards, each process copies its own.
         self.reference.load_state_dict(self.accelerator.unwrap_model(self.model).state_dict())
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SortedBatchSampler:
@@ -113,7 +143,12 @@ class DiffusionTrainer(Trainer):
         """Forward and backward, which recomputes what checkpointing dropped, attend alike."""
         models = [self.lm.model, self.reference, self.teacher]
         with attending([m for m in models if isinstance(m, PreTrainedModel)], self.attention):
-            return super().training_step(*args, **kwargs)
+            loss = super().training_step(*args, **kwargs)
+        for frozen in (self.reference, self.teacher):
+            if isinstance(frozen, FSDPModule):
+                # No backward pass has done so.
+                frozen.reshard()
+        return loss
 
     def compute_loss(  # type: ignore[override]
         self,
@@ -205,20 +240,31 @@ class DiffusionTrainer(Trainer):
 
     def save_student(self, directory: Path) -> None:
         """Write the model of this step in the published layout; an adapter is folded in."""
-        if self.adapter is None:
+        if isinstance(self.lm.model, FSDPModule):
+            whole = shards.gathered(self.lm.model)
+            if whole is not None:
+                replace(self.lm, model=whole).save(directory)
+        elif self.adapter is None:
             self.lm.save(directory)
         else:
             self.adapter.save_merged(self.lm, directory)
 
     def save_trained(self, directory: Path) -> None:
-        """Write what `fit` has trained in the published layout, an adapter also by itself."""
-        self.lm.save(directory)
-        if self.adapter is not None:
-            self.adapter.save(directory / ADAPTER_DIRECTORY)
+        """Write what `fit` has trained in the published layout, an adapter also by itself.
+
+        All processes call it, the first one writes, and it is written when they return.
+        """
+        if isinstance(self.lm.model, FSDPModule):
+            self.save_student(directory)
+        elif self.args.should_save:
+            self.lm.save(directory)
+            if self.adapter is not None:
+                self.adapter.save(directory / ADAPTER_DIRECTORY)
+        self.accelerator.wait_for_everyone()
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         # The trainer's state comes last: a checkpoint that has one is complete.
-        if self.reference is not None and self.args.should_save:
+        if self.reference is not None and self.sharding == "none" and self.args.should_save:
             directory = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
             directory.mkdir(parents=True, exist_ok=True)
             if isinstance(self.reference, FrozenAdapter):
@@ -230,15 +276,44 @@ class DiffusionTrainer(Trainer):
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
     ) -> None:
-        if self.adapter is None:
+        assert output_dir is not None
+        if self.sharding == "full":
+            state = shards.tensors("model", self.lm.model)
+            if self.reference is not None:
+                state |= shards.tensors("reference", self.reference)
+            assert isinstance(self.optimizer, Optimizer)
+            state |= shards.optimizer_tensors(self.lm.model, self.optimizer)
+            shards.save(Path(output_dir), state)
+        elif self.adapter is None:
             super()._save(output_dir, state_dict)
         else:
-            assert output_dir is not None
             self.adapter.save(Path(output_dir))
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.sharding == "none":
+            super()._save_optimizer_and_scheduler(output_dir)
+        elif self.args.should_save:
+            assert isinstance(self.lr_scheduler, LRScheduler)
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if self.sharding == "none" or checkpoint is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        optimizer, schedule = self.optimizer, self.lr_scheduler
+        assert isinstance(optimizer, Optimizer)
+        assert isinstance(schedule, LRScheduler)
+        shards.load(Path(checkpoint), shards.optimizer_tensors(self.lm.model, optimizer))
+        schedule.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
+        for group, rate in zip(optimizer.param_groups, schedule.get_last_lr(), strict=True):
+            group["lr"] = rate
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
+        if self.sharding == "full":
+            shards.load(Path(resume_from_checkpoint), shards.tensors("model", self.lm.model))
+            return
         if self.adapter is not None:
             self.adapter.load(Path(resume_from_checkpoint))
             return
@@ -270,8 +345,11 @@ class _ReferenceRounds(TrainingCallback):
         reference = self.trainer.reference
         assert reference is not None
         if state.global_step:
-            path = Path(args.output_dir) / f"checkpoint-{state.global_step}" / REFERENCE_FILE
-            if isinstance(reference, FrozenAdapter):
+            checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            path = checkpoint / REFERENCE_FILE
+            if self.trainer.sharding == "full":
+                shards.load(checkpoint, shards.tensors("reference", reference))
+            elif isinstance(reference, FrozenAdapter):
                 reference.load(path)
             else:
                 load_model(reference, str(path))

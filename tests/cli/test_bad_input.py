@@ -98,6 +98,8 @@ OVERRIDES = [
     (("--training.trainer", "{nosuch: 1}"), "trainer: not an argument of transformers"),
     (("--training.trainer", "{max_steps: 1}"), "trainer.max_steps is owned by t3d"),
     (("--rollout.batch_size", "0"), "batch_size must be at least 1"),
+    (("--rollout.memory_share", "1.5"), "memory_share must lie in (0, 1], got 1.5"),
+    (("--training.sharding", "full", "--watch", "{every: 4}"), "watch: decodes with the model"),
     (("--evaluation.batch_size", "0"), "evaluation: batch_size must be at least 1, got 0"),
     (("--evaluation.num_shown", "-1"), "evaluation: num_shown must not be negative, got -1"),
     (("--rollout.decoding.max_new_tokens", "250"), "takes at most 6 with max_new_tokens=250"),

@@ -126,9 +126,7 @@ def test_a_seed_may_be_added_and_another_budget_may_not(
     assert "training differ" in other.err
 
 
-def test_what_stops_a_worker_stops_the_comparison(
-    finished: Path, tmp_path: Path, t3d: Run
-) -> None:
+def test_what_stops_a_worker_stops_the_comparison(finished: Path, tmp_path: Path, t3d: Run) -> None:
     command = ("compare", finished.parent / "recipe.yaml", "--output", tmp_path / "wild")
     stopped = t3d(*command, "--num_workers", 2, "--training.learning_rate", "1e30")
     assert stopped.code == 1

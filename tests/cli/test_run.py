@@ -137,6 +137,14 @@ def test_a_watched_student_is_the_same_and_its_best_is_kept(
         assert same[0] == same[1]
 
 
+def test_of_several_processes_the_first_one_reports(
+    finished: Path, t3d: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    outcome = t3d("run", finished.parent / "recipe.yaml", "--output", finished)
+    assert (outcome.code, outcome.out) == (0, "")
+
+
 def test_runs_are_reported_together(finished: Path, tmp_path: Path, t3d: Run) -> None:
     twin = tmp_path / "twin"
     twin.mkdir()

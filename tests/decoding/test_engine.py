@@ -231,7 +231,9 @@ def test_errors_name_the_request_and_the_remedy() -> None:
     for name in ("batch_size", "prefill_chunk", "cache_tokens"):
         with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
             decoder(CONFIG, **{name: 0})
-    with pytest.raises(ValueError, match=r"request 1: its 9 .* 15 .* 24 .*cache_tokens=23; raise"):
+    with pytest.raises(
+        ValueError, match=r"request 1: its 9 .* 15 .* 24 .*cache's 23; raise cache_tokens"
+    ):
         decoder(cache_tokens=23).decode([good, Request(prompt(9))])
     with pytest.raises(ValueError, match="token id 50 lies outside"):
         decoder(mask_token_id=50)

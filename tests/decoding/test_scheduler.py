@@ -151,7 +151,7 @@ def test_a_long_request_waits_for_room_and_the_next_ones_behind_it() -> None:
 
 def test_what_never_fits_is_refused_with_its_numbers() -> None:
     plan = scheduler(cache_tokens=31)
-    with pytest.raises(ValueError, match=r"request 7: its 26 .* 6 .* 32 cache slots.*=31; raise"):
+    with pytest.raises(ValueError, match=r"request 7: its 26 .* 6 .* 32 cache slots.*'s 31; raise"):
         plan.submit(sequence(7, 26, 4, CONFIGS[0]))
     plan.submit(sequence(8, 20, 8, CONFIGS[0]))
 

@@ -1,0 +1,99 @@
+"""How many tokens of keys and values fit into a share of the device's memory."""
+
+from __future__ import annotations
+
+import torch
+
+from t3d.decoding.request import DecodingConfig
+from t3d.models.block_diffusion import BlockDiffusionLM
+
+GPU_SHARE = 0.9
+"""Of a GPU's memory, where nothing else is asked for."""
+
+
+def cache_bytes_per_token(model: BlockDiffusionLM) -> int:
+    """Keys and values of one token in all layers."""
+    config = model.config
+    values = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    return values * model.dtype.itemsize
+
+
+def pass_bytes(
+    model: BlockDiffusionLM, config: DecodingConfig, batch_size: int, prefill_chunk: int
+) -> int:
+    """What a pass takes at most beside weights and cache, generously counted.
+
+    A pass has the tokens of a prefill chunk and two blocks of each sequence. A token has its
+    states in one layer; a masked position has its logits, in float32 and some copies for sorting
+    and sampling.
+    """
+    shape = model.config
+    heads = shape.num_attention_heads * shape.head_dim
+    tokens = prefill_chunk + 2 * config.block_size * batch_size
+    states = 4 * shape.hidden_size + 3 * shape.intermediate_size + 4 * heads
+    masked = config.window_size * batch_size
+    return tokens * states * model.dtype.itemsize + 6 * 4 * masked * shape.vocab_size
+
+
+def cache_tokens(per_token: int, num_layers: int, *, total: int, held: int, reserved: int) -> int:
+    """Tokens of the cache, so that all together never takes more than `total` bytes.
+
+    Args:
+        per_token: bytes of a token's keys and values.
+        num_layers: a layer of the cache may be there thrice: one as a pass reads it, and one while
+            the cache grows.
+        total: bytes that may be taken.
+        held: bytes that are taken already, by the weights and others.
+        reserved: bytes that a pass takes.
+    """
+    left = total - held - reserved
+    return max(0, left * num_layers // (per_token * (num_layers + 2)))
+
+
+def fitting_cache(
+    model: BlockDiffusionLM,
+    config: DecodingConfig,
+    *,
+    memory_share: float,
+    batch_size: int,
+    prefill_chunk: int,
+) -> int:
+    """Tokens of the cache for `BlockDecoder`.
+
+    Args:
+        memory_share: of the device's whole memory, that may be taken with weights and all.
+
+    Raises:
+        ValueError: for a share outside (0, 1], or one that leaves no room for a block.
+    """
+    if not 0 < memory_share <= 1:
+        raise ValueError(f"memory_share must lie in (0, 1], got {memory_share}")
+    device_bytes, held = _memory(model.device)
+    total = int(memory_share * device_bytes)
+    reserved = pass_bytes(model, config, batch_size, prefill_chunk)
+    per_token = cache_bytes_per_token(model)
+    num_layers = model.config.num_hidden_layers
+    tokens = cache_tokens(per_token, num_layers, total=total, held=held, reserved=reserved)
+    if tokens < config.block_size:
+        raise ValueError(
+            f"memory_share={memory_share} of {_gib(device_bytes)} is {_gib(total)}; "
+            f"{_gib(held)} are taken, a pass of {batch_size} sequences takes up to "
+            f"{_gib(reserved)}, and nothing is left for keys and values: raise memory_share or "
+            "lower batch_size"
+        )
+    return tokens
+
+
+def _memory(device: torch.device) -> tuple[int, int]:
+    """Bytes of the device, and how many are taken: on a CPU by this process."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return total, total - free - unused
+    import psutil
+
+    return psutil.virtual_memory().total, psutil.Process().memory_info().rss
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.2f} GiB"

@@ -1,0 +1,114 @@
+"""A model in shards over all processes (FSDP2), its checkpoints, and the whole model again."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+from t3d.models import BlockDiffusionLM, family_of
+
+Sharding = Literal["none", "full"]
+
+SHARDS_DIRECTORY = "shards"
+"""Of a checkpoint: safetensors, of every process its own part of each tensor."""
+
+
+def shard(model: BlockDiffusionLM, device: torch.device, dtype: torch.dtype | None) -> None:
+    """Split all weights among the processes, in place; a layer's come together while it computes.
+
+    Embeddings and head are whole from the forward pass to the end of the backward pass, since the
+    head is applied outside the forward pass (`objectives.Predictions`); of a model that has no
+    backward pass, until `FSDPModule.reshard`.
+
+    Args:
+        model: on the CPU, so that no device holds all of it, or on `device`.
+        device: of this process.
+        dtype: of the arithmetic; gradients are summed in float32. None for that of the weights.
+    """
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    precision = MixedPrecisionPolicy(dtype, None if dtype is None else torch.float32)
+    for layer in cast(Iterable[nn.Module], model.base_model.layers):
+        fully_shard(layer, mesh=mesh, mp_policy=precision)
+    fully_shard(model, mesh=mesh, mp_policy=precision, reshard_after_forward=False)
+
+
+def gathered(model: BlockDiffusionLM) -> BlockDiffusionLM | None:
+    """A whole copy to be saved on the CPU of the first process, None on the others; all call it."""
+    weights: dict[str, Tensor] = {}
+    for name, weight in model.named_parameters():
+        whole = weight.full_tensor() if isinstance(weight, DTensor) else weight
+        if _is_first():
+            weights[name] = whole.detach().cpu()
+    if not _is_first():
+        return None
+    with torch.device("meta"):
+        plain = family_of(model.config.model_type).model_class(copy.deepcopy(model.config))
+    # What is tied has one name.
+    plain.load_state_dict(weights, strict=False, assign=True)
+    plain.tie_weights()
+    assert not any(weight.is_meta for weight in plain.parameters())
+    return plain
+
+
+def tensors(prefix: str, module: nn.Module) -> dict[str, Tensor]:
+    """The weights of a module by their names behind a prefix, for `save` and `load`."""
+    return {f"{prefix}.{name}": weight.detach() for name, weight in module.named_parameters()}
+
+
+def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+    """What the optimizer remembers of every weight; makes it, of zeros, before the first step."""
+    options = StateDictOptions(flatten_optimizer_state_dict=True)
+    state = get_optimizer_state_dict(model, optimizer, options=options)
+    return {
+        # Slices, which shards are made of, need a dimension.
+        f"optimizer.{key}": value.view(1) if value.dim() == 0 else value
+        for key, value in state.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def save(directory: Path, state: Mapping[str, Tensor]) -> None:
+    """Write a checkpoint's tensors; every process writes its own shards, and all wait for all."""
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+
+    path = directory / SHARDS_DIRECTORY
+    path.mkdir(parents=True, exist_ok=True)
+    # torch's own format has a pickle among its files.
+    writer = HuggingFaceStorageWriter(str(path), save_distributed=True)
+    with _alone_or_not():
+        state_dict_saver.save(dict(state), storage_writer=writer)
+
+
+def load(directory: Path, state: Mapping[str, Tensor]) -> None:
+    """Fill tensors with what `save` wrote, on any number of processes."""
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+
+    reader = HuggingFaceStorageReader(str(directory / SHARDS_DIRECTORY))
+    with _alone_or_not():
+        state_dict_loader.load(dict(state), storage_reader=reader)
+
+
+@contextmanager
+def _alone_or_not() -> Iterator[None]:
+    """torch warns where one process saves or loads by itself."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is", UserWarning)
+        yield
+
+
+def _is_first() -> bool:
+    return not dist.is_initialized() or dist.get_rank() == 0

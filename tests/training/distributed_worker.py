@@ -1,0 +1,173 @@
+"""What tests of distributed training run: in their own process, and as processes of `torchrun`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from t3d.decoding.request import DecodingConfig
+from t3d.grid import load
+from t3d.methods import build_method
+from t3d.models import tiny, wrap
+from t3d.recipe import DataConfig, RunConfig
+from t3d.rollout import RolloutConfig
+from t3d.students import check_training, record_trajectories, train_student
+from t3d.tasks import get_task
+from t3d.tasks.tokenizer import train_tokenizer
+from t3d.training.config import TrainingConfig
+from t3d.training.distill import MethodConfig
+from t3d.training.run import fit
+from t3d.training.sharding import Sharding
+from t3d.training.trainer import DiffusionTrainer, TrainingCallback
+from tests.training.conftest import Bench
+
+METHOD = build_method("t3d", reference_every=2)
+SETTINGS = TrainingConfig(
+    steps=6,
+    batch_size=8,
+    # One process accumulates four of them, two accumulate two.
+    micro_batch_size=2,
+    learning_rate=1e-2,
+    warmup_steps=2,
+    save_steps=3,
+    logging_steps=1,
+)
+NUM_ROWS = 27
+
+
+class Cut(Exception):
+    pass
+
+
+class PowerCut(TrainingCallback):
+    """Ends a run after its fourth step: with SIGKILL, or where tests go on, with an exception."""
+
+    def __init__(self, *, kill: bool) -> None:
+        self.kill = kill
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 4:
+            if self.kill:
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise Cut
+
+
+def bench() -> Bench:
+    examples = get_task("mini_gsm").examples("train", 100)
+    texts = [text for e in examples for text in (e.question, e.reference or "")]
+    return Bench(train_tokenizer(texts, vocab_size=320))
+
+
+def train(sharding: Sharding, directory: Path, *callbacks: TrainingCallback) -> None:
+    """Train the same model on the same trajectories, from the last checkpoint there is."""
+    settings = replace(SETTINGS, sharding=sharding)
+    made = bench()
+    lm, rows = made.model(tie_word_embeddings=True), made.rows(NUM_ROWS)
+    training = directory / "training"
+    trainer = fit(lm, METHOD, rows, settings, training, callbacks=callbacks, progress=False)
+    trainer.save_trained(directory)
+    write_facts(directory, facts_of(trainer), first=trainer.args.should_save)
+
+
+def facts_of(trainer: DiffusionTrainer) -> dict[str, Any]:
+    model, reference = trainer.lm.model, trainer.reference
+    assert reference is not None
+    layers = list(cast(nn.ModuleList, model.base_model.layers))
+    sharded = [m for m in (model, reference, *layers) if isinstance(m, FSDPModule)]
+    return {
+        "world_size": trainer.args.world_size,
+        "data_parallel": isinstance(trainer.model_wrapped, DistributedDataParallel),
+        "sharded": len(sharded) == 2 + len(layers) and trainer.model_wrapped is model,
+        "held": sum(local(weight).numel() for weight in model.parameters()),
+        "all": sum(weight.numel() for weight in model.parameters()),
+        "steps": trainer.state.global_step,
+        "tokens": trainer.state.num_input_tokens_seen,
+        "logs": [
+            {key: row[key] for key in sorted(row.keys() - {"epoch", "step"})}
+            for row in trainer.state.log_history
+            if "loss" in row
+        ],
+    }
+
+
+def local(weight: Tensor) -> Tensor:
+    return weight.to_local() if isinstance(weight, DTensor) else weight
+
+
+def write_facts(directory: Path, facts: dict[str, Any], *, first: bool) -> None:
+    if first:
+        (directory / "facts.json").write_text(json.dumps(facts))
+
+
+def half_precision(sharding: Sharding, directory: Path) -> None:
+    """A step; with shards in bfloat16 and with checkpointed activations."""
+    made = bench()
+    lm = made.model(dtype=torch.float32)
+    dtypes: list[str] = []
+    layer = list(cast(nn.ModuleList, lm.model.base_model.layers))[1]
+    layer.register_forward_hook(lambda module, inputs, out: dtypes.append(str(out.dtype)))
+    half = sharding == "full"
+    settings = replace(SETTINGS, sharding=sharding, steps=1, save_steps=0)
+    settings = replace(settings, bf16=half, activation_checkpointing=half)
+    trainer = fit(lm, METHOD, made.rows(NUM_ROWS), settings, directory, progress=False)
+    facts = {
+        "computed": sorted(set(dtypes)),
+        "held": sorted({str(weight.dtype) for weight in lm.model.parameters()}),
+        "loss": trainer.state.log_history[0]["loss"],
+        "grad_norm": trainer.state.log_history[0]["grad_norm"],
+    }
+    write_facts(directory, facts, first=trainer.args.should_save)
+
+
+def rounds(sharding: Sharding, directory: Path) -> None:
+    """A method with three rounds, in which the student makes trajectories between them."""
+    config = RunConfig(
+        model=str(directory.parent / "teacher"),
+        output=directory,
+        data=DataConfig(num_prompts=12),
+        rollout=RolloutConfig(DecodingConfig(max_new_tokens=8), batch_size=4, shard_size=2),
+        training=replace(SETTINGS, sharding=sharding, batch_size=4, save_steps=1),
+    )
+    method = MethodConfig("redi")
+    # The processes find each other before the first rollout, as in `t3d run`.
+    check_training(method, config.training, config.data.num_prompts, directory)
+    record_trajectories(config, load(config.model), progress=False)
+    output = directory / "checkpoints" / "redi"
+    train_student(config, method, config.training, output, progress=False)
+
+
+def save_teacher(directory: Path) -> None:
+    tokenizer = bench().tokenizer
+    model = tiny(vocab_size=len(tokenizer), dtype=torch.float32)
+    wrap(model, tokenizer, "tiny").save(directory)
+
+
+def train_partly(sharding: Sharding, directory: Path) -> None:
+    with suppress(Cut):
+        train(sharding, directory, PowerCut(kill=False))
+
+
+def main(root: Path) -> None:
+    for sharding in get_args(Sharding):
+        train(sharding, root / f"{sharding}-2")
+        train(sharding, root / f"{sharding}-1to2")
+    half_precision("full", root / "half2")
+    rounds("none", root / "rounds2")
+    train_partly("none", root / "none-2to1")
+    train("full", root / "full-2to1", PowerCut(kill=True))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
