@@ -6,6 +6,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -33,7 +34,7 @@ class RolloutConfig:
         shard_size: prompts a shard of the store; what a killed run loses at most.
         memory_share: of the device's memory, that decoding may take; prompts wait for room. By
             default 0.9 on a GPU, and no bound on a CPU.
-        patience: seconds to wait for other ranks that write nothing.
+        patience: seconds to wait for other ranks in which none of them finishes a prompt.
     """
 
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
@@ -67,8 +68,8 @@ def rollout(
 
     Raises:
         ValueError: before anything is decoded, for prompts that cannot be decoded and for
-            a store that something else made; afterwards, naming prompts that were lost, or where
-            other ranks wrote nothing for `patience` seconds.
+            a store that something else made or is written to by another process as this rank;
+            afterwards, naming prompts that were lost, or where other ranks are waited for in vain.
     """
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     prompts = encode_prompts(lm, examples, config.decoding)
@@ -92,18 +93,22 @@ def rollout(
     starts = range(rank * width, len(prompts), world_size * width)
     chunks = [range(start, min(start + width, len(prompts))) for start in starts]
     completed = store.completed()
-    with tqdm(
-        total=sum(map(len, chunks)), desc="rollout", unit="prompt", disable=not progress or rank > 0
-    ) as bar:
+    todo = [[i for i in chunk if i not in completed] for chunk in chunks]
+    num, num_missing = sum(map(len, chunks)), sum(map(len, todo))
+    silent = not progress or rank > 0
+    with (
+        tqdm(
+            total=num, initial=num - num_missing, desc="rollout", unit="prompt", disable=silent
+        ) as bar,
+        # Nothing is written in a store that is complete.
+        store.shards.writing() if num_missing else nullcontext(),
+    ):
 
         def tick(_: int, completion: Completion) -> None:
             bar.update()
+            store.shards.touch()
 
-        for chunk in chunks:
-            missing = [i for i in chunk if i not in completed]
-            bar.update(len(chunk) - len(missing))
-            if not missing:
-                continue
+        for missing in filter(None, todo):
             requests = [
                 Request(prompts[i], derive_key(config.seed, examples[i].id)) for i in missing
             ]
@@ -119,24 +124,28 @@ def rollout(
     if lost:
         raise ValueError(f"{output}: {len(lost)} rollouts were lost: {', '.join(lost[:10])}")
     if world_size > 1:
-        _wait(store, config.patience)
+        _wait(store, config.patience, silent=silent)
     return store
 
 
-def _wait(store: TrajectoryStore, patience: float) -> None:
+def _wait(store: TrajectoryStore, patience: float, *, silent: bool) -> None:
     """Return when the other ranks have written their rows, too."""
-    wanted, last, since = store.manifest.num_prompts, -1, time.monotonic()
-    # Marks are quick to count; rows that two runs decoded are told apart by reading them.
-    while (num := len(store.shards)) < wanted or len(store) < wanted:
-        if num > last:
-            last, since = num, time.monotonic()
-        elif time.monotonic() - since > patience:
-            raise ValueError(
-                f"{store.path}: other ranks have written nothing for {patience:g} seconds, and "
-                f"{num} of {wanted} rollouts are there; start the same command again, with any "
-                "number of processes"
-            )
-        time.sleep(0.2)
+    wanted, last, since = store.manifest.num_prompts, None, time.monotonic()
+    with tqdm(
+        total=wanted, desc="waiting for other ranks", unit="prompt", disable=silent, leave=False
+    ) as bar:
+        # Marks are quick to count; rows that two runs decoded are told apart by reading them.
+        while (num := len(store.shards)) < wanted or (num := len(store)) < wanted:
+            bar.update(num - bar.n)
+            if (signs := (num, store.shards.touched())) != last:
+                last, since = signs, time.monotonic()
+            elif time.monotonic() - since > patience:
+                raise ValueError(
+                    f"{store.path}: other ranks have finished nothing for {patience:g} seconds, "
+                    f"and {num} of {wanted} rollouts are there; start the same command again, "
+                    "with any number of processes"
+                )
+            time.sleep(0.2)
 
 
 def encode_prompts(

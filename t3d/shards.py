@@ -2,17 +2,21 @@
 
     part-RANK-NUMBER.parquet  rows; `datasets` and `pandas` read them directly
     part-RANK-NUMBER.json     rows and sha256: the mark that the shard counts
+    part-RANK.lock            held by the process that writes as this rank, and touched by it
 
-The mark is written after its shard, so a Parquet file without one is the rest of a killed
-run: it is never read, and a resumed run removes it.
+The mark is written after its shard, so a Parquet file without one that nobody writes is the
+rest of a killed run: it is never read, and a resumed run removes it.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +68,37 @@ class Shards:
             if part is None or int(part[1]) % self.world_size != self.rank:
                 continue
             if part[4] or file.with_suffix(".parquet") not in committed:
-                file.unlink()
+                # Other ranks of a larger number before may still be alive.
+                lock = self._lock_file(int(part[1]))
+                with _lock(lock) if lock.exists() else nullcontext(True) as free:
+                    if free:
+                        file.unlink(missing_ok=True)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Around every `append` of a process that others may be started beside.
+
+        Raises:
+            StoreError: while another process writes as this rank, or if nothing can be written.
+        """
+        with _lock(self._lock_file(self.rank)) as free:
+            if not free:
+                raise StoreError(
+                    f"{self.directory}: another process writes as rank {self.rank}; "
+                    "wait until it is done, or stop it"
+                )
+            yield
+
+    def touch(self) -> None:
+        """Tell others, while `writing`, that this process gets on."""
+        os.utime(self._lock_file(self.rank))
+
+    def touched(self) -> float:
+        """When a process last did, or began to write; 0 if none ever did."""
+        return max((file.stat().st_mtime for file in self.directory.glob("*.lock")), default=0.0)
+
+    def _lock_file(self, rank: int) -> Path:
+        return self.directory / f"part-{rank:05d}.lock"
 
     def append(self, rows: Sequence[dict[str, Any]]) -> None:
         """Write one shard.
@@ -160,6 +194,25 @@ def read_object(file: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise StoreError(f"{file}: not a JSON object")
     return document
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[bool]:
+    """Whether nobody else is inside; the system lets go of it when a process is killed."""
+    try:
+        file = path.open("ab")
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be written: {error.strerror}") from None
+    with file:
+        free = True
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            free = False
+        except OSError:
+            # A file system without locks cannot tell.
+            pass
+        yield free
 
 
 def _read_mark(shard: Path) -> dict[str, Any]:

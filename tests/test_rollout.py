@@ -8,10 +8,12 @@ import struct
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from multiprocessing import get_context
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from tokenizers import Regex, Tokenizer
@@ -187,28 +189,48 @@ def test_a_complete_store_is_left_as_it_is(lm: LanguageModel, tmp_path: Path) ->
     assert times == {file: file.stat().st_mtime_ns for file in store.path.rglob("*.*")}
 
 
-KILLED = """
-import sys, torch
-from pathlib import Path
-from tests.test_rollout import CONFIG, rollout, toy_examples, toy_lm
-torch.set_num_threads(1)
-rollout(toy_lm(), toy_examples(42), Path(sys.argv[1]), CONFIG, progress=False)
-"""
+@pytest.fixture(scope="module")
+def processes() -> ForkServerContext:
+    """Starts processes; this file is imported once for all of them."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
 
 
-def test_a_killed_process_loses_and_repeats_nothing(lm: LanguageModel, tmp_path: Path) -> None:
-    path = tmp_path / "killed"
-    process = subprocess.Popen([sys.executable, "-c", KILLED, str(path)], cwd=ROOT)
-    try:
-        while not (path / "shards" / "part-00000-000000.json").exists():
-            assert process.poll() is None
-            time.sleep(0.01)
-    finally:
-        process.kill()
-    assert process.wait() == -signal.SIGKILL
-    examples = toy_examples(42)
-    done = len(TrajectoryStore.open(path))
-    assert 0 < done < len(examples)
+def work() -> None:
+    """What a rank does, told by the environment who it is."""
+    torch.set_num_threads(1)
+    config = dataclasses.replace(CONFIG, patience=60.0)
+    examples = toy_examples(int(os.environ["NUM"]))
+    store = rollout(toy_lm(), examples, Path(os.environ["STORE"]), config, progress=False)
+    # Complete for all of them, whoever made it.
+    assert len(store.read()) == len(examples)
+
+
+def work_by_hand(path: Path, num: int, rank: int, world_size: int) -> None:
+    os.environ |= {"STORE": str(path), "NUM": str(num)}
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size)}
+    work()
+
+
+def wait_for_a_shard(path: Path, is_running: Callable[[], bool]) -> None:
+    before = set(path.glob("shards/*.json"))
+    while not set(path.glob("shards/*.json")) - before:
+        assert is_running()
+        time.sleep(0.01)
+
+
+def test_a_killed_process_loses_and_repeats_nothing(
+    lm: LanguageModel, processes: ForkServerContext, tmp_path: Path
+) -> None:
+    path, examples = tmp_path / "killed", toy_examples(42)
+    process = processes.Process(target=work_by_hand, args=(path, 42, 0, 1))
+    process.start()
+    wait_for_a_shard(path, process.is_alive)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert 0 < len(TrajectoryStore.open(path)) < len(examples)
     resumed = rollout(lm, examples, path, CONFIG, progress=False)
     whole = rollout(lm, examples, tmp_path / "whole", CONFIG, progress=False)
     assert shards(resumed.path) == shards(whole.path)
@@ -228,7 +250,9 @@ def test_ranks_share_the_prompts_and_others_may_finish(
         return rollout(lm, examples, tmp_path / "ranks", hasty, progress=False)
 
     for rank, there in ((1, {3, 4, 5, 12, 13}), (2, {3, 4, 5, 6, 7, 8, 12, 13})):
-        message = f"nothing for 0.3 seconds, and {len(there)} of 14 rollouts are there; start"
+        message = (
+            f"finished nothing for 0.3 seconds, and {len(there)} of 14 rollouts are there; start"
+        )
         with pytest.raises(ValueError, match=message):
             run(rank, 3)
         assert TrajectoryStore.open(tmp_path / "ranks").completed() == there
@@ -237,47 +261,42 @@ def test_ranks_share_the_prompts_and_others_may_finish(
     assert store.read() == whole.read()
 
 
-def run_rank(path: Path, rank: int, world_size: int) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size)}
-    config = dataclasses.replace(CONFIG, patience=60.0)
-    store = rollout(toy_lm(), toy_examples(160), path, config, progress=False)
-    assert len(store.read()) == 160
-
-
-def test_ranks_may_be_killed_and_be_fewer_or_more_afterwards(
-    lm: LanguageModel, tmp_path: Path
+def test_ranks_may_be_killed_and_be_more_or_fewer_afterwards(
+    lm: LanguageModel, processes: ForkServerContext, tmp_path: Path
 ) -> None:
     path = tmp_path / "ranks"
-    # Imports this file once for all of them.
-    context = get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    worker = [sys.executable, "-c", "from tests.test_rollout import work; work()"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    launcher = subprocess.Popen(
+        [*torchrun, "--no-python", *worker],
+        cwd=ROOT,
+        env={**os.environ, "STORE": str(path), "NUM": "160"},
+        stderr=subprocess.DEVNULL,
+    )
+    wait_for_a_shard(path, lambda: launcher.poll() is None)
+    psutil.Process(launcher.pid).children()[1].kill()
+    # It stops the other one.
+    assert launcher.wait() == 1
+    assert 0 < len(TrajectoryStore.open(path)) < 160
 
-    def start(world_size: int) -> list[ForkServerProcess]:
-        """As a launcher does; returns once one of them has written."""
-        before = set(path.glob("shards/*.json"))
+    def start_by_hand(world_size: int) -> list[ForkServerProcess]:
         ranks = [
-            context.Process(target=run_rank, args=(path, rank, world_size))
+            processes.Process(target=work_by_hand, args=(path, 160, rank, world_size))
             for rank in range(world_size)
         ]
         for rank in ranks:
             rank.start()
-        while not set(path.glob("shards/*.json")) - before:
-            assert any(rank.is_alive() for rank in ranks)
-            time.sleep(0.01)
+        wait_for_a_shard(path, lambda: any(rank.is_alive() for rank in ranks))
         return ranks
 
-    for rank in start(3):
-        rank.kill()
-        rank.join()
-    assert 0 < len(TrajectoryStore.open(path)) < 160
-    two = start(2)
-    two[0].kill()
-    # The other one finishes its part, and waits for whoever takes the place of the first.
-    ranks = two + start(1)
+    three = start_by_hand(3)
+    three[0].kill()
+    three[0].join()
+    # The others finish their parts, and wait for whoever takes the place of the first.
+    ranks = three + start_by_hand(1)
     for rank in ranks:
         rank.join()
-    assert [rank.exitcode for rank in ranks] == [-signal.SIGKILL, 0, 0]
+    assert [rank.exitcode for rank in ranks] == [-signal.SIGKILL, 0, 0, 0]
     whole = rollout(lm, toy_examples(160), tmp_path / "whole", CONFIG, progress=False)
     assert TrajectoryStore.open(path).read() == whole.read()
 

@@ -167,6 +167,33 @@ def test_ranks_keep_out_of_each_others_way(tmp_path: Path) -> None:
     assert numbers(first) == [0, 1]
 
 
+def test_who_writes_as_a_rank_is_alone_and_loses_nothing_to_others(tmp_path: Path) -> None:
+    second = TrajectoryStore.open_or_create(tmp_path, MANIFEST, rank=1, world_size=2)
+    unfinished = [part(second, 9, rank=1), part(second, 9, rank=3)]
+    assert second.shards.touched() == 0
+    with second.shards.writing():
+        since = second.shards.touched()
+        second.shards.touch()
+        assert second.shards.touched() > since > 0
+        for shard in unfinished:
+            shard.write_bytes(b"being written")
+        # One process goes on with what two began, of which one is still alive.
+        alone = TrajectoryStore.open_or_create(tmp_path, MANIFEST)
+        assert [shard.exists() for shard in unfinished] == [True, False]
+        with alone.shards.writing():
+            alone.append([row(0)])
+        same = TrajectoryStore(tmp_path, MANIFEST, rank=1, world_size=2)
+        with (
+            pytest.raises(StoreError, match="another process writes as rank 1; wait until"),
+            same.shards.writing(),
+        ):
+            raise AssertionError
+        second.append([row(1)])
+    TrajectoryStore.open_or_create(tmp_path, MANIFEST)
+    assert not unfinished[0].exists()
+    assert numbers(alone) == [0, 1]
+
+
 def test_the_gap_of_a_removed_shard_is_filled_beside_the_others(tmp_path: Path) -> None:
     store = filled(tmp_path, [0], [1], [2])
     part(store, 1).unlink()
