@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import argparse
 import json
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from pathlib import Path
-from statistics import fmean
+from statistics import correlation, fmean
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from scipy.stats import spearmanr
 
 from t3d.provenance import write_json
 
@@ -45,8 +45,12 @@ def join(rows: list[dict[str, Any]], measurements: list[dict[str, Any]]) -> list
 
 def correlations(rows: list[dict[str, Any]]) -> dict[str, float]:
     """Spearman's rank correlation of accuracy at four tokens a step with each measure."""
-    few = [row["accuracy_4"] for row in rows]
-    return {name: float(spearmanr([row[name] for row in rows], few).statistic) for name in MEASURES}
+
+    def ranks(key: str) -> list[int]:
+        values = sorted(row[key] for row in rows)
+        return [bisect_left(values, row[key]) + bisect_right(values, row[key]) for row in rows]
+
+    return {name: correlation(ranks(name), ranks("accuracy_4")) for name in MEASURES}
 
 
 def mean_by_method(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
