@@ -38,6 +38,8 @@ def pass_bytes(
 def cache_tokens(per_token: int, num_layers: int, *, total: int, held: int, reserved: int) -> int:
     """Tokens of the cache, so that all together never takes more than `total` bytes.
 
+    A tenth of what is left stays free, since allocators round up and leave gaps.
+
     Args:
         per_token: bytes of a token's keys and values.
         num_layers: a layer of the cache may be there thrice: one as a pass reads it, and one while
@@ -47,7 +49,7 @@ def cache_tokens(per_token: int, num_layers: int, *, total: int, held: int, rese
         reserved: bytes that a pass takes.
     """
     left = total - held - reserved
-    return max(0, left * num_layers // (per_token * (num_layers + 2)))
+    return max(0, 9 * left // 10 * num_layers // (per_token * (num_layers + 2)))
 
 
 def fitting_cache(

@@ -17,7 +17,7 @@ from t3d.decoding.denoising import choose
 from t3d.decoding.request import Completion, DecodingConfig, Event, Request
 from t3d.decoding.runner import Runner
 from t3d.decoding.sampling import initial_ids
-from t3d.decoding.scheduler import Scheduler, Work
+from t3d.decoding.scheduler import CPU_PASS_COST, GPU_PASS_COST, Scheduler, Work
 from t3d.decoding.sequence import Sequence
 from t3d.models.block_diffusion import BlockDiffusionLM
 
@@ -80,6 +80,7 @@ class BlockDecoder:
             fused=fused,
             prefill_chunk=prefill_chunk,
             cache_tokens=cache_tokens,
+            pass_cost=CPU_PASS_COST if model.device.type == "cpu" else GPU_PASS_COST,
         )
         self._runner = Runner(model)
         self._sequences: dict[int, Sequence] = {}

@@ -8,8 +8,12 @@ from dataclasses import dataclass
 from t3d.blocks import BlockLayout
 from t3d.decoding.sequence import Sequence
 
-PASS_COST = 64
-"""A pass costs about as much as so many more tokens in it (measured on CPU; more on a GPU)."""
+CPU_PASS_COST = 24
+"""A pass costs about as much as so many more tokens in it: on one thread 13 (hidden size 768) to
+24 (256) of them were measured."""
+GPU_PASS_COST = 200
+"""It reads every weight, which takes as long as products of 156 (A100) to 295 (H100) tokens in
+bfloat16 at the published rates; not measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +31,7 @@ class Work:
         return self.stop - self.first
 
 
-def cheapest_widths(counts: dict[int, int], pass_cost: int = PASS_COST) -> dict[int, int]:
+def cheapest_widths(counts: dict[int, int], pass_cost: int) -> dict[int, int]:
     """Width of the pass that work of each width shares, where its rows are padded.
 
     The partition of least pass_cost * passes + padded tokens, by dynamic programming over the
@@ -35,6 +39,7 @@ def cheapest_widths(counts: dict[int, int], pass_cost: int = PASS_COST) -> dict[
 
     Args:
         counts: sequences of each width.
+        pass_cost: tokens that a pass costs beside its own.
     """
     if len(counts) == 1:
         return dict.fromkeys(counts, *counts)
@@ -64,15 +69,23 @@ class Scheduler:
             by the first block's. Otherwise each takes a pass of its own.
         prefill_chunk: prompt tokens of one round of passes at most, at least one block.
         cache_tokens: rows times slots of the cache at most; None for no bound.
+        pass_cost: what a pass costs, in tokens.
     """
 
     def __init__(
-        self, *, batch_size: int, fused: bool, prefill_chunk: int, cache_tokens: int | None
+        self,
+        *,
+        batch_size: int,
+        fused: bool,
+        prefill_chunk: int,
+        cache_tokens: int | None,
+        pass_cost: int,
     ) -> None:
         self.batch_size = batch_size
         self.fused = fused
         self.prefill_chunk = prefill_chunk
         self.cache_tokens = cache_tokens
+        self.pass_cost = pass_cost
         self.reset()
 
     def reset(self) -> None:
@@ -145,7 +158,7 @@ class Scheduler:
         works = [self._work(s) for s in self.running if s.id not in late]
         # A fused commit is twice as wide as a plain step: beside a few of these it shares their
         # pass, beside many a pass of its own is cheaper than their padding.
-        widths = cheapest_widths(Counter(work.width for work in works))
+        widths = cheapest_widths(Counter(work.width for work in works), self.pass_cost)
         groups: dict[int, list[Work]] = {}
         for work in works:
             groups.setdefault(widths[work.width], []).append(work)

@@ -49,7 +49,8 @@ def test_errors_give_the_numbers_and_the_remedy() -> None:
 
 
 DECODE = """
-import psutil, resource, torch
+import psutil, torch
+from t3d.bench.roofline import peak_bytes, reset_peak
 from t3d.decoding import BlockDecoder, DecodingConfig, Request
 from t3d.decoding.budget import fitting_cache
 from t3d.models import tiny
@@ -58,6 +59,8 @@ torch.set_num_threads(1)
 model = tiny(dtype=torch.float32, num_hidden_layers=8, num_key_value_heads=4, head_dim=512,
              max_position_embeddings=512)
 config = DecodingConfig(block_size=4, denoising_steps=1, temperature=0.0, max_new_tokens=8)
+cpu = torch.device("cpu")
+reset_peak(cpu)
 process, total = psutil.Process(), psutil.virtual_memory().total
 allowed = process.memory_info().rss + 220 * 2**20
 tokens = fitting_cache(model, config, memory_share=allowed / total, batch_size=16,
@@ -70,7 +73,8 @@ num_running = 0
 while decoder.num_unfinished:
     decoder.step()
     num_running = max(num_running, len(decoder._scheduler.running))
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+# The system of a Mac does not tell the peak.
+peak = peak_bytes(cpu) or process.memory_info().rss
 print(num_running, peak / allowed)
 """
 

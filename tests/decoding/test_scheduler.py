@@ -29,9 +29,14 @@ def scheduler(
     fused: bool = True,
     prefill_chunk: int = 8192,
     cache_tokens: int | None = None,
+    pass_cost: int = 24,
 ) -> Scheduler:
     return Scheduler(
-        batch_size=batch_size, fused=fused, prefill_chunk=prefill_chunk, cache_tokens=cache_tokens
+        batch_size=batch_size,
+        fused=fused,
+        prefill_chunk=prefill_chunk,
+        cache_tokens=cache_tokens,
+        pass_cost=pass_cost,
     )
 
 
