@@ -6,7 +6,6 @@ None may be lost or mixed up, and memory must not grow: `python -m benchmarks.so
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import sys
 import time
@@ -19,6 +18,7 @@ from rich.table import Table
 
 from t3d.decoding import BlockDecoder, Completion, DecodingConfig, Request
 from t3d.models import tiny
+from t3d.provenance import write_json
 
 MASK = 63
 SETTINGS = [
@@ -28,7 +28,7 @@ SETTINGS = [
     DecodingConfig(16, 6, "ancestral", temperature=1.0),
 ]
 GROWTH = 0.05
-"""Share by which memory may grow from the second to the last quarter of the requests."""
+"""Share by which memory may grow after a fifth of the requests."""
 
 
 def resident_mib() -> float:
@@ -59,7 +59,7 @@ class Outcome:
     wrong_events: int = 0
     """Requests whose events do not add up to their completion."""
     memory: list[float] = field(default_factory=list)
-    """MiB at equal distances."""
+    """MiB, the k-th of 40 when k / 40 of the requests were submitted."""
     seconds: float = 0.0
 
 
@@ -90,7 +90,7 @@ def soak(num: int, cancelled_share: float, num_kept: int) -> Outcome:
             if draw.random() < cancelled_share:
                 doomed[id] = rounds + draw.randint(0, 20)
             submitted += 1
-            if submitted % max(num // 40, 1) == 0:
+            if submitted * 40 // num > len(out.memory):
                 out.memory.append(resident_mib())
         for id in [id for id, at in doomed.items() if at <= rounds]:
             del doomed[id]
@@ -131,15 +131,13 @@ def mixed_up(kept: dict[int, Completion]) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--requests", type=int, default=10_000)
+    parser.add_argument("--requests", type=int, default=10_000, help="at least 40")
     parser.add_argument("--cancelled", type=float, default=0.05, help="share of the requests")
     parser.add_argument("--sample", type=int, default=200, help="requests decoded again alone")
     parser.add_argument("--output", type=Path, help="where the numbers go as JSON")
     options = parser.parse_args()
     outcome = soak(options.requests, options.cancelled, options.sample)
-    quarter = max(len(outcome.memory) // 4, 1)
-    early = sum(outcome.memory[quarter : 2 * quarter]) / quarter
-    late = sum(outcome.memory[-quarter:]) / quarter
+    early, late = outcome.memory[len(outcome.memory) // 5 - 1], outcome.memory[-1]
     lost = set(range(options.requests)) - outcome.completed - outcome.cancelled
     wrong = mixed_up(outcome.kept)
     numbers = {
@@ -152,8 +150,8 @@ def main() -> int:
         "mixed up": wrong,
         "events": outcome.num_events,
         "events that do not add up": outcome.wrong_events,
-        "MiB in the second quarter": round(early, 1),
-        "MiB in the last quarter": round(late, 1),
+        "MiB at 20 %": round(early, 1),
+        "MiB at 100 %": round(late, 1),
         "seconds": round(outcome.seconds, 1),
         "tokens a second": round(outcome.num_tokens / outcome.seconds, 1),
     }
@@ -162,8 +160,10 @@ def main() -> int:
     for name, number in numbers.items():
         table.add_row(name, f"{number:,}")
     Console(width=100).print(table)
+    print(f"| {' | '.join(numbers)} |\n|{'---|' * len(numbers)}")
+    print(f"| {' | '.join(f'{number:,}' for number in numbers.values())} |")
     if options.output is not None:
-        options.output.write_text(json.dumps({**numbers, "memory": outcome.memory}, indent=1))
+        write_json(options.output, {**numbers, "memory": outcome.memory})
     return int(failed)
 
 

@@ -140,6 +140,24 @@ def test_everybody_finishes_in_a_row_of_their_own_and_within_bounds(
     assert not plan.waiting
 
 
+@pytest.mark.parametrize(("pass_cost", "widths"), [(24, [4, 8]), (200, [8])])
+def test_one_commit_among_many_steps_shares_their_pass_where_passes_are_dear(
+    pass_cost: int, widths: list[int]
+) -> None:
+    plan = scheduler(20, pass_cost=pass_cost)
+    for i in range(20):
+        plan.submit(sequence(i, 8, 8, CONFIGS[0]))
+    plan.admit()
+    advance(plan)
+    # All others have a step of the first block before them, the last one its commit.
+    last = plan.running[-1]
+    last.commit([(position, 5, -1.0) for position in last.masked])
+    assert last.finished(frozenset()) is None
+    passes = plan.passes()
+    assert sorted(max(work.width for work in works) for works in passes) == widths
+    assert sum(map(len, passes)) == 20
+
+
 def test_a_long_request_waits_for_room_and_the_next_ones_behind_it() -> None:
     plan = scheduler(cache_tokens=48)
     for i, length in enumerate((8, 28, 8)):
