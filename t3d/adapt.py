@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TypeVar
@@ -11,6 +10,7 @@ from t3d.models.convert import convert
 from t3d.recipe import RunConfig
 from t3d.students import check_training, claim, is_trained
 from t3d.training.pretrain import pretrain
+from t3d.workers import launched
 
 Recipe = TypeVar("Recipe", bound=RunConfig)
 
@@ -32,7 +32,8 @@ def with_teacher(config: Recipe, *, progress: bool) -> Recipe:
     if adapt is None:
         return config
     converted, teacher = config.output / "converted", teacher_path(config)
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not is_trained(teacher):
+    _, num_processes = launched()
+    if num_processes > 1 and not is_trained(teacher):
         raise ValueError(
             "adapt: one process makes the teacher; start the same command without a launcher, "
             f"stop it once {teacher} is there, and go on with several"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -26,6 +25,7 @@ from t3d.students import (
     train_student,
 )
 from t3d.tasks import Example
+from t3d.workers import launched
 
 
 def run(config: RunConfig, *, progress: bool = True) -> list[ResultRow]:
@@ -51,7 +51,8 @@ def walk(config: RunConfig, *, progress: bool = True) -> tuple[list[ResultRow], 
     for name, method in config.methods.items():
         output = config.output / "checkpoints" / name
         train_student(config, method, config.training, output, progress=progress)
-    if int(os.environ.get("RANK", 0)):
+    rank, _ = launched()
+    if rank > 0:
         return [], []
     evaluations = {
         name: evaluate_checkpoint(config, name, problems, progress=progress)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from t3d.rng import derive_key
 from t3d.store import Manifest, TrajectoryStore, hash_prompts
 from t3d.tasks.base import Example
 from t3d.trajectory import Trajectory
+from t3d.workers import launched
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def rollout(
             a store that something else made or is written to by another process as this rank;
             afterwards, naming prompts that were lost, or where other ranks are waited for in vain.
     """
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, world_size = launched()
     prompts = encode_prompts(lm, examples, config.decoding)
     share = config.memory_share
     decoder = make_decoder(lm, config.decoding, config.batch_size, memory_share=share)

@@ -179,6 +179,20 @@ class TrajectoryStore:
             for index in table.column("prompt_index").to_pylist()
         }
 
+    def read_complete(self) -> list[Trajectory]:
+        """`read`, of a store that holds a row for every prompt.
+
+        Raises:
+            StoreError: as `read`, and for a store that lacks rows.
+        """
+        rows, wanted = self.read(), self.manifest.num_prompts
+        if len(rows) != wanted:
+            raise StoreError(
+                f"{self.path}: holds {len(rows)} of {wanted} trajectories; give the same "
+                "`t3d rollout` command again to complete it"
+            )
+        return rows
+
     def read(self) -> list[Trajectory]:
         """All rows in the order of their prompts.
 

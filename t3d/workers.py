@@ -1,4 +1,4 @@
-"""Processes that share this machine's cores and GPUs and end with their parent."""
+"""Processes that share work: those of a launcher, and a pool of this machine's own."""
 
 from __future__ import annotations
 
@@ -14,9 +14,14 @@ from multiprocessing.queues import SimpleQueue
 import torch
 
 
+def launched() -> tuple[int, int]:
+    """Number of this process, and how many there are, as `torchrun` and its like say it."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
 @contextmanager
 def pool(num_workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Worker processes; each has its share of the threads, and a GPU where there are any."""
+    """Worker processes, which end with their parent; each has its share of threads and GPUs."""
     context = get_context("spawn")
     numbers = context.SimpleQueue()
     for number in range(num_workers):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from t3d.decoding.budget import cache_bytes_per_token
 from t3d.models import BlockDiffusionLM
 
 _COPY = {"cpu": 1 << 28, "cuda": 1 << 30}
@@ -97,8 +98,8 @@ class ModelCosts:
     head: int
     query_width: int
     """Numbers of a token's queries in all heads of all layers."""
-    cache_width: int
-    """Numbers of a token's keys and values in all layers."""
+    cached_token: int
+    """Bytes of a token's keys and values in all layers."""
     bytes_per_number: int
 
     @classmethod
@@ -111,14 +112,13 @@ class ModelCosts:
         experts = sum(n for name, n in inner.items() if ".experts." in name)
         share = config.num_experts_per_tok / config.num_experts if experts else 1.0
         assert config.head_dim is not None
-        layers = config.num_hidden_layers * config.head_dim
         return cls(
             body=sum(inner.values()) - experts,
             experts=experts,
             active_share=share,
             head=head.weight.numel(),
-            query_width=layers * config.num_attention_heads,
-            cache_width=2 * layers * config.num_key_value_heads,
+            query_width=config.num_hidden_layers * config.num_attention_heads * config.head_dim,
+            cached_token=cache_bytes_per_token(model),
             bytes_per_number=model.dtype.itemsize,
         )
 
@@ -142,7 +142,7 @@ class ModelCosts:
 
     def cache_bytes(self, *, read: int, written: int) -> int:
         """Keys and values of so many tokens."""
-        return self.bytes_per_number * self.cache_width * (read + written)
+        return self.cached_token * (read + written)
 
 
 def reset_peak(device: torch.device) -> None:

@@ -181,8 +181,8 @@ def rollout(
         examples = benchmark.examples("train", num, seed=data_seed)
     else:
         examples = load_prompts(prompts)
-    store = record_rollouts(load(model), examples, output, config, progress=progress)
-    print(f"{output}: {len(store)} trajectories")
+    record_rollouts(load(model), examples, output, config, progress=progress)
+    print(f"{output}: {len(examples)} trajectories")
 
 
 def train(
@@ -217,14 +217,9 @@ def train(
             "name it in a recipe of `t3d run`"
         )
     store = TrajectoryStore.open(trajectories)
-    num, wanted = len(store), store.manifest.num_prompts
-    if num != wanted:
-        raise ValueError(
-            f"{trajectories}: holds {num} of {wanted} trajectories; give the same `t3d rollout` "
-            "command again to complete it"
-        )
-    check_training(config, training, num, output)
-    rows = store.read()[: config.num_sequences or num]
+    rows = store.read_complete()
+    check_training(config, training, len(rows), output)
+    rows = rows[: config.num_sequences]
     student = load(model)
     size = student.model.config.vocab_size
     for row in rows:

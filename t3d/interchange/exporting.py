@@ -43,13 +43,7 @@ def export_rollouts(
     Raises:
         ValueError: for a store that is not complete, or of which nothing can be written.
     """
-    num, wanted = len(store), store.manifest.num_prompts
-    if num != wanted:
-        raise ValueError(
-            f"{store.path}: holds {num} of {wanted} trajectories; give the same `t3d rollout` "
-            "command again to complete it"
-        )
-    rows = store.read()
+    rows = store.read_complete()
     prompts = decode(lm, [row.prompt_ids for row in rows])
     ids = [row.response_ids[: row.num_response_tokens] for row in rows]
     texts = decode(lm, ids)

@@ -17,14 +17,15 @@ from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer import SCHEDULER_NAME
 
 from t3d.blocks import BlockLayout
 from t3d.methods import Method
 from t3d.models import BlockDiffusionLM, LanguageModel
 from t3d.noising import Vocabulary
 from t3d.objectives import Context, Predictions
+from t3d.provenance import write_json
 from t3d.rng import derive_key, fold
+from t3d.shards import read_object
 from t3d.training import sharding as shards
 from t3d.training.data import SortedBatchSampler
 from t3d.training.forward import Attention, ModelInputs, assemble, attending
@@ -33,6 +34,8 @@ from t3d.training.sharding import Sharding
 from t3d.trajectory import TrajectoryBatch
 
 REFERENCE_FILE = "reference.safetensors"
+SCHEDULE_FILE = "schedule.json"
+"""Of a checkpoint in shards: where the learning rate is on its way."""
 ADAPTER_DIRECTORY = "adapter"
 _VIEW, _SAMPLE = range(2)
 
@@ -294,7 +297,7 @@ class DiffusionTrainer(Trainer):
             super()._save_optimizer_and_scheduler(output_dir)
         elif self.args.should_save:
             assert isinstance(self.lr_scheduler, LRScheduler)
-            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+            write_json(Path(output_dir) / SCHEDULE_FILE, self.lr_scheduler.state_dict())
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if self.sharding == "none" or checkpoint is None:
@@ -304,7 +307,7 @@ class DiffusionTrainer(Trainer):
         assert isinstance(optimizer, Optimizer)
         assert isinstance(schedule, LRScheduler)
         shards.load(Path(checkpoint), shards.optimizer_tensors(self.lm.model, optimizer))
-        schedule.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
+        schedule.load_state_dict(read_object(Path(checkpoint) / SCHEDULE_FILE))
         for group, rate in zip(optimizer.param_groups, schedule.get_last_lr(), strict=True):
             group["lr"] = rate
 
