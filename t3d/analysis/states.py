@@ -108,7 +108,7 @@ class Denoiser:
         num, width = ids.shape
         self._cache = SlotCache(model.config, num, width, dtype=model.dtype, device=device)
         if width > 0:
-            self._cache.place(list(range(num)), self._prefix.position, width)
+            self._cache.place(torch.arange(num, device=device)[:, None], self._prefix.position)
             nothing = torch.zeros_like(ids, dtype=torch.bool)
             self._forward(ids, self._prefix, self._prefix, self._cache, select=nothing)
 

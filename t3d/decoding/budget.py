@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from t3d.decoding.packing import packable, packed_bytes
 from t3d.decoding.request import DecodingConfig
 from t3d.models.block_diffusion import BlockDiffusionLM
 
@@ -25,14 +26,15 @@ def pass_bytes(
 
     A pass has the tokens of a prefill chunk and two blocks of each sequence. A token has its
     states in one layer; a masked position has its logits, in float32 and some copies for sorting
-    and sampling.
+    and sampling. Packed weights count, too.
     """
     shape = model.config
     heads = shape.num_attention_heads * shape.head_dim
     tokens = prefill_chunk + 2 * config.block_size * batch_size
     states = 4 * shape.hidden_size + 3 * shape.intermediate_size + 4 * heads
     masked = config.window_size * batch_size
-    return tokens * states * model.dtype.itemsize + 6 * 4 * masked * shape.vocab_size
+    packed = packed_bytes(packable(model))
+    return packed + tokens * states * model.dtype.itemsize + 6 * 4 * masked * shape.vocab_size
 
 
 def cache_tokens(per_token: int, num_layers: int, *, total: int, held: int, reserved: int) -> int:

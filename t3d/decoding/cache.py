@@ -14,8 +14,8 @@ class SlotCache(Cache):
     """Keys and values of each layer, [num_rows, kv_heads, num_slots, D], allocated once.
 
     Before every forward pass `place` says where its tokens lie; the attention layers then
-    call `update`. Writing to a slot again replaces it, so a block's provisional keys need no
-    clean-up.
+    call `update`, and see all slots of all rows. Writing to a slot again replaces it, so a
+    block's provisional keys need no clean-up.
     """
 
     def __init__(
@@ -53,41 +53,15 @@ class SlotCache(Cache):
         for states in (*self.keys, *self.values):
             states[target] = states[source]
 
-    def place(
-        self, rows: list[int], position: Tensor, num_visible: int, valid: Tensor | None = None
-    ) -> None:
-        """Where the tokens of the next pass lie.
-
-        Args:
-            rows: the cache row of each sequence of the pass, B of them.
-            position: int64 [B, L].
-            num_visible: the pass sees slots 0..num_visible-1.
-            valid: bool [B, L], false where a token only pads the pass and is not stored.
-        """
-        first, num = rows[0], len(rows)
-        index = torch.tensor(rows, device=position.device)
-        # Neighbours are read in place; otherwise their rows are copied out.
-        adjacent = rows == list(range(first, first + num))
-        self._rows = slice(first, first + num) if adjacent else index
-        self._num_visible = num_visible
-        if valid is None:
-            self._source = None
-            self._target = (index[:, None], slice(None), position)
-        else:
-            row, column = valid.nonzero(as_tuple=True)
-            self._source = (row, slice(None), column)
-            self._target = (index[row], slice(None), position[row, column])
+    def place(self, row: Tensor, position: Tensor) -> None:
+        """Where the tokens of the next pass lie: int64 [B, L] each, or what broadcasts to it."""
+        self._target = (row, slice(None), position)
 
     def update(  # type: ignore[override]
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
-        """Store [B, kv_heads, L, D]; return what the pass sees, [B, kv_heads, num_visible, D]."""
+        """Store [B, kv_heads, L, D]; return the whole layer, [num_rows, kv_heads, num_slots, D]."""
         keys, values = self.keys[layer_idx], self.values[layer_idx]
-        if self._source is None:
-            keys[self._target] = key_states.transpose(1, 2)
-            values[self._target] = value_states.transpose(1, 2)
-        else:
-            keys[self._target] = key_states[self._source]
-            values[self._target] = value_states[self._source]
-        visible = slice(0, self._num_visible)
-        return keys[self._rows, :, visible], values[self._rows, :, visible]
+        keys[self._target] = key_states.transpose(1, 2)
+        values[self._target] = value_states.transpose(1, 2)
+        return keys, values

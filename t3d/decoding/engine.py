@@ -17,7 +17,7 @@ from t3d.decoding.denoising import choose
 from t3d.decoding.request import Completion, DecodingConfig, Event, Request
 from t3d.decoding.runner import Runner
 from t3d.decoding.sampling import initial_ids
-from t3d.decoding.scheduler import CPU_PASS_COST, GPU_PASS_COST, Scheduler, Work
+from t3d.decoding.scheduler import Scheduler, Work
 from t3d.decoding.sequence import Sequence
 from t3d.models.block_diffusion import BlockDiffusionLM
 
@@ -80,7 +80,6 @@ class BlockDecoder:
             fused=fused,
             prefill_chunk=prefill_chunk,
             cache_tokens=cache_tokens,
-            pass_cost=CPU_PASS_COST if model.device.type == "cpu" else GPU_PASS_COST,
         )
         self._runner = Runner(model)
         self._sequences: dict[int, Sequence] = {}
@@ -180,7 +179,8 @@ class BlockDecoder:
         scheduler = self._scheduler
         scheduler.admit()
         self._runner.resize(scheduler.num_rows, scheduler.num_slots)
-        events = [event for works in scheduler.passes() for event in self._pass(works)]
+        works = scheduler.next_pass()
+        events = self._pass(works) if works else []
         for event in events:
             if event.completion is not None:
                 self._release(self._sequences.pop(event.id))

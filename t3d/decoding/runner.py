@@ -1,18 +1,19 @@
 """Forward passes over the cache: work in, logits of the masked positions out.
 
-Letters in shapes: B sequences of a pass, W its width, T slots that it sees, M masked positions,
-V vocabulary.
+Letters in shapes: N tokens of a pass, M masked positions, V vocabulary.
 """
 
 from __future__ import annotations
 
+from itertools import groupby
+
 import torch
 from torch import Tensor
 
-from t3d.blocks import CLEAN, Coordinates
+from t3d.decoding.attention import Group
 from t3d.decoding.cache import SlotCache
 from t3d.decoding.scheduler import Work
-from t3d.models.attention import attention_mask
+from t3d.decoding.view import ViewMaker
 from t3d.models.block_diffusion import BlockDiffusionLM
 
 
@@ -21,6 +22,7 @@ class Runner:
 
     def __init__(self, model: BlockDiffusionLM) -> None:
         self.model = model
+        self._make_view = ViewMaker(model)
         self.reset()
 
     def reset(self) -> None:
@@ -36,6 +38,7 @@ class Runner:
         if self._cache is not None:
             self._cache.resize(num_rows, num_slots)
         else:
+            self._view = self._make_view()
             self._cache = SlotCache(
                 self.model.config,
                 num_rows,
@@ -50,43 +53,46 @@ class Runner:
         self._cache.move(source, target)
 
     def run(self, works: list[Work]) -> Tensor:
-        """One pass. Logits [M, V] of the masked positions, in order of works and positions."""
+        """One pass of works that are sorted by `Work.kind`.
+
+        Returns:
+            Logits [M, V] of the masked positions, in order of works and positions.
+        """
         assert self._cache is not None
-        implementation = self.model.config._attn_implementation
-        assert implementation is not None
         device = self.model.device
-        width = max(work.width for work in works)
-        ids, select = [], []
+        ids: list[int] = []
+        rows: list[int] = []
+        positions: list[int] = []
+        select: list[int] = []
         for work in works:
-            sequence, padding = work.sequence, width - work.width
-            ids.append(sequence.ids[work.first : work.stop] + [0] * padding)
-            chosen = [False] * width
+            sequence, before = work.sequence, len(ids)
+            ids += sequence.ids[work.first : work.stop]
+            rows += [sequence.row] * work.width
+            positions += range(work.first, work.stop)
             if work.denoises:
-                for masked in sequence.masked:
-                    chosen[masked - work.first] = True
-            select.append(chosen)
-        first = torch.tensor([work.first for work in works], device=device)[:, None]
-        position = first + torch.arange(width, device=device)  # [B, W]
-        valid = None
-        if any(work.width < width for work in works):
-            last = torch.tensor([work.stop - 1 for work in works], device=device)[:, None]
-            valid = position <= last
-            # Padding sees what the last token sees, and lies within the model's positions.
-            position = torch.minimum(position, last)
-        num_visible = max(work.stop for work in works)
-        self._cache.place([work.sequence.row for work in works], position, num_visible, valid)
-        # Each sequence lies on the grid of its own block size. What a slot of its own or an
-        # earlier block holds it wrote itself: leftovers of others lie later, out of sight.
-        sizes = [work.sequence.config.block_size for work in works]
-        size = sizes[0] if len(set(sizes)) == 1 else torch.tensor(sizes, device=device)[:, None]
-        slots = torch.arange(num_visible, device=device).expand(len(works), -1)  # [B, T]
-        stream = torch.full((1, 1), CLEAN, device=device)
-        queries, keys = (Coordinates(p, p // size, stream.expand_as(p)) for p in (position, slots))
-        mask = attention_mask(implementation, queries, keys, self.model.dtype)
-        return self.model(
-            torch.tensor(ids, device=device),
-            mask,
+                select += [before + masked - work.first for masked in sequence.masked]
+        token, row, position = torch.tensor([ids, rows, positions], device=device)[:, None]
+        self._cache.place(row, position)
+        groups, start, shape = [], 0, self.model.config
+        for (width, block_size), own in groupby(works, key=lambda work: work.kind):
+            together = list(own)
+            stop = start + width * len(together)
+            groups.append(
+                Group.of(
+                    [work.sequence.row for work in together],
+                    position[0, start:stop].view(-1, width),
+                    max(work.stop for work in together),
+                    block_size=block_size,
+                    heads_per_key=shape.num_attention_heads // shape.num_key_value_heads,
+                )
+            )
+            start = stop
+        return self._view(
+            token,
+            # The library makes a causal mask of anything that has not four dimensions.
+            token.new_empty(1, 1, 1, 1),
             position,
             past_key_values=self._cache,
-            select=torch.tensor(select, device=device),
+            select=torch.tensor(select, dtype=torch.int64, device=device),
+            groups=groups,
         ).logits

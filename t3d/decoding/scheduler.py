@@ -1,19 +1,12 @@
-"""Which sequences run, in which rows of the cache, and what shares a forward pass. No tensors."""
+"""Which sequences run, in which rows of the cache, and what each does next. No tensors."""
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from dataclasses import dataclass
 
 from t3d.blocks import BlockLayout
 from t3d.decoding.sequence import Sequence
-
-CPU_PASS_COST = 24
-"""A pass costs about as much as so many more tokens in it: on one thread 13 (hidden size 768) to
-24 (256) of them were measured."""
-GPU_PASS_COST = 200
-"""It reads every weight, which takes as long as products of 156 (A100) to 295 (H100) tokens in
-bfloat16 at the published rates; not measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,34 +23,10 @@ class Work:
     def width(self) -> int:
         return self.stop - self.first
 
-
-def cheapest_widths(counts: dict[int, int], pass_cost: int) -> dict[int, int]:
-    """Width of the pass that work of each width shares, where its rows are padded.
-
-    The partition of least pass_cost * passes + padded tokens, by dynamic programming over the
-    widths: passes cover intervals of them.
-
-    Args:
-        counts: sequences of each width.
-        pass_cost: tokens that a pass costs beside its own.
-    """
-    if len(counts) == 1:
-        return dict.fromkeys(counts, *counts)
-    widths = sorted(counts)
-    # best[j]: cost of the j narrowest widths, and where their last pass begins.
-    best = [(0, 0)]
-    for j, width in enumerate(widths, 1):
-        options, num = [], 0
-        for i in range(j - 1, -1, -1):
-            num += counts[widths[i]]
-            options.append((best[i][0] + pass_cost + width * num, i))
-        best.append(min(options))
-    out, j = {}, len(widths)
-    while j > 0:
-        i = best[j][1]
-        out |= dict.fromkeys(widths[i:j], widths[j - 1])
-        j = i
-    return out
+    @property
+    def kind(self) -> tuple[int, int]:
+        """Width and block size; works of a kind attend together."""
+        return self.width, self.sequence.config.block_size
 
 
 class Scheduler:
@@ -69,7 +38,6 @@ class Scheduler:
             by the first block's. Otherwise each takes a pass of its own.
         prefill_chunk: prompt tokens of one round of passes at most, at least one block.
         cache_tokens: rows times slots of the cache at most; None for no bound.
-        pass_cost: what a pass costs, in tokens.
     """
 
     def __init__(
@@ -79,13 +47,11 @@ class Scheduler:
         fused: bool,
         prefill_chunk: int,
         cache_tokens: int | None,
-        pass_cost: int,
     ) -> None:
         self.batch_size = batch_size
         self.fused = fused
         self.prefill_chunk = prefill_chunk
         self.cache_tokens = cache_tokens
-        self.pass_cost = pass_cost
         self.reset()
 
     def reset(self) -> None:
@@ -147,8 +113,8 @@ class Scheduler:
         self.running[last.row] = last
         return source
 
-    def passes(self) -> list[list[Work]]:
-        """What every running sequence does next, by pass; within a pass in order of rows."""
+    def next_pass(self) -> list[Work]:
+        """What every running sequence does next, by kind and row."""
         budget, late = self.prefill_chunk, set[int]()
         prefilling = [s for s in self.running if s.num_cached < s.prefix]
         for i, sequence in enumerate(sorted(prefilling, key=lambda s: s.id)):
@@ -156,13 +122,7 @@ class Scheduler:
             if i > 0 and budget < 0:
                 late.add(sequence.id)
         works = [self._work(s) for s in self.running if s.id not in late]
-        # A fused commit is twice as wide as a plain step: beside a few of these it shares their
-        # pass, beside many a pass of its own is cheaper than their padding.
-        widths = cheapest_widths(Counter(work.width for work in works), self.pass_cost)
-        groups: dict[int, list[Work]] = {}
-        for work in works:
-            groups.setdefault(widths[work.width], []).append(work)
-        return list(groups.values())
+        return sorted(works, key=lambda work: work.kind)
 
     def _chunk_end(self, sequence: Sequence) -> int:
         """How far its next pass takes the prompt. It depends on no other sequence."""

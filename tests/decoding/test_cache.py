@@ -25,15 +25,14 @@ def states(num_rows: int, length: int, seed: int) -> Tensor:
 def test_tokens_land_in_their_own_row_and_slot() -> None:
     cache = make_cache()
     position = torch.tensor([[4, 5], [0, 1]])
-    cache.place([2, 0], position, 6)
+    cache.place(torch.tensor([[2], [0]]), position)
     new_keys, new_values = states(2, 2, 0), states(2, 2, 1)
     keys, values = cache.update(new_keys, new_values, 1)
-    assert keys.shape == values.shape == (2, 3, 6, 4)
-    # The rows of the pass, in the order of the pass.
-    assert torch.equal(keys[0, :, 4:6], new_keys[0])
-    assert torch.equal(keys[1, :, 0:2], new_keys[1])
-    assert torch.equal(values[0, :, 4:6], new_values[0])
-    assert torch.equal(cache.keys[1][2, :, 4:6], new_keys[0])
+    assert keys is cache.keys[1]
+    assert values is cache.values[1]
+    assert torch.equal(keys[2, :, 4:6], new_keys[0])
+    assert torch.equal(keys[0, :, 0:2], new_keys[1])
+    assert torch.equal(values[2, :, 4:6], new_values[0])
     # Nothing else changed: neither other slots, nor the idle row, nor the other layer.
     assert int(cache.keys[1].count_nonzero()) == new_keys.numel()
     assert int(cache.keys[0].count_nonzero()) == 0
@@ -43,30 +42,20 @@ def test_writing_again_replaces() -> None:
     cache = make_cache()
     position = torch.tensor([[2, 3]])
     for seed in (0, 1):
-        cache.place([0], position, 4)
+        cache.place(torch.zeros_like(position), position)
         keys, _ = cache.update(states(1, 2, seed), states(1, 2, seed), 0)
-    assert torch.equal(keys[0, :, 2:], states(1, 2, 1)[0])
+    assert torch.equal(keys[0, :, 2:4], states(1, 2, 1)[0])
 
 
-@pytest.mark.parametrize("rows", [[0, 1, 2], [1, 2], [2]])
-def test_neighbours_are_read_in_place(rows: list[int]) -> None:
-    cache, num = make_cache(), len(rows)
-    cache.place(rows, torch.zeros(num, 1, dtype=torch.int64), 1)
-    new = states(num, 1, 0)
-    keys, _ = cache.update(new, states(num, 1, 1), 0)
-    assert keys.data_ptr() == cache.keys[0][rows[0]].data_ptr()
-    assert torch.equal(keys, new)
-
-
-def test_padding_is_not_stored() -> None:
+def test_sequences_of_many_lengths_lie_end_to_end() -> None:
     cache = make_cache()
-    position = torch.tensor([[2, 3, 3], [0, 1, 2]])
-    cache.place([2, 0], position, 4, position.new_tensor([[1, 1, 0], [1, 1, 1]]).bool())
-    new = states(2, 3, 0)
-    keys, values = cache.update(new, states(2, 3, 1), 0)
-    assert torch.equal(keys[0, :, 2:4], new[0, :, :2])
-    assert torch.equal(keys[1, :, :3], new[1])
-    assert torch.equal(values[0, :, 2:4], states(2, 3, 1)[0, :, :2])
+    row, position = torch.tensor([[2, 2, 0, 0, 0]]), torch.tensor([[2, 3, 0, 1, 2]])
+    cache.place(row, position)
+    new = states(1, 5, 0)
+    keys, values = cache.update(new, states(1, 5, 1), 0)
+    assert torch.equal(keys[2, :, 2:4], new[0, :, :2])
+    assert torch.equal(keys[0, :, :3], new[0, :, 2:])
+    assert torch.equal(values[0, :, :3], states(1, 5, 1)[0, :, 2:])
     assert int(cache.keys[0].count_nonzero()) == 5 * 3 * 4
 
 
@@ -74,7 +63,7 @@ def test_padding_is_not_stored() -> None:
 def test_resizing_keeps_what_fits(shape: tuple[int, int]) -> None:
     cache = make_cache()
     position = torch.arange(8).expand(3, 8)
-    cache.place([0, 1, 2], position, 8)
+    cache.place(torch.arange(3)[:, None], position)
     for layer in (0, 1):
         cache.update(states(3, 8, layer), states(3, 8, layer + 2), layer)
     cache.resize(*shape)
@@ -88,7 +77,7 @@ def test_resizing_keeps_what_fits(shape: tuple[int, int]) -> None:
 
 def test_moving_copies_a_row_in_every_layer() -> None:
     cache = make_cache()
-    cache.place([0, 1, 2], torch.arange(8).expand(3, 8), 8)
+    cache.place(torch.arange(3)[:, None], torch.arange(8))
     for layer in (0, 1):
         cache.update(states(3, 8, layer), states(3, 8, layer + 2), layer)
     cache.move(2, 0)

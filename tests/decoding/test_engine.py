@@ -186,7 +186,10 @@ def test_waiting_requests_take_the_place_of_finished_ones() -> None:
     calls: list[tuple[int, Completion]] = []
     sizes: list[int] = []
     hook = MODEL.model.register_forward_pre_hook(
-        lambda module, args, kwargs: sizes.append(len(kwargs["input_ids"])), with_kwargs=True
+        lambda module, args, kwargs: sizes.append(
+            sum(group.shape[0] for group in kwargs["groups"])
+        ),
+        with_kwargs=True,
     )
     try:
         completions = decoder(stop_token_ids={stop}, batch_size=3).decode(

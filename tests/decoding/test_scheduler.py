@@ -1,15 +1,13 @@
-"""The scheduler without a model: who runs where, what shares a pass, what waits."""
+"""The scheduler without a model: who runs where, what waits."""
 
 from __future__ import annotations
-
-from itertools import combinations
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from t3d.decoding import DecodingConfig, Request
-from t3d.decoding.scheduler import Scheduler, cheapest_widths
+from t3d.decoding.scheduler import Scheduler
 from t3d.decoding.sequence import Sequence
 
 CONFIGS = [DecodingConfig(4, 4), DecodingConfig(8, 1)]
@@ -29,21 +27,19 @@ def scheduler(
     fused: bool = True,
     prefill_chunk: int = 8192,
     cache_tokens: int | None = None,
-    pass_cost: int = 24,
 ) -> Scheduler:
     return Scheduler(
         batch_size=batch_size,
         fused=fused,
         prefill_chunk=prefill_chunk,
         cache_tokens=cache_tokens,
-        pass_cost=pass_cost,
     )
 
 
 def advance(plan: Scheduler) -> list[Sequence]:
     """Take every sequence a pass further; the finished ones."""
     finished = []
-    for work in (work for works in plan.passes() for work in works):
+    for work in plan.next_pass():
         current = work.sequence
         if work.denoises:
             current.commit([(position, 5, -1.0) for position in current.masked[:2]])
@@ -52,26 +48,6 @@ def advance(plan: Scheduler) -> list[Sequence]:
         else:
             current.store(work.stop)
     return finished
-
-
-@given(
-    st.dictionaries(st.integers(1, 60), st.integers(1, 9), min_size=1, max_size=6),
-    st.integers(0, 80),
-)
-def test_no_other_grouping_costs_less(counts: dict[int, int], pass_cost: int) -> None:
-    def cost(widths: dict[int, int]) -> int:
-        padded = sum(widths[width] * num for width, num in counts.items())
-        return pass_cost * len(set(widths.values())) + padded
-
-    chosen = cheapest_widths(counts, pass_cost)
-    assert all(width <= chosen[width] for width in counts)
-    widest = max(counts)
-    best = min(
-        cost({width: min(c for c in (*cuts, widest) if c >= width) for width in counts})
-        for num in range(len(counts))
-        for cuts in combinations(counts, num)
-    )
-    assert cost(chosen) == best
 
 
 @given(
@@ -108,8 +84,7 @@ def test_everybody_finishes_in_a_row_of_their_own_and_within_bounds(
         assert 1 <= len(running) <= min(batch_size, plan.num_rows)
         assert max(len(s.ids) for s in running) <= plan.num_slots
         assert cache_tokens is None or plan.num_rows * plan.num_slots <= cache_tokens
-        passes = plan.passes()
-        works = [work for group in passes for work in group]
+        works = plan.next_pass()
         assert len({work.sequence.id for work in works}) == len(works)
         # Only prompts ever wait, and never all of them.
         idle = [s for s in running if s not in [work.sequence for work in works]]
@@ -118,9 +93,8 @@ def test_everybody_finishes_in_a_row_of_their_own_and_within_bounds(
         stored = sum(min(w.stop, w.sequence.prefix) - w.first for w in prefill)
         assert stored <= prefill_chunk or len(prefill) == 1
         assert prefill or not idle
-        for group in passes:
-            rows = [work.sequence.row for work in group]
-            assert rows == sorted(rows)
+        order = [(work.kind, work.sequence.row) for work in works]
+        assert order == sorted(order)
         for work in works:
             size = work.sequence.config.block_size
             assert work.first == work.sequence.num_cached
@@ -138,24 +112,6 @@ def test_everybody_finishes_in_a_row_of_their_own_and_within_bounds(
     assert admitted == sorted(admitted)
     assert not plan.running
     assert not plan.waiting
-
-
-@pytest.mark.parametrize(("pass_cost", "widths"), [(24, [4, 8]), (200, [8])])
-def test_one_commit_among_many_steps_shares_their_pass_where_passes_are_dear(
-    pass_cost: int, widths: list[int]
-) -> None:
-    plan = scheduler(20, pass_cost=pass_cost)
-    for i in range(20):
-        plan.submit(sequence(i, 8, 8, CONFIGS[0]))
-    plan.admit()
-    advance(plan)
-    # All others have a step of the first block before them, the last one its commit.
-    last = plan.running[-1]
-    last.commit([(position, 5, -1.0) for position in last.masked])
-    assert last.finished(frozenset()) is None
-    passes = plan.passes()
-    assert sorted(max(work.width for work in works) for works in passes) == widths
-    assert sum(map(len, passes)) == 20
 
 
 def test_a_long_request_waits_for_room_and_the_next_ones_behind_it() -> None:
@@ -187,7 +143,7 @@ def test_prompts_in_chunks_leave_room_for_others() -> None:
     plan.admit()
     spans = []
     for _ in range(5):
-        works = {w.sequence.id: w for works in plan.passes() for w in works}
+        works = {w.sequence.id: w for w in plan.next_pass()}
         spans.append({i: (w.first, w.stop, w.denoises) for i, w in works.items()})
         advance(plan)
     assert [span[0] for span in spans] == [

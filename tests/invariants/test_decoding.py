@@ -276,8 +276,8 @@ def test_a_static_block_costs_exactly_its_steps(denoising_steps: int) -> None:
     finally:
         hook.remove()
     # The prompt rides on the first step, a finished block on the next one's first step.
-    later = [8] + [4] * (denoising_steps - 1)
-    assert sizes == [12] + [4] * (denoising_steps - 1) + later * 3
+    steps = [4] * (denoising_steps - 1)
+    assert sizes == [3 * width for width in [12, *steps, *[8, *steps] * 3]]
     assert all(c.passes == Passes(denoising=4 * denoising_steps) for c in completions)
 
 
@@ -295,15 +295,16 @@ def test_neither_batch_size_nor_order_nor_company_matters(
         assert completion.passes == alone[i].passes
 
 
-def test_eager_attention_decodes_alike() -> None:
+@pytest.mark.parametrize("implementation", ["eager", "flex_attention"])
+def test_decoding_has_an_attention_of_its_own(implementation: str) -> None:
     model = tiny(vocab_size=VOCABULARY)
-    model.set_attn_implementation("eager")
+    model.set_attn_implementation(implementation)
     batch = numbered_requests([3, 9, 6])
     config = DecodingConfig(denoising_steps=3, temperature=0.0, max_new_tokens=6)
     expected = engine(config, 2).decode(batch)
     for actual, reference in zip(engine(config, 2, model).decode(batch), expected, strict=True):
-        # Eager attention takes its softmax in float32.
-        assert_same(actual, reference, atol=1e-4)
+        assert_same(actual, reference)
+    assert model.config._attn_implementation == implementation
 
 
 @settings(max_examples=25)

@@ -111,14 +111,15 @@ def test_all_attention_implementations_agree(family: str):
 @torch.no_grad()
 def test_cached_logits_are_those_of_a_full_pass(family: str):
     model, x, size = tiny(family=family), ids(2, 14), 4
-    cache = SlotCache(model.config, 2, 16, dtype=model.dtype, device=model.device)
+    cache = SlotCache(model.config, 2, 14, dtype=model.dtype, device=model.device)
     expected = model(x).logits
     for start in range(0, 14, size):
         end = min(start + size, 14)
         whole = grid(2, end)
         block = Coordinates(*(c[:, start:] for c in (whole.position, whole.block, whole.stream)))
-        cache.place([0, 1], block.position, end)
-        logits = model(x[:, start:end], dense_mask(block, whole), block.position, cache).logits
+        cache.place(torch.arange(2)[:, None], block.position)
+        mask = dense_mask(block, grid(2, 14))
+        logits = model(x[:, start:end], mask, block.position, cache).logits
         torch.testing.assert_close(logits, expected[:, start:end], rtol=0, atol=1e-9)
 
 

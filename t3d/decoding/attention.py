@@ -1,0 +1,103 @@
+"""Attention of a pass whose sequences lie end to end.
+
+All other layers run on the tokens of every sequence without padding. Here sequences that run
+equally many tokens attend together, each over its own row of the cache.
+
+Letters in shapes: N tokens of the pass, B sequences of a group, W tokens of each, T slots that
+they see, H query heads, K key-value heads, G = H / K, D head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from t3d.blocks import CLEAN, Coordinates
+from t3d.models.attention import dense_mask
+
+
+@dataclass(frozen=True)
+class Group:
+    """Sequences that are neighbours in the pass and run equally many tokens."""
+
+    rows: Tensor | slice
+    """Of the cache; neighbours are read in place, otherwise their rows are copied out."""
+    shape: tuple[int, int]
+    """B and W."""
+    mask: Tensor
+    """Bool [B, 1, G * W, T]. Query heads of one key-value head stand as more queries of it, so
+    that keys and values are not repeated."""
+
+    @classmethod
+    def of(
+        cls,
+        rows: list[int],
+        position: Tensor,
+        num_visible: int,
+        *,
+        block_size: int,
+        heads_per_key: int,
+    ) -> Group:
+        """Sequences in these rows that run the positions [B, W] and see slots 0..num_visible-1.
+
+        What a slot of its own or an earlier block holds a sequence wrote itself: leftovers of
+        others lie later, out of sight.
+        """
+        slots = torch.arange(num_visible, device=position.device)[None]
+        clean = torch.full((1, 1), CLEAN, device=position.device)
+        queries, keys = (
+            Coordinates(p, p // block_size, clean.expand_as(p)) for p in (position, slots)
+        )
+        first = rows[0]
+        adjacent = rows == list(range(first, first + len(rows)))
+        own = slice(first, first + len(rows)) if adjacent else position.new_tensor(rows)
+        mask = dense_mask(queries, keys).repeat(1, 1, heads_per_key, 1)
+        num, width = position.shape
+        return cls(own, (num, width), mask)
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    *,
+    scaling: float,
+    groups: Sequence[Group],
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """An attention function as transformers calls it.
+
+    Args:
+        module: unused.
+        query: [1, H, N, D].
+        key: [rows, K, slots, D], a layer of the cache.
+        value: the same.
+        attention_mask: unused; each group has its own.
+        scaling: of the scores.
+        groups: in order of the pass, all its tokens.
+
+    Returns:
+        [1, N, H, D], and no weights.
+    """
+    sizes = [num * width for num, width in (group.shape for group in groups)]
+    heads, out = key.shape[1], []
+    for group, own in zip(groups, query[0].split(sizes, dim=1), strict=True):
+        num_visible = group.mask.shape[-1]
+        own = own.unflatten(1, group.shape).transpose(0, 1)  # [B, H, W, D]
+        keys, values = (states[group.rows, :, :num_visible] for states in (key, value))
+        mixed = F.scaled_dot_product_attention(
+            own.unflatten(1, (heads, -1)).flatten(2, 3),
+            keys,
+            values,
+            attn_mask=group.mask,
+            scale=scaling,
+        )
+        out.append(mixed.reshape(own.shape).transpose(1, 2).flatten(0, 1))
+    return torch.cat(out)[None], None
