@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 CHUNK_LOGITS = 1 << 25
@@ -74,6 +75,43 @@ def grouped_mean(
     return zeros.index_add(0, group, values * ones) / count.clamp(min=1)
 
 
+class _Projection(torch.autograd.Function):
+    """Logits [m, V] of hidden states [m, H] by the head's weights [V, H].
+
+    The gradients of the weights of several chunks are added up in place: those of a linear layer
+    are transposed views, and each sum takes the memory of the weights once more.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(hidden, weight)
+        return hidden @ weight.T
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
+        hidden, weight = ctx.saved_tensors
+        return grad @ weight, grad.T @ hidden if ctx.needs_input_grad[1] else None
+
+
+class _LogProbs(torch.autograd.Function):
+    """Log-probabilities of some tokens. The gradient is the one tensor [m, V] that it makes; one
+    of logsumexp and one of every gather, and their sums, would be five."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, ids: Tensor) -> Tensor:
+        normalizer = logits.logsumexp(-1, keepdim=True)
+        ctx.save_for_backward(logits, normalizer, ids)
+        return logits.gather(-1, ids) - normalizer
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        logits, normalizer, ids = ctx.saved_tensors
+        probs = (logits - normalizer).exp_()
+        return probs.mul_(-grad.sum(-1, keepdim=True)).scatter_add_(-1, ids, grad), None
+
+
 class Distributions:
     """What a model predicts at m loss tokens."""
 
@@ -81,19 +119,15 @@ class Distributions:
         """`logits` is [m, V]; log-probabilities are at least float32."""
         self.logits = logits.float() if logits.dtype.itemsize < 4 else logits
 
-    @cached_property
-    def log_normalizer(self) -> Tensor:
-        """log sum exp of the logits, [m]."""
-        return self.logits.logsumexp(-1)
-
-    def log_prob(self, ids: Tensor) -> Tensor:
-        """Log-probability of one token a position, [m] -> [m]."""
-        return self.logits.gather(-1, ids[:, None]).squeeze(-1) - self.log_normalizer
+    def log_prob(self, *ids: Tensor) -> Tensor:
+        """Log-probability of one token a position, [m] -> [m], or of K at once, -> [K, m]."""
+        log_probs = _LogProbs.apply(self.logits, torch.stack(ids, -1))
+        return log_probs.squeeze(-1) if len(ids) == 1 else log_probs.T
 
     @cached_property
     def log_probs(self) -> Tensor:
         """All log-probabilities, [m, V]."""
-        return self.logits - self.log_normalizer[:, None]
+        return self.logits.log_softmax(-1)
 
     def argmax(self) -> Tensor:
         """Most likely token, [m]."""
@@ -116,6 +150,11 @@ class Predictions:
         self.hidden = hidden
         self.head = head
         self.vocab_size = vocab_size
+
+    @classmethod
+    def of_hidden(cls, hidden: Tensor, weight: Tensor) -> Predictions:
+        """Of hidden states [M, H] by the head's weights [V, H]; both of one dtype."""
+        return cls(hidden, lambda rows: _Projection.apply(rows, weight), len(weight))  # type: ignore[arg-type]
 
     @classmethod
     def of_logits(cls, logits: Tensor) -> Predictions:

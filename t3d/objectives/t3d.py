@@ -93,12 +93,12 @@ class TrajectoryDDO:
         def draw(q: Distributions, target: Tensor, keys: Tensor) -> tuple[Tensor, ...]:
             best = q.argmax()
             y = best if self.fake == "argmax" else _sample(q, keys)
-            return best, y, q.log_prob(target), q.log_prob(y)
+            return best, y, *q.log_prob(target, y)
 
         # The reference first: nothing of its pass is kept for the student's.
         best, y, frozen, frozen_y = read(draw, context.reference, target, context.sample_keys)
         log_prob, log_prob_y, agrees = read(
-            lambda p, *ids: (p.log_prob(ids[0]), p.log_prob(ids[1]), p.argmax() == ids[2]),
+            lambda p, target, y, best: (*p.log_prob(target, y), p.argmax() == best),
             context.student,
             target,
             y,

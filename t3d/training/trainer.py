@@ -214,11 +214,11 @@ class DiffusionTrainer(Trainer):
                 with_head=False,
             ).hidden_states
 
-        def logits(rows: Tensor) -> Tensor:
-            with self.accelerator.autocast():
-                return head(rows)
-
-        return Predictions(hidden, logits, self.vocabulary.size)
+            # Weights are cast once, not with every chunk of logits.
+            device = hidden.device.type
+            lower = torch.is_autocast_enabled(device)
+            dtype = torch.get_autocast_dtype(device) if lower else hidden.dtype
+        return Predictions.of_hidden(hidden.to(dtype), head.weight.to(dtype))
 
     def _layout(self, step: int, progress: float) -> BlockLayout:
         """The block grid of an optimizer step."""

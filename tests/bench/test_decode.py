@@ -40,7 +40,9 @@ def recorded(model: BlockDiffusionLM) -> Iterator[list[NeededPass]]:
     def layers(_: Any, __: Any, given: dict[str, Any]) -> None:
         assert len(given["input_ids"]) == 1
         stored, tokens = int(given["position_ids"].min()), given["input_ids"].shape[1]
-        seen.append(NeededPass(stored, tokens, int(given["attention_mask"].sum()), -1))
+        [group] = given["groups"]
+        pairs = int(group.mask[:, :, :tokens].sum())
+        seen.append(NeededPass(stored, tokens, pairs, -1))
 
     def head(_: Any, given: tuple[torch.Tensor]) -> None:
         last = seen.pop()

@@ -43,6 +43,32 @@ def test_distributions_are_a_softmax():
     assert torch.equal(predicted.argmax(), logits.argmax(-1))
 
 
+@given(st.integers(0, 6), st.integers(1, 3), st.booleans())
+def test_gradients_of_log_probs_from_hidden_states_are_those_of_a_softmax(
+    num: int, num_ids: int, trains_head: bool
+):
+    """Of K tokens a position at once, the same ones among them."""
+    generator = torch.Generator().manual_seed(num)
+    hidden = torch.randn(num, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(5, 3, generator=generator, dtype=torch.float64)
+    weight.requires_grad_(trains_head)
+    ids = torch.randint(0, 5, (num_ids, num), generator=generator)
+    factors = torch.randn(num_ids, num, generator=generator, dtype=torch.float64)
+    expected = (hidden @ weight.T).log_softmax(-1).gather(-1, ids.T).T
+    predictions = Predictions.of_hidden(hidden, weight)
+    assert predictions.vocab_size == 5
+    [actual] = read(lambda p, ids: (p.log_prob(*ids.T),), predictions, ids.T)
+    assert actual.shape == ((num_ids, num) if num_ids > 1 else (num,))
+    torch.testing.assert_close(actual.view(num_ids, num), expected)
+    leaves = [hidden, weight] if trains_head else [hidden]
+    grads = [
+        torch.autograd.grad((o * factors).sum(), leaves)
+        for o in (actual.view_as(expected), expected)
+    ]
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_logits_are_computed_with_in_float32(dtype: torch.dtype):
     logits = torch.randn(4, 500, generator=torch.Generator().manual_seed(0)).to(dtype)

@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 from t3d.methods import Method, build_method
 from t3d.models import LanguageModel
 from t3d.noising import TrajectoryState
-from t3d.objectives import Context, CrossEntropy
+from t3d.objectives import Context, CrossEntropy, base
 from t3d.training.config import TrainingConfig
 from t3d.training.run import fit
 from t3d.training.trainer import DiffusionTrainer
@@ -161,11 +161,18 @@ def test_the_reference_is_refreshed_at_every_round_and_frozen_between(
     assert [margin == 0 for margin in margins] == [step % every == 0 for step in range(7)]
 
 
-def count_calls(model: torch.nn.Module) -> list[int]:
-    """Rows of every call of the head; one call a forward pass."""
-    rows: list[int] = []
-    head = model.get_submodule("lm_head")
-    head.register_forward_hook(lambda module, args, out: rows.append(math.prod(out.shape[:-1])))
+def count_projections(monkeypatch: pytest.MonkeyPatch, *models: torch.nn.Module) -> list[list[int]]:
+    """For each model the rows of every product with its head; one product a forward pass."""
+    heads = [model.get_submodule("lm_head").weight for model in models]
+    rows: list[list[int]] = [[] for _ in models]
+    project = base._Projection.apply
+
+    def projected(hidden: Tensor, weight: Tensor) -> Any:
+        [own] = [i for i, head in enumerate(heads) if weight is head]
+        rows[own].append(len(hidden))
+        return project(hidden, weight)
+
+    monkeypatch.setattr(base._Projection, "apply", projected)
     return rows
 
 
@@ -178,7 +185,7 @@ def test_a_refresh_writes_nothing(bench: Any, tmp_path: Path):
 
 @pytest.mark.parametrize("num_views", [1, 2])
 def test_one_student_and_one_reference_pass_with_logits_only_at_loss_positions(
-    bench: Any, tmp_path: Path, num_views: int
+    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_views: int
 ):
     lm = bench.model()
     method, recorder = recorded(build_method("t3d", noiser={"num_views": num_views}))
@@ -187,7 +194,7 @@ def test_one_student_and_one_reference_pass_with_logits_only_at_loss_positions(
         lm, method, bench.rows(19), settings.arguments(tmp_path, progress=False), [4]
     )
     assert trainer.reference is not None
-    student, reference = count_calls(lm.model), count_calls(trainer.reference)
+    student, reference = count_projections(monkeypatch, lm.model, trainer.reference)
     trainer.train()
     assert student == reference == recorder.num_loss_tokens
     assert len(student) == 2 * 4
