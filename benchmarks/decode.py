@@ -53,6 +53,10 @@ HOW = {
 """How each takes its requests."""
 
 
+Setting = tuple[int, int, int]
+"""Batch size, denoising steps, new tokens of a request."""
+
+
 @dataclass
 class Worker:
     """An implementation in a process of its own, and what it did by setting."""
@@ -60,9 +64,8 @@ class Worker:
     name: str
     process: subprocess.Popen[str]
     versions: dict[str, str] = field(default_factory=dict)
-    seconds: dict[tuple[int, int], list[float]] = field(default_factory=dict)
-    """By batch size and denoising steps."""
-    answers: dict[tuple[int, int], dict[str, Any]] = field(default_factory=dict)
+    seconds: dict[Setting, list[float]] = field(default_factory=dict)
+    answers: dict[Setting, dict[str, Any]] = field(default_factory=dict)
     """The last one."""
 
     @classmethod
@@ -94,9 +97,10 @@ class Worker:
         self.process.stdin.flush()
         return self.answer()
 
-    def setting(self, batch_size: int, steps: int) -> tuple[int, int]:
+    def setting(self, batch_size: int, steps: int, asked: argparse.Namespace) -> Setting:
         """What a setting comes down to."""
-        return (1 if HOW[self.name] == ONE else batch_size), steps
+        new_tokens = asked.new_tokens if batch_size > 1 else asked.new_tokens_alone
+        return (1 if HOW[self.name] == ONE else batch_size), steps, new_tokens
 
 
 def make_model(folder: Path, shape: Shape) -> LanguageModel:
@@ -176,20 +180,21 @@ def start(
 
 def measure(workers: Sequence[Worker], prompts: list[list[int]], asked: argparse.Namespace) -> None:
     """Let the workers take turns in every setting, each as long as `asked` allows."""
-    job: dict[str, Any] = {"block_size": BLOCK, "new_tokens": asked.new_tokens}
+    job: dict[str, Any] = {"block_size": BLOCK}
     for worker in workers:
-        warm = {"prompts": prompts[:1], "batch_size": 1, "denoising_steps": 1}
-        worker.ask(job | warm)
+        warm = {"batch_size": 1, "denoising_steps": 1, "new_tokens": asked.new_tokens}
+        worker.ask(job | warm | {"prompts": prompts[:1]})
     for batch_size in asked.batch_sizes:
         for steps in asked.denoising_steps:
             for _ in range(asked.repeats):
                 for worker in workers:
-                    setting = worker.setting(batch_size, steps)
+                    setting = worker.setting(batch_size, steps, asked)
                     seconds = worker.seconds.setdefault(setting, [])
                     if len(seconds) == asked.repeats or sum(seconds) > asked.enough:
                         continue
                     num = max(setting[0], asked.requests)
-                    sizes = {"batch_size": setting[0], "denoising_steps": steps}
+                    names = ("batch_size", "denoising_steps", "new_tokens")
+                    sizes = dict(zip(names, setting, strict=True))
                     answer = worker.ask(job | sizes | {"prompts": prompts[:num]})
                     worker.answers[setting] = answer
                     seconds.append(answer["seconds"])
@@ -204,7 +209,7 @@ def rows_of(
         for steps in asked.denoising_steps:
             rate, ours = 0.0, []
             for worker in workers:
-                setting = worker.setting(batch_size, steps)
+                setting = worker.setting(batch_size, steps, asked)
                 answer, seconds = worker.answers[setting], worker.seconds[setting]
                 tokens = answer["tokens"]
                 per_second = sum(map(len, tokens)) / statistics.median(seconds)
@@ -218,6 +223,7 @@ def rows_of(
                         "batch_size": batch_size,
                         "denoising_steps": steps,
                         "block_size": BLOCK,
+                        "new_tokens": setting[2],
                         "requests": HOW[worker.name],
                         "num_requests": len(tokens),
                         "repeats": len(seconds),
@@ -264,6 +270,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--denoising-steps", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--new-tokens", type=int, default=32, help=f"a multiple of {BLOCK}")
+    parser.add_argument(
+        "--new-tokens-alone", type=int, default=128, help="the same at batch size 1"
+    )
     parser.add_argument("--requests", type=int, default=4, help="that are timed, or a whole batch")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument(
