@@ -20,6 +20,10 @@ from torch.nn import functional as F
 from t3d.blocks import CLEAN, Coordinates
 from t3d.models.attention import dense_mask
 
+FOLDED_WIDTH = 64
+"""The most tokens of a sequence whose mask may be repeated for every head of a key-value head. With
+more of them keys and values are repeated instead: they are smaller."""
+
 
 @dataclass(frozen=True)
 class Group:
@@ -29,9 +33,10 @@ class Group:
     """Of the cache; neighbours are read in place, otherwise their rows are copied out."""
     shape: tuple[int, int]
     """B and W."""
+    folds: int
+    """G if the query heads of one key-value head stand as more queries of it, else 1."""
     mask: Tensor
-    """Bool [B, 1, G * W, T]. Query heads of one key-value head stand as more queries of it, so
-    that keys and values are not repeated."""
+    """Bool [B, 1, folds * W, T]."""
 
     @classmethod
     def of(
@@ -56,9 +61,9 @@ class Group:
         first = rows[0]
         adjacent = rows == list(range(first, first + len(rows)))
         own = slice(first, first + len(rows)) if adjacent else position.new_tensor(rows)
-        mask = dense_mask(queries, keys).repeat(1, 1, heads_per_key, 1)
         num, width = position.shape
-        return cls(own, (num, width), mask)
+        folds = heads_per_key if width <= FOLDED_WIDTH else 1
+        return cls(own, (num, width), folds, dense_mask(queries, keys).repeat(1, 1, folds, 1))
 
 
 def attend(
@@ -87,15 +92,18 @@ def attend(
         [1, N, H, D], and no weights.
     """
     sizes = [num * width for num, width in (group.shape for group in groups)]
-    heads, out = key.shape[1], []
+    out = []
     for group, own in zip(groups, query[0].split(sizes, dim=1), strict=True):
         num_visible = group.mask.shape[-1]
         own = own.unflatten(1, group.shape).transpose(0, 1)  # [B, H, W, D]
-        keys, values = (states[group.rows, :, :num_visible] for states in (key, value))
+        seen = [states[group.rows, :, :num_visible] for states in (key, value)]
+        folded = own.unflatten(1, (-1, group.folds)).flatten(2, 3)  # [B, H / folds, folds * W, D]
+        repeats = folded.shape[1] // key.shape[1]
+        if repeats > 1:
+            seen = [states.repeat_interleave(repeats, 1) for states in seen]
         mixed = F.scaled_dot_product_attention(
-            own.unflatten(1, (heads, -1)).flatten(2, 3),
-            keys,
-            values,
+            folded,
+            *seen,
             attn_mask=group.mask,
             scale=scaling,
         )

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from t3d.decoding import BlockDecoder, DecodingConfig, Request, packing
+from t3d.decoding import BlockDecoder, DecodingConfig, Request, attention, packing
 from t3d.decoding.attention import Group, attend
 from t3d.decoding.packing import PackedLinear, packable, packed_bytes
 from t3d.decoding.view import ViewMaker
@@ -39,9 +39,10 @@ def random(*shape: int) -> Tensor:
         max_size=ROWS,
     ),
     st.permutations(range(ROWS)),
+    st.sampled_from([0, 4, 64]),
 )
 def test_groups_attend_as_each_sequence_alone(
-    shapes: list[tuple[int, int, int]], rows: list[int]
+    shapes: list[tuple[int, int, int]], rows: list[int], folded_width: int
 ) -> None:
     """Sequences of (block size, blocks stored, blocks that run), in any rows of the cache."""
     keys, values = random(2, ROWS, KEY_HEADS, SLOTS * 2, SIZE)
@@ -57,7 +58,9 @@ def test_groups_attend_as_each_sequence_alone(
         position = first + torch.arange(width)
         visible = max(first for _, first in own) + width
         own_rows = [row for row, _ in own]
-        groups.append(Group.of(own_rows, position, visible, block_size=size, heads_per_key=3))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(attention, "FOLDED_WIDTH", folded_width)
+            groups.append(Group.of(own_rows, position, visible, block_size=size, heads_per_key=3))
         for row, first in own:
             for place in range(first, first + width):
                 seen = slice(0, (place // size + 1) * size)
