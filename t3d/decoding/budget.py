@@ -26,15 +26,14 @@ def pass_bytes(
 
     A pass has the tokens of a prefill chunk and two blocks of each sequence. A token has its
     states in one layer; a masked position has its logits, in float32 and some copies for sorting
-    and sampling. Packed weights count, too.
+    and sampling.
     """
     shape = model.config
     heads = shape.num_attention_heads * shape.head_dim
     tokens = prefill_chunk + 2 * config.block_size * batch_size
     states = 4 * shape.hidden_size + 3 * shape.intermediate_size + 4 * heads
     masked = config.window_size * batch_size
-    packed = packed_bytes(packable(model))
-    return packed + tokens * states * model.dtype.itemsize + 6 * 4 * masked * shape.vocab_size
+    return tokens * states * model.dtype.itemsize + 6 * 4 * masked * shape.vocab_size
 
 
 def cache_tokens(per_token: int, num_layers: int, *, total: int, held: int, reserved: int) -> int:
@@ -73,6 +72,7 @@ def fitting_cache(
     if not 0 < memory_share <= 1:
         raise ValueError(f"memory_share must lie in (0, 1], got {memory_share}")
     device_bytes, held = _memory(model.device)
+    held += packed_bytes(packable(model))
     total = int(memory_share * device_bytes)
     reserved = pass_bytes(model, config, batch_size, prefill_chunk)
     per_token = cache_bytes_per_token(model)

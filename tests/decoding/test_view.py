@@ -19,13 +19,12 @@ from t3d.decoding.packing import PackedLinear, packable, packed_bytes
 from t3d.decoding.view import ViewMaker
 from t3d.models import tiny
 
+HEADS, KEY_HEADS, SIZE, ROWS, SLOTS = 6, 2, 4, 5, 32
+
 
 @pytest.fixture
 def small_layers_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packing, "MANY_WEIGHTS", 1)
-
-
-HEADS, KEY_HEADS, SIZE, ROWS, SLOTS = 6, 2, 4, 5, 16
 
 
 def random(*shape: int) -> Tensor:
@@ -45,7 +44,7 @@ def test_groups_attend_as_each_sequence_alone(
     shapes: list[tuple[int, int, int]], rows: list[int], folded_width: int
 ) -> None:
     """Sequences of (block size, blocks stored, blocks that run), in any rows of the cache."""
-    keys, values = random(2, ROWS, KEY_HEADS, SLOTS * 2, SIZE)
+    keys, values = random(2, ROWS, KEY_HEADS, SLOTS, SIZE)
     by_kind: dict[tuple[int, int], list[tuple[int, int]]] = {}
     for row, (size, stored, running) in zip(rows, shapes, strict=False):
         by_kind.setdefault((size * running, size), []).append((row, size * stored))
@@ -70,6 +69,14 @@ def test_groups_attend_as_each_sequence_alone(
                 start += 1
     out, _ = attend(nn.Identity(), query, keys, values, torch.empty(0), scaling=0.3, groups=groups)
     torch.testing.assert_close(out[0], torch.stack(expected), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("rows", [[0, 1, 2], [1, 2], [2]])
+def test_neighbours_are_read_in_place(rows: list[int]) -> None:
+    keys, position = random(ROWS, KEY_HEADS, SLOTS, SIZE), torch.zeros(len(rows), 1).long()
+    group = Group.of(rows, position, 1, block_size=1, heads_per_key=1)
+    assert torch.equal(keys[group.rows], keys[rows])
+    assert keys[group.rows].data_ptr() == keys[rows[0]].data_ptr()
 
 
 def assign(linear: nn.Linear) -> None:

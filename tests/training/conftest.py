@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from t3d.blocks import BlockLayout
 from t3d.models import LanguageModel, tiny, wrap
 from t3d.noising import Noiser, View, Vocabulary
+from t3d.objectives import base
 from t3d.tasks import get_task
 from t3d.tasks.tokenizer import MASK_TOKEN, train_tokenizer
 from t3d.trajectory import Trajectory, TrajectoryBatch, training_row
@@ -104,3 +105,19 @@ def bench(tokenizer: PreTrainedTokenizerBase) -> Bench:
 @pytest.fixture
 def weights() -> Callable[[LanguageModel], dict[str, torch.Tensor]]:
     return lambda lm: {k: v.detach().clone() for k, v in lm.model.state_dict().items()}
+
+
+def count_projections(monkeypatch: pytest.MonkeyPatch, *models: torch.nn.Module) -> list[list[int]]:
+    """For each model the rows of every product with its head; one product a chunk of logits."""
+    heads = [model.get_submodule("lm_head").weight for model in models]
+    rows: list[list[int]] = [[] for _ in models]
+    project = base._Projection.apply
+
+    def projected(hidden: Tensor, weight: Tensor) -> Any:
+        for head, own in zip(heads, rows, strict=True):
+            if weight is head:
+                own.append(len(hidden))
+        return project(hidden, weight)
+
+    monkeypatch.setattr(base._Projection, "apply", projected)
+    return rows

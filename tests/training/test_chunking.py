@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from t3d.models import LanguageModel, tiny, wrap
-from t3d.objectives import base
 from t3d.training.config import TrainingConfig
 from t3d.training.run import fit
 from t3d.training.trainer import DiffusionTrainer
+from tests.training.conftest import count_projections
 from tests.training.test_packing import ALL, same, step, trainer
 
 assert trainer  # the fixture
@@ -31,14 +31,7 @@ def test_losses_and_gradients_are_those_of_all_logits_at_once(
     rows: Any = trainer.train_dataset
     rows = [rows[i] for i in range(3)]
     expected = step(trainer, rows)
-    heads: list[int] = []
-    project = base._Projection.apply
-
-    def projected(hidden: Tensor, weight: Tensor) -> Any:
-        heads.append(len(hidden))
-        return project(hidden, weight)
-
-    monkeypatch.setattr(base._Projection, "apply", projected)
+    [heads] = count_projections(monkeypatch, trainer.lm.model)
     # Five tokens a chunk.
     monkeypatch.setattr("t3d.objectives.base.CHUNK_LOGITS", 5 * trainer.vocabulary.size + 1)
     same(step(trainer, rows), expected)

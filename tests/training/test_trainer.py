@@ -17,11 +17,11 @@ from transformers import TrainerCallback
 from t3d.methods import Method, build_method
 from t3d.models import LanguageModel
 from t3d.noising import TrajectoryState
-from t3d.objectives import Context, CrossEntropy, base
+from t3d.objectives import Context, CrossEntropy
 from t3d.training.config import TrainingConfig
 from t3d.training.run import fit
 from t3d.training.trainer import DiffusionTrainer
-from tests.training.conftest import Recorder
+from tests.training.conftest import Recorder, count_projections
 
 Weights = Callable[[LanguageModel], dict[str, Tensor]]
 
@@ -159,21 +159,6 @@ def test_the_reference_is_refreshed_at_every_round_and_frozen_between(
     # Right after a refresh student and reference agree everywhere.
     margins = [row["real_margin"] for row in logs(trainer)]
     assert [margin == 0 for margin in margins] == [step % every == 0 for step in range(7)]
-
-
-def count_projections(monkeypatch: pytest.MonkeyPatch, *models: torch.nn.Module) -> list[list[int]]:
-    """For each model the rows of every product with its head; one product a forward pass."""
-    heads = [model.get_submodule("lm_head").weight for model in models]
-    rows: list[list[int]] = [[] for _ in models]
-    project = base._Projection.apply
-
-    def projected(hidden: Tensor, weight: Tensor) -> Any:
-        [own] = [i for i, head in enumerate(heads) if weight is head]
-        rows[own].append(len(hidden))
-        return project(hidden, weight)
-
-    monkeypatch.setattr(base._Projection, "apply", projected)
-    return rows
 
 
 def test_a_refresh_writes_nothing(bench: Any, tmp_path: Path):
