@@ -9,7 +9,7 @@ help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-8s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.stamp-base  ## Distil and evaluate a small model on this machine's CPU
-	$(BIN)/t3d run recipes/demo.yaml
+	$(BIN)/t3d run demo
 
 test: $(VENV)/.stamp-dev  ## Run the tests
 	$(BIN)/python -m pytest -n 2

@@ -89,7 +89,7 @@ def _command(argv: Sequence[str]) -> tuple[str, list[str]]:
         usage="t3d COMMAND ...",
         description="Few-step decoding for block-diffusion language models.\n\n"
         f"commands:\n{commands}\n\n"
-        "Example: t3d run recipes/demo.yaml\n`t3d COMMAND --help` shows all options of a command.",
+        "Example: t3d run demo\n`t3d COMMAND --help` shows all options of a command.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"t3d {__version__}")

@@ -14,7 +14,7 @@ from t3d.plan import model_shape, num_parameters, plan, shrink
 from t3d.recipe import CompareConfig, DataConfig, RunConfig
 from t3d.training.distill import MethodConfig
 
-RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
+RECIPES = sorted((Path(__file__).parent.parent / "t3d/recipes").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

@@ -169,7 +169,7 @@ def frontier(runs: list[Path], output: Path) -> None:
     sums each frontier up as AUP, the accuracy under parallelism of d3LLM.
 
     Examples:
-      t3d eval --model runs/student --config recipes/sweep.yaml --output runs/sweep
+      t3d eval --model runs/student --config sweep --output runs/sweep
       t3d frontier runs/sweep runs/other_sweep --output runs/frontier
 
     Args:
@@ -209,7 +209,7 @@ def calibrate(
     The choice goes into generation_config.json, which `t3d generate` follows.
 
     Example:
-      t3d calibrate --model runs/demo/checkpoints/t3d --max_loss 2 --config recipes/sweep.yaml
+      t3d calibrate --model runs/demo/checkpoints/t3d --max_loss 2 --config sweep
           --output runs/calibration
 
     Args:

@@ -43,8 +43,8 @@ def run(
     A killed run continues when the same command is given again.
 
     Examples:
-      t3d run recipes/demo.yaml --training.steps 100 --output runs/short
-      t3d run recipes/sdar_4b_math.yaml --dry_run
+      t3d run demo --training.steps 100 --output runs/short
+      t3d run sdar_4b_math --dry_run
 
     Args:
         dry_run: only say what would be done, and what it would take.
@@ -89,8 +89,8 @@ def compare(
     be added to a finished one.
 
     Examples:
-      t3d compare recipes/mini_compare.yaml
-      t3d compare recipes/mini_compare.yaml --seeds '[0]' --num_workers 4 --output runs/quick
+      t3d compare mini_compare
+      t3d compare mini_compare --seeds '[0]' --num_workers 4 --output runs/quick
 
     Args:
         dry_run: only say what would be done, and what it would take.
@@ -119,7 +119,7 @@ def pretrain(
     continues from its last saved step when the same command is given again.
 
     Examples:
-      t3d pretrain recipes/mini_teacher.yaml --output runs/teacher
+      t3d pretrain mini_teacher --output runs/teacher
       t3d pretrain my.yaml --model runs/converted --data.path chats.jsonl --output runs/adapted
 
     Args:

@@ -167,10 +167,10 @@ class TrainingConfig:
         if on("ACCELERATE_USE_FSDP", "fsdp"):
             raise ValueError(
                 "FSDP of accelerate: t3d shards a model itself; "
-                "launch with recipes/accelerate/gpus.yaml and set training.sharding to full"
+                "launch with t3d/recipes/accelerate/gpus.yaml and set training.sharding to full"
             )
         if self.sharding == "full" and on("ACCELERATE_USE_DEEPSPEED", "deepspeed"):
             raise ValueError(
                 "sharding: full and DeepSpeed split the same weights; "
-                "launch with recipes/accelerate/gpus.yaml, or set training.sharding to none"
+                "launch with t3d/recipes/accelerate/gpus.yaml, or set training.sharding to none"
             )

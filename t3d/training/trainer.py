@@ -76,7 +76,7 @@ class DiffusionTrainer(Trainer):
         if plugin is not None and plugin.zero_stage == 3:
             raise ValueError(
                 "DeepSpeed ZeRO-3 splits the head, which t3d applies outside the forward pass; "
-                "use recipes/accelerate/zero2.yaml, or training.sharding full without DeepSpeed"
+                "use t3d/recipes/accelerate/zero2.yaml, or training.sharding full without DeepSpeed"
             )
         # The loss is divided by the sequences of the whole accumulation window, below.
         self.model_accepts_loss_kwargs = True

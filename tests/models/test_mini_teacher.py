@@ -15,7 +15,7 @@ from t3d.provenance import hash_weights
 from t3d.tasks import get_task
 
 DIRECTORY = BUILT_IN["mini_teacher"]
-RECIPE = Path(__file__).parents[2] / "recipes" / "mini_teacher.yaml"
+RECIPE = Path(__file__).parents[2] / "t3d" / "recipes" / "mini_teacher.yaml"
 
 
 @pytest.fixture(scope="module")

@@ -150,7 +150,7 @@ def test_what_shards_cannot_do_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "path", sorted((ROOT / "recipes" / "accelerate").glob("*.yaml")), ids=lambda path: path.stem
+    "path", sorted((ROOT / "t3d/recipes/accelerate").glob("*.yaml")), ids=lambda path: path.stem
 )
 def test_shipped_launch_configs_are_accelerates(path: Path) -> None:
     config = load_config_from_file(str(path))
