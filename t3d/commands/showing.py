@@ -6,17 +6,11 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
-from t3d.commands.common import distinct_rows, print_paths
-from t3d.decoding.build import generate as decode
-from t3d.decoding.request import DecodingConfig
-from t3d.evaluation.calibrate import read_generation_config
-from t3d.grid import load
-from t3d.report import render_terminal, terminal_tables, view_of, write_report
+from t3d.commands.common import distinct_rows, print_paths, show
+from t3d.decoding.config import DecodingConfig
 
 
-def report(runs: list[Path], output: Path | None = None) -> None:
+def report_command(runs: list[Path], output: Path | None = None) -> None:
     """Show the results of one or more runs together.
 
     Rows that runs share, such as the original model's, count once.
@@ -29,15 +23,19 @@ def report(runs: list[Path], output: Path | None = None) -> None:
         output: also write report.md and accuracy.png to this directory.
     """
     rows = distinct_rows(runs)
+
+    from t3d.report.page import write_report
+    from t3d.report.tables import terminal_tables
+
     tables = terminal_tables(rows)
     if output is not None:
         write_report(output, rows)
-    Console().print(tables)
+    show(tables)
     if output is not None:
         print_paths(output, "report.md", "accuracy.png")
 
 
-def generate(
+def generate_command(
     question: str,
     model: str = "mini_teacher",
     decoding: DecodingConfig = DecodingConfig(),  # noqa: B008
@@ -63,6 +61,14 @@ def generate(
     text = (sys.stdin.read() if question == "-" else question).strip()
     if not text:
         raise ValueError("the question is empty; there is nothing to answer")
+
+    from rich.console import Console
+
+    from t3d.decoding.build import generate
+    from t3d.evaluation.calibrate import read_generation_config
+    from t3d.grid import load
+    from t3d.report.trajectories import render_terminal, view_of
+
     lm = load(model)
     if decoding == DecodingConfig():
         decoding = read_generation_config(Path(model)) or decoding
@@ -71,7 +77,7 @@ def generate(
     if room > 0:
         new = min(decoding.max_new_tokens, room)
         decoding = dataclasses.replace(decoding, max_new_tokens=new)
-    (completion,) = decode(lm, [text], decoding, seed=seed)
+    (completion,) = generate(lm, [text], decoding, seed=seed)
     if sys.stdout.isatty() if show_steps is None else show_steps:
         view = view_of(
             completion,

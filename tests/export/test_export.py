@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 
 from t3d.commands.exporting import export as command
 from t3d.evaluation.results import ResultRow, save_results
-from t3d.export import Finding, check, claims, export
-from t3d.export.verify import expected, probe_inputs, run_probe
+from t3d.export.engines import Finding
+from t3d.export.layout import export
+from t3d.export.verify import check, claims, expected, probe_inputs, run_probe
 from t3d.models import LanguageModel, from_pretrained, tiny, wrap
 from t3d.provenance import write_json
 from t3d.tasks import get_task

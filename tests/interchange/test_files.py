@@ -13,14 +13,16 @@ from hypothesis import strategies as st
 
 from t3d.commands.importing import export_rollouts as export_command
 from t3d.commands.importing import import_store
-from t3d.decoding.request import DecodingConfig
-from t3d.interchange import Format, export_rollouts, import_rollouts
+from t3d.decoding.config import DecodingConfig, RolloutConfig
+from t3d.interchange.exporting import export_rollouts
+from t3d.interchange.importing import import_rollouts
+from t3d.interchange.rows import Format
 from t3d.models import LanguageModel, from_pretrained
-from t3d.rollout import RolloutConfig, rollout
+from t3d.rollout import rollout
 from t3d.store import TrajectoryStore
 from t3d.tasks import get_task
-from t3d.training.config import TrainingConfig
-from t3d.training.distill import MethodConfig, distill
+from t3d.training.config import MethodConfig, TrainingConfig
+from t3d.training.distill import distill
 from t3d.trajectory import Trajectory, training_rows
 
 from .conftest import MakeStore, canonical, jetengine
