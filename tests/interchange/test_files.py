@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from t3d.commands.importing import export_rollouts as export_command
-from t3d.commands.importing import import_store
+from t3d.commands.importing import export_rollouts_command, import_command
 from t3d.decoding.config import DecodingConfig, RolloutConfig
 from t3d.interchange.exporting import export_rollouts
 from t3d.interchange.importing import import_rollouts
@@ -324,8 +323,8 @@ def test_the_commands_carry_a_teachers_rollouts_there_and_back(
     store = rollout(
         lm, examples, tmp_path / "store", RolloutConfig(decoding, batch_size=6), progress=False
     )
-    export_command(tmp_path / "store", "mini_teacher", tmp_path / "a.json")
-    import_store(tmp_path / "a.json", "mini_teacher", tmp_path / "again")
+    export_rollouts_command(tmp_path / "store", "mini_teacher", tmp_path / "a.json")
+    import_command(tmp_path / "a.json", "mini_teacher", tmp_path / "again")
     assert f"{tmp_path / 'again'}: 6 of 6 trajectories" in capsys.readouterr().out
     again = TrajectoryStore.open(tmp_path / "again").read()
     assert again == [canonical(row, lm.mask_token_id) for row in store.read()]
