@@ -14,7 +14,7 @@ from t3d import pipeline
 from t3d.commands.common import plan_table, print_paths
 from t3d.compare import compare as run_comparison
 from t3d.grid import load
-from t3d.plan import plan, plan_pretraining, shrink
+from t3d.plan import SMOKE, plan, plan_pretraining, shrink
 from t3d.recipe import CompareConfig, RunConfig
 from t3d.report import comparison_terminal, render_terminal, terminal_tables
 from t3d.rollout import RolloutConfig
@@ -55,6 +55,7 @@ def run(
     config = RunConfig(**recipe)
     if smoke:
         config = shrink(config)
+        print(SMOKE, file=sys.stderr)
     if dry_run:
         Console().print(plan_table(plan(config, rates)))
         return
@@ -64,6 +65,8 @@ def run(
     if not rows:
         return
     console = Console()
+    if smoke:
+        print(SMOKE)
     console.print(terminal_tables(rows))
     if problems:
         question, _, views = problems[0]
@@ -101,11 +104,14 @@ def compare(
     config = CompareConfig(**recipe)
     if smoke:
         config = shrink(config)
+        print(SMOKE, file=sys.stderr)
     if dry_run:
         Console().print(plan_table(plan(config, rates)))
         return
     with redirect_stdout(sys.stderr):
         cells = run_comparison(config, progress=progress)
+    if smoke:
+        print(SMOKE)
     Console().print(comparison_terminal(cells, config.recommended))
     print_paths(config.output, "results.json", "comparison.json", "report.md", "accuracy.png")
 
