@@ -21,6 +21,11 @@ from t3d.training.methods import build_method
 
 UNKNOWN = "unknown"
 _FEW_TOKENS = 32
+SMOKE = (
+    f"t3d: a smoke run: answers are cut at {_FEW_TOKENS} tokens and training is a few steps, "
+    "so accuracies mean nothing"
+)
+"""Stands before and beside the numbers of a shrunken recipe."""
 Recipe = TypeVar("Recipe", bound=RunConfig)
 Row = tuple[str, str, str]
 """Stage, what, value."""

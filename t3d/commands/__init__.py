@@ -41,7 +41,7 @@ _RUNS = {"dest": "runs", "type": Path, "metavar": "RUN", "nargs": "+"}
 _NAMES = {"dest": "names", "type": str, "metavar": "NAME", "nargs": "+"}
 _SOURCE = {"dest": "source", "type": str, "metavar": "SOURCE"}
 _FILE = {"dest": "source", "type": Path, "metavar": "FILE"}
-_QUESTION = {"dest": "question", "type": str, "metavar": "QUESTION"}
+_QUESTION = {"dest": "question", "type": str, "metavar": "QUESTION", "nargs": "?"}
 
 COMMANDS = {
     "run": Command("training.run_command", takes_recipe=True, resumable=True),

@@ -44,12 +44,13 @@ def run_command(
     from rich.console import Console
 
     from t3d import pipeline
-    from t3d.plan import plan, shrink
+    from t3d.plan import SMOKE, plan, shrink
     from t3d.report.tables import terminal_tables
     from t3d.report.trajectories import render_terminal
 
     if smoke:
         config = shrink(config)
+        print(SMOKE, file=sys.stderr)
     if dry_run:
         show(plan_table(plan(config, rates)))
         return
@@ -59,6 +60,8 @@ def run_command(
     if not rows:
         return
     console = Console()
+    if smoke:
+        print(SMOKE)
     console.print(terminal_tables(rows))
     if problems:
         question, _, views = problems[0]
@@ -96,16 +99,19 @@ def compare_command(
     config = CompareConfig(**recipe)
 
     from t3d.compare import compare
-    from t3d.plan import plan, shrink
+    from t3d.plan import SMOKE, plan, shrink
     from t3d.report.comparison import comparison_terminal
 
     if smoke:
         config = shrink(config)
+        print(SMOKE, file=sys.stderr)
     if dry_run:
         show(plan_table(plan(config, rates)))
         return
     with redirect_stdout(sys.stderr):
         cells = compare(config, progress=progress)
+    if smoke:
+        print(SMOKE)
     show(comparison_terminal(cells, config.recommended))
     print_paths(config.output, "results.json", "comparison.json", "report.md", "accuracy.png")
 

@@ -11,12 +11,14 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
 import t3d as package
 from t3d.commands import COMMANDS
 from t3d.models import from_pretrained, tiny, wrap
+from t3d.models.loading import BUILT_IN
 from t3d.recipe import RunConfig
 from t3d.store import TrajectoryStore
 from tests.cli.conftest import Run
@@ -161,6 +163,52 @@ def test_generate(
     options.write_text("decoding: {max_new_tokens: 8}\n")
     from_file = ("generate", "--config", options, "--model", checkpoint, "How many?")
     assert t3d(*from_file).out == plain.out
+
+
+def test_generate_shows_a_problem_of_a_task_as_eval_grades_it(
+    checkpoint: Path, tmp_path: Path, t3d: Run
+) -> None:
+    (tmp_path / "own.jsonl").write_text(
+        '{"question": "How many?", "answer": 3}\n{"question": "Why?", "answer": 4}\n'
+    )
+    one = ["--decoding.denoising_steps", 1, "--decoding.temperature", 1.0, *SHORT]
+    for task in ("mini_gsm", str(tmp_path / "own.jsonl")):
+        output = tmp_path / Path(task).stem
+        settings = "[{denoising_steps: 1, temperature: 1.0, max_new_tokens: 8}]"
+        asked = ("--model", checkpoint, "--task", task)
+        t3d("eval", *asked, "--limit", 2, "--settings", settings, "--output", output)
+        samples = pq.read_table(output / "samples.parquet").to_pylist()
+        problems = package.get_task(task).examples("test", 2)
+        for index, (problem, sample) in enumerate(zip(problems, samples, strict=True)):
+            shown = t3d("generate", *asked, *one, *(["--index", index] if index else []))
+            assert (shown.code, shown.err) == (0, "")
+            right = sample["correct"]
+            assert shown.out == (
+                f"question: {problem.question}\nresponse: {sample['output']}\n"
+                f"gold:     {problem.answer}\n"
+                f"verdict:  {'right' if right else 'wrong (no final answer)'}\n"
+            )
+        beyond = t3d("generate", *asked, "--index", 2)
+        assert (beyond.code == 0) == (task == "mini_gsm")
+    assert "own.jsonl: no problem 2; its split 'test' has 2, from 0 on" in beyond.err
+
+
+def test_the_small_model_answers_its_problems_and_warns_of_others(t3d: Run, tmp_path: Path) -> None:
+    problem = package.get_task("mini_gsm").examples("test", 1)[0]
+    shown = t3d("generate", "--task", "mini_gsm")
+    assert (shown.code, shown.err) == (0, "")
+    assert shown.out.endswith(f"gold:     {problem.answer}\nverdict:  right\n")
+    assert t3d("generate", *SHORT, problem.question).err == ""
+    # A student of it knows no more.
+    student = tmp_path / "student"
+    shutil.copytree(BUILT_IN["mini_teacher"], student)
+    record = json.loads((student / "provenance.json").read_text()) | {"model": "mini_teacher"}
+    (student / "provenance.json").write_text(json.dumps(record | {"config": {}}))
+    for model in ("mini_teacher", student):
+        foreign = t3d("generate", "--model", model, *SHORT, "What is the capital of France?")
+        assert foreign.code == 0
+        assert foreign.err.count("\n") == 1
+        assert f"{model} knows generated word problems of mini_gsm only" in foreign.err
 
 
 def test_a_question_that_looks_like_a_number(checkpoint: Path, t3d: Run) -> None:
