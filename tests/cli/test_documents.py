@@ -20,6 +20,7 @@ import pytest
 
 import t3d as package
 from t3d import cli
+from t3d.commands import COMMANDS
 from t3d.decoding.config import DecodingConfig, Remasking
 from tests.cli.conftest import Run
 
@@ -114,9 +115,9 @@ class Checker:
     def t3d(self, call: list[str], whole: bool) -> None:
         if call in ([], ["COMMAND"], ["--help"], ["--version"]):
             return
-        size = 2 if " ".join(call[:2]) in cli.SUMMARIES else 1
+        size = 2 if " ".join(call[:2]) in COMMANDS else 1
         name, arguments = " ".join(call[:size]), call[size:]
-        assert name in cli.SUMMARIES, f"no command {name!r}"
+        assert name in COMMANDS, f"no command {name!r}"
         recipe = {"run": "demo", "compare": "mini_compare", "pretrain": "mini_teacher"}.get(name)
         filled = {"RECIPE": recipe, "my.yaml": str(self.recipe)}
         arguments = [filled.get(word) or word for word in arguments if word != "..."]
@@ -140,7 +141,7 @@ class Checker:
             function(**settings)
 
     def make(self, targets: list[str], whole: bool) -> None:
-        known = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        known = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert {target for target in targets if "=" not in target} <= {*known}
 
     def python(self, call: list[str], whole: bool) -> None:
@@ -196,8 +197,8 @@ def test_every_command_parses_and_the_quick_ones_run(path: Path, t3d: Run, tmp_p
 
 def test_the_readme_shows_every_command_and_recipe() -> None:
     calls = [" ".join(command[1:]) + " " for command, _ in commands(README) if command[0] == "t3d"]
-    shown = {name for name in cli.SUMMARIES if any(call.startswith(f"{name} ") for call in calls)}
-    assert shown == {*cli.SUMMARIES}
+    shown = {name for name in COMMANDS if any(call.startswith(f"{name} ") for call in calls)}
+    assert shown == {*COMMANDS}
     assert {*inline(README)} >= RECIPES
 
 
