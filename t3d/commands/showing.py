@@ -7,21 +7,14 @@ import json
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
-from t3d.commands.common import distinct_rows, print_paths
-from t3d.decoding.build import make_decoder
-from t3d.decoding.request import DecodingConfig, Request
-from t3d.evaluation.calibrate import read_generation_config
-from t3d.grid import load
-from t3d.models.loading import BUILT_IN
-from t3d.report import render_terminal, terminal_tables, view_of, write_report
+from t3d.commands.common import distinct_rows, print_paths, show
+from t3d.decoding.config import DecodingConfig
 from t3d.rng import derive_key
 from t3d.tasks import Example, Grade, ProtocolName, Split, Task, get_task
 from t3d.tasks.mini_gsm import MiniGSM, is_problem
 
 
-def report(runs: list[Path], output: Path | None = None) -> None:
+def report_command(runs: list[Path], output: Path | None = None) -> None:
     """Show the results of one or more runs together.
 
     Rows that runs share, such as the original model's, count once.
@@ -34,15 +27,19 @@ def report(runs: list[Path], output: Path | None = None) -> None:
         output: also write report.md and accuracy.png to this directory.
     """
     rows = distinct_rows(runs)
+
+    from t3d.report.page import write_report
+    from t3d.report.tables import terminal_tables
+
     tables = terminal_tables(rows)
     if output is not None:
         write_report(output, rows)
-    Console().print(tables)
+    show(tables)
     if output is not None:
         print_paths(output, "report.md", "accuracy.png")
 
 
-def generate(
+def generate_command(
     question: str | None = None,
     model: str = "mini_teacher",
     task: str | None = None,
@@ -90,6 +87,15 @@ def generate(
     else:
         benchmark = get_task(task, data=data, protocol=protocol, unsafe_exec=unsafe_exec)
         problem = _problem(benchmark, split, index)
+
+    from rich.console import Console
+
+    from t3d.decoding.build import make_decoder
+    from t3d.decoding.request import Request
+    from t3d.evaluation.calibrate import read_generation_config
+    from t3d.grid import load
+    from t3d.report.trajectories import render_terminal, view_of
+
     lm = load(model)
     if _only_task(model) == MiniGSM.name and not is_problem(problem.question):
         print(
@@ -148,6 +154,8 @@ def _only_task(model: str) -> str | None:
 
     None for a model that knows more, or of which provenance does not say.
     """
+    from t3d.models.loading import BUILT_IN
+
     path = BUILT_IN.get(model, Path(model)) / "provenance.json"
     if not path.is_file():
         return None

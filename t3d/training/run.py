@@ -9,9 +9,10 @@ from typing import Any
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 
-from t3d.methods import Method
 from t3d.models import LanguageModel
+from t3d.training.arguments import training_arguments
 from t3d.training.config import TrainingConfig
+from t3d.training.methods import Method
 from t3d.training.trainer import DiffusionTrainer, TrainingCallback
 
 
@@ -40,7 +41,7 @@ def fit(
         raise ValueError(
             f"{len(rows)} training sequences are fewer than batch_size={config.batch_size}"
         )
-    arguments = config.arguments(directory, progress=progress)
+    arguments = training_arguments(config, directory, progress=progress)
     trainer = DiffusionTrainer(
         lm,
         method,

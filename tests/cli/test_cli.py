@@ -16,7 +16,6 @@ import pytest
 import yaml
 
 import t3d as package
-from t3d.cli import SUMMARIES
 from t3d.commands import COMMANDS
 from t3d.models import from_pretrained, tiny, wrap
 from t3d.models.loading import BUILT_IN
@@ -28,25 +27,51 @@ ROOT = Path(__file__).parents[2]
 SHORT = ("--decoding.max_new_tokens", 8)
 
 
-def test_the_overview_imports_no_heavy_module() -> None:
-    code = (
-        "import sys, t3d, t3d.cli\n"
-        "try: t3d.cli.main(['--help'])\n"
-        "except SystemExit: pass\n"
-        "heavy = {'torch', 'transformers', 'jsonargparse', 'pyarrow', 'rich'} & set(sys.modules)\n"
-        "assert not heavy, heavy\n"
-    )
+LIGHT = """
+import json, sys
+from t3d.cli import main
+for call in json.loads(sys.argv[1]):
+    try:
+        main(call)
+    except SystemExit:
+        pass
+    heavy = {"torch", "transformers", "pyarrow"} & set(sys.modules)
+    assert not heavy, (call, heavy)
+"""
+RECIPES = sorted((ROOT / "t3d/recipes").glob("*.yaml"))
+
+
+def printing_call(path: Path) -> list[str]:
+    """A call that shows what a recipe says."""
+    keys = set(yaml.safe_load(path.read_text()))
+    call = ["pretrain", path.stem, "--output", "x"]
+    if "methods" in keys:
+        call = ["compare" if "seeds" in keys else "run", path.stem]
+    elif "settings" in keys:
+        call = ["eval", "--config", path.stem, "--model", "x", "--output", "x"]
+    return [*call, "--print_config"]
+
+
+def test_help_and_wrong_calls_and_reports_import_no_torch(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "benchmarks/compare.json", tmp_path / "results.json")
+    (tmp_path / "theirs.json").write_text("[]")
+    run, output = str(tmp_path), str(tmp_path / "output")
+    calls = [["--help"], ["--version"], ["nosuch"], [], ["run"], ["run", "nosuch"], ["generate"]]
+    calls += [[name, "--help"] for name in COMMANDS] + [printing_call(path) for path in RECIPES]
+    calls += [["run", "demo", "--nosuch", "1"], ["train", "--model", "m"], ["eval", "--mod", "m"]]
+    calls += [["run", "demo", "--rollout.decoding.block_size", "0"]]
+    calls += [["report", run, "--output", output], ["frontier", run, "--output", output]]
+    source, written = str(tmp_path / "theirs.json"), str(tmp_path / "ours.jsonl")
+    calls += [["data", "convert", source, "--output", written, "--dataset", "math"]]
     process = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True
+        [sys.executable, "-W", "error", "-c", LIGHT, json.dumps(calls)],
+        capture_output=True,
+        text=True,
     )
     assert process.returncode == 0, process.stderr
-    for name, summary in SUMMARIES.items():
-        assert re.search(rf"^ +{name} +{re.escape(summary)}$", process.stdout, re.MULTILINE)
-
-
-def test_summaries_are_those_of_the_commands() -> None:
-    found = {name: (f.__doc__ or "").splitlines()[0] for name, f in COMMANDS.items()}
-    assert found == SUMMARIES
+    for name, command in COMMANDS.items():
+        line = rf"^ +{name} +{re.escape(command.summary)}$"
+        assert re.search(line, process.stdout, re.MULTILINE)
 
 
 def test_version(t3d: Run) -> None:
@@ -68,7 +93,7 @@ def test_help_teaches(t3d: Run, name: str) -> None:
     assert outcome.code == 0
     assert outcome.err == ""
     text = outcome.out
-    assert SUMMARIES[name] in text
+    assert COMMANDS[name].summary in text
     example = re.search(rf"^  t3d {name} .*$", text, re.MULTILINE)
     assert example
     # No field without an explanation, but for those whose name says it all.
@@ -89,18 +114,13 @@ def test_every_option_of_an_example_exists(t3d: Run) -> None:
             assert known & parents, (name, option)
 
 
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "t3d/recipes").glob("*.yaml")), ids=lambda p: p.stem
-)
-def test_shipped_recipes_are_accepted(t3d: Run, path: Path) -> None:
-    keys = set(yaml.safe_load(path.read_text()))
-    call: tuple[object, ...] = ("pretrain", path, "--output", "x")
-    if "methods" in keys:
-        call = ("compare" if "seeds" in keys else "run", path)
-    elif "settings" in keys:
-        call = ("eval", "--config", path, "--model", "x", "--output", "x")
-    outcome = t3d(*call, "--print_config")
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_shipped_recipes_are_accepted_by_name_and_by_path(t3d: Run, path: Path) -> None:
+    call = printing_call(path)
+    outcome = t3d(*call)
     assert outcome.code == 0, outcome.err
+    by_path = t3d(*(str(path) if word == path.stem else word for word in call))
+    assert by_path.out == outcome.out
 
 
 def test_printed_configuration_is_a_recipe(recipe_file: Path, tmp_path: Path, t3d: Run) -> None:

@@ -20,7 +20,7 @@ import pytest
 
 import t3d as package
 from t3d import cli
-from t3d.decoding.request import DecodingConfig, Remasking
+from t3d.decoding.config import DecodingConfig, Remasking
 from tests.cli.conftest import Run
 
 ROOT = Path(__file__).parents[2]
