@@ -38,7 +38,7 @@ SOURCES = {"t3d.lm_eval": "lm_eval._cli.run"}
 """Modules whose options another one has."""
 OTHERS = ("generate.py", "rename_key.py", "train/self_ddo_sdar_full.py", "train/sft_sdar.py")
 """Files of SDAR, of T3D's authors and of dLLM-RL."""
-FEW = {4000: 32, 500: 32, 300: 2, 100: 8, 50: 2}
+FEW: dict[Any, int] = {4000: 32, 500: 32, 300: 2, 100: 8, 50: 2}
 """Numbers of the examples, and smaller ones to run them with."""
 
 
