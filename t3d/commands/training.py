@@ -116,7 +116,7 @@ def pretrain(
     """Train a small model from nothing, or adapt a checkpoint, such as a converted one.
 
     It learns a task's worked answers, or chats and texts of your own (`data`). A killed run
-    continues from its last saved step when the same command is given again.
+    continues from its last checkpoint when the same command is given again.
 
     Examples:
       t3d pretrain mini_teacher --output runs/teacher
@@ -196,7 +196,7 @@ def train(
 ) -> None:
     """Distill a teacher's trajectories into a student.
 
-    A killed run continues from its last saved step when the same command is given again.
+    A killed run continues from its last checkpoint when the same command is given again.
     This is one round on the trajectories given; `t3d run` walks the rounds of a method.
 
     Example:

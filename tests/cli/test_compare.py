@@ -27,7 +27,7 @@ def comparison(checkpoint: Path) -> dict[str, Any]:
             "naive_td": {"method": "naive_td"},
             "again": {"method": "naive_td", "rounds": 2, "verify": True, "student_decoding": STEPS},
         },
-        "training": base["training"] | {"steps": 4, "save_steps": 0},
+        "training": base["training"] | {"steps": 4},
         "evaluation": base["evaluation"]
         | {"settings": [*base["evaluation"]["settings"], dynamic], "measure_latency": True},
         "seeds": [0, 1],
