@@ -19,7 +19,6 @@ from t3d.models import LanguageModel
 from t3d.training.config import TrainingConfig
 from t3d.training.trainer import DiffusionTrainer, TrainingCallback
 
-
 SAVING_SHARE = 0.1
 """Of the time of training, that writing checkpoints may take."""
 
@@ -61,7 +60,7 @@ def fit(
         attention=config.attention,
         sharding=config.sharding,
     )
-    for callback in (*callbacks, _Saving(config.save_seconds)):
+    for callback in (*callbacks, Saving(config.save_seconds)):
         callback.trainer = trainer
         trainer.add_callback(callback)
     last = _last_checkpoint(directory)
@@ -85,7 +84,7 @@ def remove_checkpoints(directory: Path) -> None:
         directory.rmdir()
 
 
-class _Saving(TrainingCallback):
+class Saving(TrainingCallback):
     """Asks for a checkpoint whenever enough time has passed since the last one."""
 
     def __init__(self, seconds: float) -> None:

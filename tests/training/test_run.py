@@ -12,17 +12,23 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import TrainerControl
 
 from t3d.blocks import BlockLayout
 from t3d.methods import Method, build_method
 from t3d.models import LanguageModel
 from t3d.noising import Noiser, View, Vocabulary
+from t3d.training import run
 from t3d.training.config import TrainingConfig
 from t3d.training.run import fit
 from t3d.trajectory import TrajectoryBatch
@@ -138,6 +144,36 @@ def test_a_finished_run_is_not_trained_further(bench: Any, weights: Weights, tmp
     assert second.state.global_step == 10
     assert second.state.num_input_tokens_seen == first.state.num_input_tokens_seen
     assert all(torch.equal(weights(again)[k], value) for k, value in weights(lm).items())
+
+
+@given(
+    seconds=st.sampled_from([0.0, 30.0]),
+    steps=st.lists(st.tuples(st.floats(0.01, 100), st.floats(0.01, 100)), max_size=40),
+)
+def test_little_is_lost_and_little_time_goes_to_saving(
+    seconds: float, steps: list[tuple[float, float]]
+) -> None:
+    """Steps and checkpoints of any length, on a clock of its own."""
+    arguments = SimpleNamespace(device="cpu")
+    control = TrainerControl()
+    now = saving = lost = 0.0
+    with patch.object(run, "time", SimpleNamespace(monotonic=lambda: now)):
+        callback = run.Saving(seconds)
+        callback.on_train_begin(arguments, None, control)
+        rest = seconds
+        for step, checkpoint in steps:
+            now += step
+            lost += step
+            # What a kill in this step loses.
+            assert lost <= max(seconds, rest) + step + 1e-6
+            callback.on_step_end(arguments, None, control)
+            if control.should_save:
+                assert lost >= rest - 1e-6
+                assert not seconds or saving <= now / 10 + 1e-6
+                now += checkpoint
+                saving += checkpoint
+                callback.on_save(arguments, None, control)
+                lost, rest = 0.0, max(seconds, 9 * checkpoint) if seconds else 0.0
 
 
 SCRIPT = """
