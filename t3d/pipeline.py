@@ -163,7 +163,7 @@ def _finished(
             yield unit
         return
     with pool(config.num_workers) as workers:
-        first = [
+        first: list[Future[Any]] = [
             workers.submit(_record_part, config, (number, config.num_workers))
             for number in range(config.num_workers)
         ]
