@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
 
 from t3d.adapt import with_teacher
+from t3d.decoding.config import DecodingConfig
 from t3d.evaluation.evaluate import Evaluation, Identity
 from t3d.evaluation.results import ORIGINAL, ResultRow, save_results
 from t3d.grid import check_evaluation, evaluate_settings, file_name, identify, load
@@ -24,7 +29,7 @@ from t3d.students import (
     train_student,
 )
 from t3d.tasks import Example
-from t3d.workers import launched
+from t3d.workers import launched, pool
 
 
 def run(config: RunConfig, *, progress: bool = True) -> list[ResultRow]:
@@ -46,16 +51,19 @@ def walk(config: RunConfig, *, progress: bool = True) -> tuple[list[ResultRow], 
     config = with_teacher(config, progress=progress)
     teacher, problems = prepare(config)
     claim(config.output, asdict(config), teacher.weights_hash)
-    record_trajectories(config, teacher, progress=progress)
-    for name, method in config.methods.items():
-        output = config.output / "checkpoints" / name
-        train_student(config, method, config.training, output, progress=progress)
+    units = [Unit(name, config.training.seed, Path(name)) for name in config.methods]
+    # What is timed has the machine to itself.
+    untimed = () if config.evaluation.measure_latency else config.evaluation.settings
+    for _ in finished(config, teacher, units, untimed, progress=progress):
+        pass
     rank, _ = launched()
     if rank > 0:
         return [], []
     evaluations = {
-        name: evaluate_checkpoint(config, name, problems, progress=progress)
-        for name in (ORIGINAL, *config.methods)
+        unit.method: evaluate_unit(
+            config, unit, config.evaluation.settings, timed=True, progress=progress
+        )
+        for unit in (TEACHER, *units)
     }
     rows = [e.row for group in evaluations.values() for e in group]
     record = provenance(
@@ -76,6 +84,8 @@ def prepare(config: RunConfig) -> tuple[LanguageModel, list[Example]]:
     Raises:
         ValueError: for settings that do not fit; nothing has been written then.
     """
+    if config.num_workers > 1 and launched()[1] > 1:
+        raise ValueError("num_workers: the launcher's processes share the work; set it to 1")
     for name, method in config.methods.items():
         if name == ORIGINAL:
             raise ValueError(f"methods: {ORIGINAL!r} is the teacher's own name; choose another")
@@ -96,19 +106,134 @@ def prepare(config: RunConfig) -> tuple[LanguageModel, list[Example]]:
     return teacher, problems
 
 
-def evaluate_checkpoint(
-    config: RunConfig, name: str, problems: Sequence[Example], *, progress: bool
+@dataclass(frozen=True)
+class Unit:
+    """A checkpoint of a recipe: one method with one seed."""
+
+    method: str
+    seed: int
+    path: Path
+    """Below checkpoints/ and evaluation/."""
+
+
+TEACHER = Unit(ORIGINAL, 0, Path(ORIGINAL))
+
+
+def finished(
+    config: RunConfig,
+    teacher: LanguageModel,
+    units: Sequence[Unit],
+    settings: Sequence[DecodingConfig],
+    *,
+    progress: bool,
+) -> Iterator[Unit]:
+    """Units as each is trained and evaluated, by as many processes as the recipe says.
+
+    Args:
+        config: the recipe, whose trajectories are recorded before, and whose teacher is evaluated.
+        teacher: of the recipe.
+        units: to be trained, in this order.
+        settings: those of the recipe that are evaluated beside other work.
+    """
+    with tqdm(total=len(units), desc="students", unit="student", disable=not progress) as bar:
+        for unit in _finished(config, teacher, units, settings, progress=progress):
+            bar.update()
+            bar.set_postfix_str(f"{unit.method}, seed {unit.seed}")
+            yield unit
+
+
+def _finished(
+    config: RunConfig,
+    teacher: LanguageModel,
+    units: Sequence[Unit],
+    settings: Sequence[DecodingConfig],
+    *,
+    progress: bool,
+) -> Iterator[Unit]:
+    if config.num_workers == 1:
+        _, num_processes = launched()
+        # Ranks do not wait for the first one to evaluate.
+        settings = settings if num_processes == 1 else ()
+        record_trajectories(config, teacher, progress=progress)
+        evaluate_unit(config, TEACHER, settings, progress=progress)
+        for unit in units:
+            train_unit(config, unit, progress=progress)
+            evaluate_unit(config, unit, settings, progress=progress)
+            yield unit
+        return
+    with pool(config.num_workers) as workers:
+        first: list[Future[Any]] = [
+            workers.submit(_record_part, config, (number, config.num_workers))
+            for number in range(config.num_workers)
+        ]
+        # What all other rows are compared with.
+        full = [setting for setting in settings if setting == config.evaluation.settings[0]]
+        first.append(workers.submit(evaluate_unit, config, TEACHER, full, progress=False))
+        for job in first:
+            job.result()
+        jobs: dict[Future[Any], Unit] = {}
+
+        def start(unit: Unit, own: Sequence[DecodingConfig]) -> None:
+            for setting in own:
+                jobs[workers.submit(evaluate_unit, config, unit, [setting], progress=False)] = unit
+
+        for unit in units:
+            jobs[workers.submit(train_unit, config, unit, progress=False)] = unit
+        # Settings one by one: nobody waits at the end while another has much to do.
+        trained = {TEACHER}
+        start(TEACHER, [setting for setting in settings if setting not in full])
+        while jobs:
+            for job in wait(jobs, return_when=FIRST_COMPLETED).done:
+                unit = jobs.pop(job)
+                job.result()
+                if unit not in trained:
+                    trained.add(unit)
+                    start(unit, settings)
+                if unit not in jobs.values() and unit != TEACHER:
+                    yield unit
+
+
+def _record_part(config: RunConfig, part: tuple[int, int]) -> None:
+    record_trajectories(config, load(config.model), part=part, progress=False)
+
+
+def train_unit(config: RunConfig, unit: Unit, *, progress: bool) -> None:
+    """Train a student unless it is there."""
+    train_student(
+        config,
+        config.methods[unit.method],
+        replace(config.training, seed=unit.seed),
+        config.output / "checkpoints" / unit.path,
+        progress=progress,
+    )
+
+
+def evaluate_unit(
+    config: RunConfig,
+    unit: Unit,
+    settings: Sequence[DecodingConfig],
+    *,
+    timed: bool = False,
+    progress: bool,
 ) -> list[Evaluation]:
-    """All settings of one checkpoint of the run."""
+    """Evaluate a checkpoint under some of the recipe's settings; the finished ones are read.
+
+    Args:
+        timed: the machine has nothing else to do.
+    """
+    if not settings:
+        return []
     directory = config.output / "evaluation"
-    checkpoint = config.output / "checkpoints" / name
+    checkpoint = config.output / "checkpoints" / unit.path
+    task = config.problem_set()
+    latency = config.evaluation.measure_latency and timed
     return evaluate_settings(
-        config.model if name == ORIGINAL else str(checkpoint),
-        Identity(ORIGINAL) if name == ORIGINAL else identify(checkpoint),
-        config.problem_set(),
-        problems,
-        config.evaluation,
-        directory / name,
+        config.model if unit == TEACHER else str(checkpoint),
+        Identity(ORIGINAL) if unit == TEACHER else identify(checkpoint, unit.method),
+        task,
+        task.examples(config.data.split, config.data.num_problems),
+        replace(config.evaluation, settings=tuple(settings), measure_latency=latency),
+        directory / unit.path,
         full=directory / ORIGINAL / file_name(config.evaluation.settings[0]),
         progress=progress,
     )

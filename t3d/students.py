@@ -58,14 +58,25 @@ def store_path(config: RunConfig, method: MethodConfig) -> Path:
     return config.output / f"trajectories-{digest(decoding)}"
 
 
-def record_trajectories(config: RunConfig, teacher: LanguageModel, *, progress: bool) -> None:
-    """Roll the teacher out once for every way of decoding that a method asks for."""
+def record_trajectories(
+    config: RunConfig,
+    teacher: LanguageModel,
+    *,
+    part: tuple[int, int] | None = None,
+    progress: bool,
+) -> None:
+    """Roll the teacher out once for every way of decoding that a method asks for.
+
+    Args:
+        part: as `rollout` has it.
+    """
     prompts = train_prompts(config)
-    rollout(teacher, prompts, config.output / "trajectories", config.rollout, progress=progress)
+    stores = {config.output / "trajectories": config.rollout}
     for method in config.methods.values():
-        settings, path = own_rollout(config, method), store_path(config, method)
-        if settings != config.rollout and build_method(method).data == "trajectories":
-            rollout(teacher, prompts, path, settings, progress=progress)
+        if build_method(method).data == "trajectories":
+            stores[store_path(config, method)] = own_rollout(config, method)
+    for path, settings in stores.items():
+        rollout(teacher, prompts, path, settings, part=part, progress=progress)
 
 
 def is_trained(checkpoint: Path) -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
 from multiprocessing.queues import SimpleQueue
+from multiprocessing.synchronize import Event
 
 import torch
 
@@ -21,31 +22,42 @@ def launched() -> tuple[int, int]:
 
 @contextmanager
 def pool(num_workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Worker processes, which end with their parent; each has its share of threads and GPUs."""
+    """Worker processes; each has its share of threads and GPUs.
+
+    They end with their parent, and at once where it stops for an error or an interrupt: what they
+    were at is written so that it can be resumed.
+    """
     context = get_context("spawn")
+    stopped = context.Event()
     numbers = context.SimpleQueue()
     for number in range(num_workers):
         numbers.put(number)
     threads = max(1, torch.get_num_threads() // num_workers)
-    executor = ProcessPoolExecutor(
-        num_workers, context, _start, (numbers, threads, torch.cuda.device_count(), os.getpid())
-    )
+    share = (numbers, threads, torch.cuda.device_count())
+    executor = ProcessPoolExecutor(num_workers, context, _start, (*share, stopped, os.getpid()))
     try:
         yield executor
+    except BaseException:
+        stopped.set()
+        raise
     finally:
         executor.shutdown(cancel_futures=True)
 
 
-def _start(numbers: SimpleQueue[int], threads: int, num_devices: int, parent: int) -> None:
-    """Give a worker its share of the machine, and end it with its parent."""
+def _start(
+    numbers: SimpleQueue[int], threads: int, num_devices: int, stopped: Event, parent: int
+) -> None:
+    """Give a worker its share of the machine, and end it when its parent does or says so."""
+    # A terminal interrupts workers as well, and what they would print is not for the user.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     number = numbers.get()
     torch.set_num_threads(threads)
     if num_devices:
         torch.cuda.set_device(number % num_devices)
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
+        while not stopped.wait(0.5) and os.getppid() == parent:
+            pass
         # A worker that went on would work beside the one of a resumed run.
         os._exit(1)
 

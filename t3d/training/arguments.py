@@ -38,9 +38,9 @@ def training_arguments(
         "lr_scheduler_type": "cosine_with_min_lr",
         "lr_scheduler_kwargs": {"min_lr_rate": 0.1},
         "max_grad_norm": config.max_grad_norm,
-        "save_strategy": "steps" if config.save_steps else "no",
-        "save_steps": config.save_steps or 500,
-        "save_total_limit": 2,
+        # `fit` asks for checkpoints by time; an older one goes when a newer one is whole.
+        "save_strategy": "no",
+        "save_total_limit": 1,
         "logging_steps": config.logging_steps,
         "logging_nan_inf_filter": False,
         "report_to": config.report_to or "none",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def comparison(checkpoint: Path) -> dict[str, Any]:
             "naive_td": {"method": "naive_td"},
             "again": {"method": "naive_td", "rounds": 2, "verify": True, "student_decoding": STEPS},
         },
-        "training": base["training"] | {"steps": 4, "save_steps": 0},
+        "training": base["training"] | {"steps": 4},
         "evaluation": base["evaluation"]
         | {"settings": [*base["evaluation"]["settings"], dynamic], "measure_latency": True},
         "seeds": [0, 1],
@@ -75,27 +76,39 @@ def test_later_rounds_train_on_the_students_own_trajectories(finished: Path) -> 
     assert last["seed"] == 0
 
 
-def test_killed_workers_end_and_the_rest_resumes_to_the_same_results(
+def test_stopped_workers_end_and_the_rest_resumes_to_the_same_results(
     finished: Path, tmp_path: Path, t3d: Run
 ) -> None:
     output = tmp_path / "killed"
     recipe_path = finished.parent / "recipe.yaml"
     command = ("compare", recipe_path, "--output", output, "--num_workers", "2")
-    process = start(*command)
     workers: list[str] = []
 
-    def ready() -> bool:
-        workers[:] = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        return (output / "results.json").exists()
+    def in_training() -> bool:
+        return any((output / "checkpoints").glob("*/.seed*.training/checkpoint-*"))
 
-    stop_when(process, ready, signal.SIGKILL)
-    assert len(workers) >= 2
-    deadline = time.monotonic() + 20
-    while any(map(_is_alive, workers)):
-        assert time.monotonic() < deadline, "workers outlive a killed comparison"
-        time.sleep(0.1)
+    # An interrupt of the parent alone, in the middle of a student, and a kill after the first one.
+    for number, ready in (
+        (signal.SIGINT, in_training),
+        (signal.SIGKILL, (output / "results.json").exists),
+    ):
+        process = start(*command)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+
+        def is_time(children: Path = children, ready: Callable[[], bool] = ready) -> bool:
+            workers[:] = children.read_text().split()
+            return ready()
+
+        err = stop_when(process, is_time, number)
+        assert "Traceback" not in err
+        assert len(workers) >= 2
+        deadline = time.monotonic() + 20
+        while any(map(_is_alive, workers)):
+            assert time.monotonic() < deadline, "workers outlive a stopped comparison"
+            time.sleep(0.1)
+        assert len(list(output.glob("checkpoints/*/seed*/provenance.json"))) < 4
     done = list((output / "checkpoints").glob("*/seed*/provenance.json"))
-    assert 1 <= len(done) < 4
+    assert done
     before = {path: path.stat().st_mtime_ns for path in done}
 
     resumed = t3d(*command, "--progress", "false")

@@ -61,11 +61,12 @@ def finished(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def test_a_killed_run_resumes_to_the_same_results(finished: Path, tmp_path: Path) -> None:
     output = tmp_path / "killed"
     command = ("run", finished.parent / "recipe.yaml", "--output", output)
-    training = output / "checkpoints" / ".t3d.training"
-    saved = training / "checkpoint-2" / "reference.safetensors"
-    stop_when(start(*command), saved.exists, signal.SIGKILL)
-    assert (output / "checkpoints" / "naive_td" / "provenance.json").exists()
-    assert not (output / "checkpoints" / "t3d").exists()
+    students = output / "checkpoints"
+    for name, file in (("naive_td", "model.safetensors"), ("t3d", "reference.safetensors")):
+        saved = students / f".{name}.training" / "checkpoint-2" / file
+        stop_when(start(*command), saved.exists, signal.SIGKILL)
+        assert not (students / name).exists()
+    assert (students / "naive_td" / "provenance.json").exists()
     assert not (output / "results.json").exists()
 
     resumed = start(*command)
@@ -75,6 +76,8 @@ def test_a_killed_run_resumes_to_the_same_results(finished: Path, tmp_path: Path
     for name in ("naive_td", "t3d"):
         weights = Path("checkpoints", name, "model.safetensors")
         assert (output / weights).read_bytes() == (finished / weights).read_bytes()
+    # What students resume from goes when they are there.
+    assert sorted(path.name for path in students.iterdir()) == ["naive_td", "t3d"]
     for name in ("results.json", "report.md", "accuracy.png", "trajectories.html"):
         assert (output / name).stat().st_size > 0
         assert str(output / name) in out.splitlines()
