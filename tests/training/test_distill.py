@@ -59,7 +59,6 @@ def test_a_student_that_was_trained_but_not_saved_is_only_saved(bench: Any, tmp_
     ("settings", "message"),
     [
         (MethodConfig("sft", rounds=2), "method sft: rounds: labelled answers are not decoded"),
-        (MethodConfig("t3d", num_sequences=0), "method t3d: num_sequences must be at least 1"),
         (MethodConfig("t4d"), "unknown method 't4d'"),
         (MethodConfig("t3d", objective={"gamma": 1}), "unknown key 'gamma'"),
     ],
@@ -68,3 +67,8 @@ def test_mistakes_are_named(bench: Any, tmp_path: Path, settings: MethodConfig, 
     with pytest.raises(ValueError, match=message):
         distill(bench.model(), bench.rows(4), settings, TRAINING, tmp_path / "s")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_method_trains_on_a_sequence_at_least():
+    with pytest.raises(ValueError, match="method t3d: num_sequences must be at least 1, got 0"):
+        MethodConfig("t3d", num_sequences=0)
