@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import logging
+import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         0; 1 for input that the command cannot use; 2 for a wrong call or recipe; 130 where
         the user stopped it.
     """
+    if argv is None:
+        _silence_libraries()
     name, arguments = _command(sys.argv[1:] if argv is None else argv)
     try:
         function, settings = parse(name, arguments)
@@ -78,6 +83,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\nt3d: stopped{resume}", file=sys.stderr)
         return 130
     return 0
+
+
+def _silence_libraries() -> None:
+    """Keep warnings and notes of libraries off the screen, here and in the processes started."""
+    # Who asks Python for warnings, as tests do, gets them.
+    if sys.warnoptions:
+        return
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    os.environ["PYTHONWARNINGS"] = "ignore"
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"
 
 
 def _command(argv: Sequence[str]) -> tuple[str, list[str]]:

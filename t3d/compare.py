@@ -7,23 +7,24 @@ from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from tqdm import tqdm
-
 from t3d.adapt import with_teacher
 from t3d.decoding.request import DecodingConfig
 from t3d.evaluation.comparison import ORIGINAL, Cell
 from t3d.evaluation.evaluate import Evaluation, Identity, is_finished
 from t3d.grid import evaluate_settings, file_name, identify
-from t3d.pipeline import prepare
+from t3d.pipeline import preparation, prepare
+from t3d.progress import display, hear, stage
 from t3d.provenance import provenance
 from t3d.recipe import CompareConfig
 from t3d.report import write_comparison
-from t3d.students import claim, record_trajectories, train_student
+from t3d.students import claim, record_trajectories, student_work, train_student
 from t3d.tasks import Example
 from t3d.workers import pool
 
 _SHARED = ("model", "task", "data", "rollout", "training", "evaluation")
 """Parts of the recipe that every row depends on; methods and seeds may be added later."""
+_ORIGINAL, _TIMED = f"evaluation of {ORIGINAL}", "evaluation of speed"
+"""Stages beside the students'."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,11 @@ def compare(config: CompareConfig, *, progress: bool = True) -> list[Cell]:
         ValueError: for settings that do not fit, before anything is written, and for a
             directory that holds a comparison under another budget.
     """
+    with display(stages(config), show=progress, num_workers=config.num_workers):
+        return _compare(config, progress=progress)
+
+
+def _compare(config: CompareConfig, *, progress: bool) -> list[Cell]:
     config = with_teacher(config, progress=progress)
     teacher, problems = prepare(config)
     recipe = asdict(config)
@@ -56,17 +62,39 @@ def compare(config: CompareConfig, *, progress: bool = True) -> list[Cell]:
         claim(config.output / "methods" / name, method, teacher.weights_hash)
     record_trajectories(config, teacher, progress=progress)
     original = Unit(ORIGINAL, 0)
-    evaluate_unit(config, original, problems, timed=False, progress=progress)
-    units = [Unit(name, seed) for seed in config.seeds for name in config.methods]
-    with tqdm(total=len(units), desc="students", unit="student", disable=not progress) as bar:
-        for unit in _finished(config, units, progress=progress):
-            bar.update()
-            bar.set_postfix_str(f"{unit.method}, seed {unit.seed}")
-            _write(config, teacher.weights_hash)
-    for unit in (original, *units):
-        evaluate_unit(config, unit, problems, timed=True, progress=progress)
+    with stage(_ORIGINAL):
+        evaluate_unit(config, original, problems, timed=False, progress=progress)
+    units = students(config)
+    for _ in _finished(config, units, progress=progress):
+        _write(config, teacher.weights_hash)
+    with stage(_TIMED):
+        for unit in (original, *units):
+            with stage(f"{unit.method}, seed {unit.seed}"):
+                evaluate_unit(config, unit, problems, timed=True, progress=progress)
     _write(config, teacher.weights_hash)
     return read_cells(config)
+
+
+def students(config: CompareConfig) -> list[Unit]:
+    """Everything that is trained, in order."""
+    return [Unit(name, seed) for seed in config.seeds for name in config.methods]
+
+
+def stages(config: CompareConfig) -> dict[str, dict[str, int]]:
+    """What a comparison has before it, for `t3d.progress`."""
+    units = students(config)
+    is_timed = [_is_timed(setting) for setting in config.evaluation.settings]
+    timed, others = (is_timed.count(which) * config.data.num_problems for which in (True, False))
+    plan = preparation(config) | {_ORIGINAL: {"prompt": others}}
+    for unit in units:
+        work = student_work(config, config.methods[unit.method])
+        plan[_title(config, unit)] = work | {"prompt": work["prompt"] + others}
+    return plan | ({_TIMED: {"prompt": timed * (1 + len(units))}} if timed else {})
+
+
+def _title(config: CompareConfig, unit: Unit) -> str:
+    units = students(config)
+    return f"student {units.index(unit) + 1} of {len(units)}: {unit.method}, seed {unit.seed}"
 
 
 def _is_timed(setting: DecodingConfig) -> bool:
@@ -81,8 +109,8 @@ def _finished(config: CompareConfig, units: Sequence[Unit], *, progress: bool) -
             work(config, unit, progress=progress)
             yield unit
         return
-    with pool(config.num_workers) as workers:
-        futures = {workers.submit(work, config, unit, progress=False): unit for unit in units}
+    with pool(config.num_workers, hear) as workers:
+        futures = {workers.submit(work, config, unit, progress=progress): unit for unit in units}
         for future in as_completed(futures):
             future.result()
             yield futures[future]
@@ -90,15 +118,16 @@ def _finished(config: CompareConfig, units: Sequence[Unit], *, progress: bool) -
 
 def work(config: CompareConfig, unit: Unit, *, progress: bool) -> None:
     """Train one student and evaluate it under the static settings."""
-    train_student(
-        config,
-        config.methods[unit.method],
-        replace(config.training, seed=unit.seed),
-        config.output / "checkpoints" / unit.path,
-        progress=progress,
-    )
-    problems = config.problem_set().examples(config.data.split, config.data.num_problems)
-    evaluate_unit(config, unit, problems, timed=False, progress=progress)
+    with stage(_title(config, unit)):
+        train_student(
+            config,
+            config.methods[unit.method],
+            replace(config.training, seed=unit.seed),
+            config.output / "checkpoints" / unit.path,
+            progress=progress,
+        )
+        problems = config.problem_set().examples(config.data.split, config.data.num_problems)
+        evaluate_unit(config, unit, problems, timed=False, progress=progress)
 
 
 def evaluate_unit(

@@ -13,7 +13,6 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from t3d.decoding.request import DecodingConfig
 from t3d.evaluation.comparison import ORIGINAL
@@ -27,6 +26,7 @@ from t3d.evaluation.evaluate import (
     requests_of,
 )
 from t3d.models import LanguageModel, from_pretrained
+from t3d.progress import bar, hear, stage
 from t3d.recipe import EvaluationConfig
 from t3d.tasks import Example, Task
 from t3d.workers import pool
@@ -113,19 +113,20 @@ def evaluate_settings(
             if full is not None and is_finished(full):
                 teacher = Evaluation.load(full).final_answers
             shards = decoded_shards(path)
-            evaluation = evaluate(
-                model,
-                task,
-                problems,
-                setting,
-                identity,
-                batch_size=config.batch_size,
-                seed=config.seed,
-                teacher_answers=teacher,
-                measure_latency=config.measure_latency,
-                shards=shards,
-                progress=progress,
-            )
+            with stage(describe(setting)):
+                evaluation = evaluate(
+                    model,
+                    task,
+                    problems,
+                    setting,
+                    identity,
+                    batch_size=config.batch_size,
+                    seed=config.seed,
+                    teacher_answers=teacher,
+                    measure_latency=config.measure_latency,
+                    shards=shards,
+                    progress=progress,
+                )
             evaluation.save(path)
             shutil.rmtree(shards.directory)
         evaluations.append(Evaluation.load(path))
@@ -146,8 +147,12 @@ def _decode_shared(
     missing = [(setting, path) for setting, path in paths if not is_finished(path)]
     if not missing:
         return
-    bar = tqdm(total=len(missing) * len(problems), unit="problem", disable=not progress)
-    with pool(num_workers) as workers, bar:
+    num = len(missing) * len(problems)
+    with (
+        pool(num_workers, hear) as workers,
+        stage(f"decoding in {num_workers} processes"),
+        bar("decoding", num, "prompt", show=progress) as count,
+    ):
         shares = [
             workers.submit(_decode_share, model, problems, setting, config, path, rank, num_workers)
             for setting, path in missing
@@ -157,7 +162,7 @@ def _decode_shared(
             for share in shares:
                 if share.done():
                     share.result()
-            bar.update(sum(len(decoded_shards(path)) for _, path in missing) - bar.n)
+            count.advance(sum(len(decoded_shards(path)) for _, path in missing) - count.done)
         for share in shares:
             share.result()
 
@@ -194,6 +199,21 @@ def label(setting: DecodingConfig) -> str:
     if setting.remasking == "low_confidence_dynamic":
         name += f"-{setting.confidence_threshold:g}"
     return f"{name}-temperature{setting.temperature:g}"
+
+
+def describe(setting: DecodingConfig) -> str:
+    """A setting in words."""
+    words = [f"block {setting.window_size}"]
+    if setting.remasking == "low_confidence_dynamic":
+        words.append(f"dynamic > {setting.confidence_threshold:g}")
+    else:
+        words.append(f"{setting.denoising_steps} step{'s' * (setting.denoising_steps > 1)}")
+    default = DecodingConfig()
+    if setting.remasking not in (default.remasking, "low_confidence_dynamic"):
+        words.append(setting.remasking)
+    if setting.temperature != default.temperature:
+        words.append(f"temperature {setting.temperature:g}")
+    return ", ".join(words)
 
 
 def digest(setting: DecodingConfig) -> str:

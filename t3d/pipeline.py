@@ -12,6 +12,7 @@ from t3d.evaluation.evaluate import Evaluation, Identity
 from t3d.evaluation.results import ResultRow, save_results
 from t3d.grid import check_evaluation, evaluate_settings, file_name, identify, load
 from t3d.models import LanguageModel
+from t3d.progress import display, stage
 from t3d.provenance import provenance
 from t3d.recipe import RunConfig
 from t3d.report import Problem, view_of, write_report
@@ -21,6 +22,8 @@ from t3d.students import (
     claim,
     own_rollout,
     record_trajectories,
+    student_work,
+    teacher_rollouts,
     train_prompts,
     train_student,
 )
@@ -44,13 +47,19 @@ def walk(config: RunConfig, *, progress: bool = True) -> tuple[list[ResultRow], 
     Processes that `torchrun` starts share rollouts and training; the first one evaluates, and the
     others return nothing.
     """
+    with display(stages(config), show=progress):
+        return _walk(config, progress=progress)
+
+
+def _walk(config: RunConfig, *, progress: bool) -> tuple[list[ResultRow], list[Problem]]:
     config = with_teacher(config, progress=progress)
     teacher, problems = prepare(config)
     claim(config.output, asdict(config), teacher.weights_hash)
     record_trajectories(config, teacher, progress=progress)
     for name, method in config.methods.items():
         output = config.output / "checkpoints" / name
-        train_student(config, method, config.training, output, progress=progress)
+        with stage(_student(config, name)):
+            train_student(config, method, config.training, output, progress=progress)
     rank, _ = launched()
     if rank > 0:
         return [], []
@@ -69,6 +78,34 @@ def walk(config: RunConfig, *, progress: bool = True) -> tuple[list[ResultRow], 
     shown = _problem_views(teacher, problems[: config.evaluation.num_shown], evaluations)
     write_report(config.output, rows, shown)
     return rows, shown
+
+
+def stages(config: RunConfig) -> dict[str, dict[str, int]]:
+    """What the route has before it, for `t3d.progress`."""
+    problems = len(config.evaluation.settings) * config.data.num_problems
+    return (
+        preparation(config)
+        | {_student(config, name): student_work(config, m) for name, m in config.methods.items()}
+        | {_evaluation(name): {"prompt": problems} for name in (ORIGINAL, *config.methods)}
+    )
+
+
+def preparation(config: RunConfig) -> dict[str, dict[str, int]]:
+    """The stages before the first student."""
+    adapt = config.adapt
+    teacher = {} if adapt is None else {"teacher": {"step": adapt.pretrain.training.steps}}
+    return teacher | {
+        name: {"prompt": config.data.num_prompts} for name in teacher_rollouts(config)
+    }
+
+
+def _student(config: RunConfig, name: str) -> str:
+    number = list(config.methods).index(name) + 1
+    return f"student {number} of {len(config.methods)}: {name}"
+
+
+def _evaluation(name: str) -> str:
+    return f"evaluation of {name}"
 
 
 def prepare(config: RunConfig) -> tuple[LanguageModel, list[Example]]:
@@ -103,16 +140,17 @@ def evaluate_checkpoint(
     """All settings of one checkpoint of the run."""
     directory = config.output / "evaluation"
     checkpoint = config.output / "checkpoints" / name
-    return evaluate_settings(
-        config.model if name == ORIGINAL else str(checkpoint),
-        Identity(ORIGINAL) if name == ORIGINAL else identify(checkpoint),
-        config.problem_set(),
-        problems,
-        config.evaluation,
-        directory / name,
-        full=directory / ORIGINAL / file_name(config.evaluation.settings[0]),
-        progress=progress,
-    )
+    with stage(_evaluation(name)):
+        return evaluate_settings(
+            config.model if name == ORIGINAL else str(checkpoint),
+            Identity(ORIGINAL) if name == ORIGINAL else identify(checkpoint),
+            config.problem_set(),
+            problems,
+            config.evaluation,
+            directory / name,
+            full=directory / ORIGINAL / file_name(config.evaluation.settings[0]),
+            progress=progress,
+        )
 
 
 def _problem_views(

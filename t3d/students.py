@@ -12,6 +12,7 @@ from accelerate import PartialState
 
 from t3d.grid import digest, load
 from t3d.models import LanguageModel
+from t3d.progress import stage
 from t3d.provenance import write_json
 from t3d.recipe import RunConfig
 from t3d.rng import derive_key
@@ -55,14 +56,30 @@ def store_path(config: RunConfig, method: MethodConfig) -> Path:
     return config.output / f"trajectories-{digest(decoding)}"
 
 
-def record_trajectories(config: RunConfig, teacher: LanguageModel, *, progress: bool) -> None:
-    """Roll the teacher out once for every way of decoding that a method asks for."""
-    prompts = train_prompts(config)
-    rollout(teacher, prompts, config.output / "trajectories", config.rollout, progress=progress)
-    for method in config.methods.values():
-        settings, path = own_rollout(config, method), store_path(config, method)
+def teacher_rollouts(config: RunConfig) -> dict[str, tuple[Path, RolloutConfig]]:
+    """The teacher's stores, one for every way of decoding that a method asks for, by its stage."""
+    stores = {"rollout": (config.output / "trajectories", config.rollout)}
+    for name, method in config.methods.items():
+        settings = own_rollout(config, method)
         if settings != config.rollout and method.build().data == "trajectories":
+            stores[f"rollout for {name}"] = store_path(config, method), settings
+    return stores
+
+
+def record_trajectories(config: RunConfig, teacher: LanguageModel, *, progress: bool) -> None:
+    """Roll the teacher out as often as methods need it."""
+    prompts = train_prompts(config)
+    for name, (path, settings) in teacher_rollouts(config).items():
+        with stage(name):
             rollout(teacher, prompts, path, settings, progress=progress)
+
+
+def student_work(config: RunConfig, method: MethodConfig) -> dict[str, int]:
+    """What `train_student` does, at most."""
+    rounds = method.build().rounds
+    prompts = min(method.num_sequences or config.data.num_prompts, config.data.num_prompts)
+    num = min(prompts, config.training.steps // rounds * config.training.batch_size)
+    return {"step": config.training.steps, "prompt": (rounds - 1) * num}
 
 
 def is_trained(checkpoint: Path) -> bool:
@@ -105,36 +122,37 @@ def train_student(
         steps = training.steps // built.rounds + (number < training.steps % built.rounds)
         warmup = round(training.warmup_steps / built.rounds)
         seed = derive_key(training.seed, "round", number) % 2**31
-        if not is_trained(directory):
-            if number == 0:
-                rows = _rows(config, method, student, store_path(config, method))
-            else:
-                num = steps * training.batch_size
-                prompts = _rotated(_prompts(config, method), number, num)
-                settings = replace(own_rollout(config, method, student=True), seed=seed)
-                path = rounds / f"trajectories{number}"
-                own = rollout(student, prompts, path, settings, progress=progress).read()
-                if built.verify:
-                    first = TrajectoryStore.open(store_path(config, method)).read()
-                    own = verified(config.prompt_set(), prompts, student, own, first)
-                rows = training_rows(own)
-            rate = method.learning_rate or training.learning_rate
-            distill(
-                student,
-                rows,
-                replace(method, learning_rate=rate * built.round_rate(number)),
-                replace(training, steps=steps, warmup_steps=warmup, seed=seed),
-                directory,
-                # By default a copy of where the round starts.
-                teacher=load(config.model) if built.objective.needs_teacher else None,
-                callbacks=_watch(config, student),
-                progress=progress,
-            )
+        with stage(f"round {number + 1} of {built.rounds}"):
+            if not is_trained(directory):
+                if number == 0:
+                    rows = _rows(config, method, student, store_path(config, method))
+                else:
+                    num = steps * training.batch_size
+                    prompts = _rotated(_prompts(config, method), number, num)
+                    settings = replace(own_rollout(config, method, student=True), seed=seed)
+                    path = rounds / f"trajectories{number}"
+                    own = rollout(student, prompts, path, settings, progress=progress).read()
+                    if built.verify:
+                        first = TrajectoryStore.open(store_path(config, method)).read()
+                        own = verified(config.prompt_set(), prompts, student, own, first)
+                    rows = training_rows(own)
+                rate = method.learning_rate or training.learning_rate
+                distill(
+                    student,
+                    rows,
+                    replace(method, learning_rate=rate * built.round_rate(number)),
+                    replace(training, steps=steps, warmup_steps=warmup, seed=seed),
+                    directory,
+                    # By default a copy of where the round starts.
+                    teacher=load(config.model) if built.objective.needs_teacher else None,
+                    callbacks=_watch(config, student),
+                    progress=progress,
+                )
         records.append(json.loads((directory / "provenance.json").read_text(encoding="utf-8")))
         if number + 1 < built.rounds:
             student = load(directory)
     # The arguments know the processes, even where all rounds were trained before.
-    if training.arguments(output, progress=False).should_save:
+    if training.arguments(output).should_save:
         _finish(method, training, records, directories[-1], output)
     PartialState().wait_for_everyone()
 
@@ -225,7 +243,7 @@ def check_training(
                 f"method {method.method!r}: {rounds} rounds need as many optimizer steps, "
                 f"got steps={config.steps}"
             )
-    config.arguments(output, progress=False)
+    config.arguments(output)
     if num_sequences < config.batch_size:
         raise ValueError(
             f"{num_sequences} training sequences are fewer than batch_size={config.batch_size}; "

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
 from multiprocessing.queues import SimpleQueue
+from typing import Any
 
-import torch
+_messages: SimpleQueue[Any] | None = None
+"""A worker's way to its parent."""
 
 
 def launched() -> tuple[int, int]:
@@ -19,25 +23,71 @@ def launched() -> tuple[int, int]:
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
+def is_worker() -> bool:
+    """Whether this process is one of a pool."""
+    return _messages is not None
+
+
+def tell(message: object) -> None:
+    """Send a message from a worker to its parent."""
+    assert _messages is not None
+    _messages.put(message)
+
+
 @contextmanager
-def pool(num_workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Worker processes, which end with their parent; each has its share of threads and GPUs."""
+def pool(num_workers: int, hear: Callable[[Any], None]) -> Iterator[ProcessPoolExecutor]:
+    """Worker processes, which end with their parent; each has its share of threads and GPUs.
+
+    Args:
+        hear: called in a thread of its own with whatever workers `tell`.
+    """
+    import torch
+
     context = get_context("spawn")
-    numbers = context.SimpleQueue()
+    numbers, messages = context.SimpleQueue(), context.SimpleQueue()
     for number in range(num_workers):
         numbers.put(number)
     threads = max(1, torch.get_num_threads() // num_workers)
-    executor = ProcessPoolExecutor(
-        num_workers, context, _start, (numbers, threads, torch.cuda.device_count(), os.getpid())
-    )
+    level = logging.root.manager.disable
+    shared = (numbers, messages, threads, torch.cuda.device_count(), os.getpid(), level)
+    executor = ProcessPoolExecutor(num_workers, context, _start, shared)
+    is_over = threading.Event()
+
+    def listen() -> None:
+        last = False
+        while not last:
+            last = is_over.wait(0.1)
+            while not messages.empty():
+                hear(messages.get())
+
+    listener = threading.Thread(target=listen, daemon=True)
+    listener.start()
     try:
         yield executor
     finally:
         executor.shutdown(cancel_futures=True)
+        is_over.set()
+        # A worker that was killed may have sent half a message.
+        listener.join(timeout=1.0)
 
 
-def _start(numbers: SimpleQueue[int], threads: int, num_devices: int, parent: int) -> None:
+def _start(
+    numbers: SimpleQueue[int],
+    messages: SimpleQueue[Any],
+    threads: int,
+    num_devices: int,
+    parent: int,
+    level: int,
+) -> None:
     """Give a worker its share of the machine, and end it with its parent."""
+    import torch
+
+    global _messages
+    _messages = messages
+    # As quiet as its parent.
+    logging.disable(level)
+    # The parent says that it was stopped.
+    signal.signal(signal.SIGINT, lambda *_: os._exit(1))
     number = numbers.get()
     torch.set_num_threads(threads)
     if num_devices:

@@ -23,7 +23,8 @@ from t3d.evaluation.comparison import Cell
 from t3d.evaluation.evaluate import Evaluation
 from t3d.evaluation.results import save_results
 from t3d.evaluation.samples import write_samples
-from t3d.grid import check_evaluation, evaluate_settings, identify, label, load
+from t3d.grid import check_evaluation, describe, evaluate_settings, identify, label, load
+from t3d.progress import display
 from t3d.provenance import provenance, write_json
 from t3d.recipe import EvaluationConfig
 from t3d.report import (
@@ -133,16 +134,19 @@ def _evaluate(
         "measure_latency": config.measure_latency,
     }
     claim(output, recipe, lm.weights_hash)
-    evaluations = evaluate_settings(
-        lm,
-        identity,
-        task,
-        problems,
-        config,
-        output / "evaluation",
-        num_workers=num_workers,
-        progress=progress,
-    )
+    plan = {describe(setting): {"prompt": len(problems)} for setting in config.settings}
+    # Several processes decode all settings in one stage.
+    with display(plan, show=progress and num_workers == 1):
+        evaluations = evaluate_settings(
+            lm,
+            identity,
+            task,
+            problems,
+            config,
+            output / "evaluation",
+            num_workers=num_workers,
+            progress=progress,
+        )
     record = provenance(
         config=recipe | asdict(config),
         seed=config.seed,

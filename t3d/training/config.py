@@ -102,7 +102,7 @@ class TrainingConfig:
         if not 0 <= self.beta2 < 1:
             raise ValueError(f"beta2 must lie in [0, 1), got {self.beta2}")
 
-    def arguments(self, output_dir: Path, *, progress: bool) -> TrainingArguments:
+    def arguments(self, output_dir: Path) -> TrainingArguments:
         """The same settings for transformers' Trainer.
 
         Raises:
@@ -132,7 +132,7 @@ class TrainingConfig:
             "dataloader_drop_last": True,
             "ddp_find_unused_parameters": False,
             "dataloader_pin_memory": torch.accelerator.is_available(),
-            "disable_tqdm": not progress,
+            "disable_tqdm": True,
         }
         clash = sorted(set(self.trainer) & set(own))
         if clash:

@@ -137,7 +137,7 @@ def test_another_way_of_sharding_is_refused(
     if switch is not None:
         monkeypatch.setenv(switch, "true")
     with pytest.raises(ValueError, match=message):
-        config.arguments(tmp_path, progress=False)
+        config.arguments(tmp_path)
 
 
 def test_what_shards_cannot_do_is_refused() -> None:

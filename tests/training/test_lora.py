@@ -45,7 +45,7 @@ def trainer_of(
     lm: LanguageModel, method: Method, rows: Any, directory: Path, **changes: Any
 ) -> DiffusionTrainer:
     settings = replace(SETTINGS, **changes)
-    arguments = settings.arguments(directory, progress=False)
+    arguments = settings.arguments(directory)
     return DiffusionTrainer(lm, method, rows, arguments, [4, 8], lora=settings.lora)
 
 

@@ -71,7 +71,7 @@ def test_the_logged_gradient_norm_is_that_of_the_trained_weights(bench: Any, tmp
         bench.model(),
         METHOD,
         bench.rows(8),
-        settings.arguments(tmp_path, progress=False),
+        settings.arguments(tmp_path),
         [4],
         callbacks=[squares],
         lora=lora,

@@ -145,7 +145,7 @@ def test_the_reference_is_refreshed_at_every_round_and_frozen_between(
         lm,
         build_method("t3d", reference_every=every),
         bench.rows(19),
-        settings.arguments(tmp_path, progress=False),
+        settings.arguments(tmp_path),
         settings.block_sizes,
     )
     watch.trainer = trainer
@@ -175,9 +175,7 @@ def test_one_student_and_one_reference_pass_with_logits_only_at_loss_positions(
     lm = bench.model()
     method, recorder = recorded(build_method("t3d", noiser={"num_views": num_views}))
     settings = config(steps=2, micro_batch_size=2)
-    trainer = DiffusionTrainer(
-        lm, method, bench.rows(19), settings.arguments(tmp_path, progress=False), [4]
-    )
+    trainer = DiffusionTrainer(lm, method, bench.rows(19), settings.arguments(tmp_path), [4])
     assert trainer.reference is not None
     student, reference = count_projections(monkeypatch, lm.model, trainer.reference)
     trainer.train()
@@ -258,9 +256,7 @@ def test_in_bfloat16_a_fresh_reference_equals_the_student(bench: Any, tmp_path: 
     lm = bench.model(dtype=torch.float32)
     settings = config(steps=1, bf16=True, trainer={"use_cpu": True})
     method = build_method("t3d")
-    trainer = DiffusionTrainer(
-        lm, method, bench.rows(8), settings.arguments(tmp_path, progress=False), [4]
-    )
+    trainer = DiffusionTrainer(lm, method, bench.rows(8), settings.arguments(tmp_path), [4])
     assert trainer.reference is not None
     dtypes: list[torch.dtype] = []
     trainer.reference.get_submodule("model.layers.0.mlp.up_proj").register_forward_hook(
