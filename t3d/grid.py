@@ -158,13 +158,13 @@ def _decode_shared(
             for setting, path in missing
             for rank in range(num_workers)
         ]
-        while wait(shares, timeout=1.0, return_when=FIRST_EXCEPTION).not_done:
+        is_waiting = True
+        while is_waiting:
+            is_waiting = bool(wait(shares, timeout=1.0, return_when=FIRST_EXCEPTION).not_done)
             for share in shares:
                 if share.done():
                     share.result()
             count.advance(sum(len(decoded_shards(path)) for _, path in missing) - count.done)
-        for share in shares:
-            share.result()
 
 
 def _decode_share(

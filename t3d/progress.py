@@ -51,7 +51,7 @@ class Stage:
     counted: Counter[str] = field(default_factory=Counter)
     """What of it no earlier run did, and `seconds` that it took."""
     seconds: dict[str, float] = field(default_factory=dict)
-    began: float = field(default_factory=time.monotonic)
+    began: float = 0.0
     took: float = 0.0
     _last: float = 0.0
     _told: float = 0.0
@@ -138,10 +138,12 @@ class Display:
         for unit, counted in stage.counted.items():
             # A batch ends almost at once: its first answers say nothing of the pace.
             took, planned = stage.seconds[unit], self.plan.get(name, stage.passed)[unit]
-            if 4 * counted >= planned or took > _PACE_SECONDS:
+            if counted and (4 * counted >= planned or took > _PACE_SECONDS):
                 self.pace[unit] = took / counted
         if stage.is_over:
-            self._print(self._result(stage))
+            # Where an earlier run did all, there is nothing to say.
+            if stage.counted.total():
+                self._print(self._result(stage))
         elif self._live is None:
             self._tell(stage)
 
@@ -157,7 +159,9 @@ class Display:
 
     def _result(self, stage: Stage) -> str:
         work = " and ".join(f"{number} {unit}s" for unit, number in stage.passed.items())
-        return ", ".join([f"{self._title(stage)}: {work} in {_clock(stage.took)}", *stage.numbers[:2]])
+        return ", ".join(
+            [f"{self._title(stage)}: {work} in {_clock(stage.took)}", *stage.numbers[:2]]
+        )
 
     def _print(self, line: str) -> None:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -191,13 +195,9 @@ class Display:
     def _all_left(self) -> list[str]:
         """The time until the last stage ends, once every kind of work ahead was seen."""
         ahead: Counter[str] = Counter()
-        # An earlier run has finished what did not begin before something that did.
-        for name, work in reversed(self.plan.items()):
-            if name in self.stages:
-                break
-            ahead += work
-        for stage in self._active():
-            ahead += self.plan.get(stage.names[0], Counter()) - stage.passed
+        for name, work in self.plan.items():
+            stage = self.stages.get(name, Stage([name]))
+            ahead += Counter() if stage.is_over else work - stage.passed
         if len(self.plan) < 2 or not ahead.keys() <= self.pace.keys():
             return []
         seconds = sum(self.pace[unit] * number for unit, number in ahead.items())
@@ -243,13 +243,11 @@ def stage(name: str) -> Iterator[None]:
         finally:
             _stage.names.pop()
         return
-    _stage = Stage([name])
+    _stage = Stage([name], began=time.monotonic())
     try:
         yield
         _stage.is_over = True
-        # Where an earlier run did all, there is nothing to say.
-        if _stage.counted:
-            _stage.publish()
+        _stage.publish()
     finally:
         _stage = None
 

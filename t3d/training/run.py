@@ -98,9 +98,8 @@ class _Report(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.count.advance()
 
-    def on_log(
-        self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any
-    ) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        logs: dict[str, float] = kwargs["logs"]
         found = {label: logs[name] for name, label in _SHOWN.items() if name in logs}
         if "loss" in found:
             (before, then), now = self.since, (state.num_input_tokens_seen, time.monotonic())

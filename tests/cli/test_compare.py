@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import time
 from pathlib import Path
@@ -87,8 +88,16 @@ def test_killed_workers_end_and_the_rest_resumes_to_the_same_results(
         workers[:] = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         return (output / "results.json").exists()
 
-    stop_when(process, ready, signal.SIGKILL)
+    shown = stop_when(process, ready, signal.SIGKILL)
     assert len(workers) >= 2
+    # The parent tells what its workers do.
+    for line in (
+        r"stage 1 of 7: rollout: 16 prompts in .*",
+        r"stage 3 of 7: student 1 of 4: again, seed 0, round 1 of 2: 0/2 steps.*",
+        r"stage 4 of 7: student 2 of 4: naive_td, seed 0: 0/4 steps.*",
+    ):
+        assert re.search(f"^{line}$", shown, re.MULTILINE), shown
+    assert not {"\r", "\x1b"} & set(shown)
     deadline = time.monotonic() + 20
     while any(map(_is_alive, workers)):
         assert time.monotonic() < deadline, "workers outlive a killed comparison"
@@ -130,7 +139,9 @@ def test_what_stops_a_worker_stops_the_comparison(finished: Path, tmp_path: Path
     command = ("compare", finished.parent / "recipe.yaml", "--output", tmp_path / "wild")
     stopped = t3d(*command, "--num_workers", 2, "--training.learning_rate", "1e30")
     assert stopped.code == 1
-    assert "is not finite; lower learning_rate" in stopped.err.splitlines()[-1]
+    *shown, last = stopped.err.splitlines()
+    assert "is not finite; lower learning_rate" in last
+    assert any(re.search(r"student .*: stopped at \d/\d steps", line) for line in shown)
 
 
 @pytest.mark.parametrize(
