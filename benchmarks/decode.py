@@ -29,11 +29,12 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.peer_decode import serve
-from t3d.bench.decode import DecodeSettings, Engine, Run, make_engine, passes_per_block
-from t3d.bench.subject import Shape, ordinary_ids, random_model
+from t3d.bench.config import DecodeSettings, Engine, Shape
+from t3d.bench.decode import Run, make_engine, passes_per_block
+from t3d.bench.subject import ordinary_ids, random_model
 from t3d.bench.tables import head as file_head
-from t3d.decoding import Request
-from t3d.export import export
+from t3d.decoding.request import Request
+from t3d.export.layout import export
 from t3d.models import LanguageModel, from_pretrained
 from t3d.provenance import write_json
 

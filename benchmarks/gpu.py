@@ -18,9 +18,10 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from t3d.blocks import BlockLayout
+from t3d.decoding.config import DecodingConfig
 from t3d.decoding.engine import BlockDecoder
 from t3d.decoding.oracle import decode_one
-from t3d.decoding.request import DecodingConfig, Request
+from t3d.decoding.request import Request
 from t3d.models import SDARConfig, SDARForCausalLM, tiny
 from t3d.models.attention import attention_mask
 

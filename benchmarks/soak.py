@@ -16,7 +16,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from t3d.decoding import BlockDecoder, Completion, DecodingConfig, Request
+from t3d.decoding.config import DecodingConfig
+from t3d.decoding.engine import BlockDecoder
+from t3d.decoding.request import Completion, Request
 from t3d.models import tiny
 from t3d.provenance import write_json
 

@@ -24,12 +24,12 @@ from rich.table import Table
 
 from t3d.bench.roofline import peak_bytes
 from t3d.bench.train import PROMPT, RESPONSE, Clock, random_trajectories
-from t3d.methods import build_method
 from t3d.models import from_pretrained, tiny, wrap
 from t3d.provenance import write_json
 from t3d.tasks import get_task
 from t3d.tasks.tokenizer import train_tokenizer
-from t3d.training.config import TrainingConfig
+from t3d.training.config import MethodConfig, TrainingConfig
+from t3d.training.methods import build_method
 from t3d.training.run import fit
 from t3d.trajectory import Trajectory, training_rows
 
@@ -85,7 +85,7 @@ def run_ours(job: dict[str, Any]) -> dict[str, Any]:
         logging_steps=1,
         trainer={"use_cpu": True} if job["device"] == "cpu" else {},
     )
-    clock, method = Clock(), build_method("t3d")
+    clock, method = Clock(), build_method(MethodConfig("t3d"))
     with tempfile.TemporaryDirectory() as folder:
         rows = training_rows(trajectories)
         trainer = fit(lm, method, rows, config, Path(folder), callbacks=[clock], progress=False)

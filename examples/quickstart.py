@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import t3d
-from t3d.rollout import RolloutConfig, rollout
+from t3d.decoding.config import RolloutConfig
+from t3d.rollout import rollout
 
 task = t3d.get_task("mini_gsm")
 run = Path("runs/quickstart")

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from t3d.decoding.build import generate, make_decoder
-    from t3d.decoding.request import DecodingConfig, Request
+    from t3d.decoding.config import DecodingConfig, RolloutConfig
+    from t3d.decoding.request import Request
     from t3d.evaluation.evaluate import evaluate
     from t3d.models.loading import LanguageModel, from_pretrained
     from t3d.pipeline import run
     from t3d.recipe import RunConfig
-    from t3d.rollout import RolloutConfig
     from t3d.store import TrajectoryStore
     from t3d.tasks import get_task
-    from t3d.training.config import TrainingConfig
-    from t3d.training.distill import MethodConfig, distill
+    from t3d.training.config import MethodConfig, TrainingConfig
+    from t3d.training.distill import distill
     from t3d.trajectory import training_rows
 
 __version__ = "0.1.0"
@@ -45,11 +45,11 @@ __all__ = [
 ]
 
 _HOME = {
-    "DecodingConfig": "decoding.request",
+    "DecodingConfig": "decoding.config",
     "LanguageModel": "models.loading",
-    "MethodConfig": "training.distill",
+    "MethodConfig": "training.config",
     "Request": "decoding.request",
-    "RolloutConfig": "rollout",
+    "RolloutConfig": "decoding.config",
     "RunConfig": "recipe",
     "TrainingConfig": "training.config",
     "TrajectoryStore": "store",

@@ -8,8 +8,9 @@ from typing import TypeVar
 
 from t3d.models.convert import convert
 from t3d.progress import stage
+from t3d.provenance import claim
 from t3d.recipe import RunConfig
-from t3d.students import check_training, claim, is_trained
+from t3d.students import check_training, is_trained
 from t3d.training.pretrain import pretrain
 from t3d.workers import launched
 

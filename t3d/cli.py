@@ -10,52 +10,20 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from t3d import __version__
+from t3d.commands import COMMANDS
+from t3d.suggest import did_you_mean
 
-# Here and not in the docstrings alone, so that `t3d --help` imports no torch.
-SUMMARIES = {
-    "run": "Walk the whole route of a recipe: rollout, distill, evaluate, report.",
-    "compare": "Train every method of a recipe with every seed, and compare them.",
-    "convert": "Make a block-diffusion checkpoint of an autoregressive chat model.",
-    "pretrain": "Train a small model from nothing, or adapt a checkpoint, such as a converted one.",
-    "rollout": "Let a teacher decode prompts, and record every step in a trajectory store.",
-    "train": "Distill a teacher's trajectories into a student.",
-    "eval": "Measure accuracy and speed of one checkpoint under several decoding settings.",
-    "frontier": "Accuracy against speed: every setting of one or more runs in one figure.",
-    "calibrate": "Find the fastest setting that keeps accuracy, and make it the default.",
-    "lm-eval": "Run generative tasks of lm-evaluation-harness on a checkpoint.",
-    "analyze": "Measure on-policy risk and conditional total correlation on visited states.",
-    "report": "Show the results of one or more runs together.",
-    "generate": "Answer one question.",
-    "export": "Write a checkpoint for transformers, SGLang and LMDeploy, or check such a folder.",
-    "import": "Turn rollout JSON of T3D's authors, or of dLLM-RL, into a trajectory store.",
-    "export-rollouts": "Turn a trajectory store into rollout JSON of T3D's authors or of dLLM-RL.",
-    "bench decode": "Measure how fast a model decodes on this machine.",
-    "bench train": "Measure how fast a method trains on this machine.",
-    "data download": "Fetch benchmarks from the Hugging Face Hub, and check their content.",
-    "data convert": "Turn a file in the format of T3D's authors into one that t3d reads.",
-}
-RECIPES = ("run", "compare", "pretrain")
-"""Commands whose first argument is a recipe."""
-RESUMABLE = (
-    "run", "compare", "pretrain", "rollout", "train", "eval", "calibrate", "data download"
-)  # fmt: skip
 SWITCHES = ("dry_run", "smoke", "untie")
 """Options that need no value."""
-POSITIONALS: dict[str, dict[str, Any]] = {
-    "frontier": {"dest": "runs", "type": Path, "metavar": "RUN", "nargs": "+"},
-    "report": {"dest": "runs", "type": Path, "metavar": "RUN", "nargs": "+"},
-    "data download": {"dest": "names", "type": str, "metavar": "NAME", "nargs": "+"},
-    "data convert": {"dest": "source", "type": Path, "metavar": "SOURCE"},
-    "convert": {"dest": "source", "type": str, "metavar": "SOURCE"},
-    "import": {"dest": "source", "type": Path, "metavar": "FILE"},
-    "generate": {"dest": "question", "type": str, "metavar": "QUESTION"},
-}
 
 _CLASS = re.compile(r"<class\s+'(?:\w+\.)*(\w+)'>")
+_UNKNOWN = re.compile(r"[Uu]nrecognized arguments: --([^\s=]+)|[Oo]ption '([^']+)' is not accepted")
+_QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,8 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     if argv is None:
         _silence_libraries()
-    name, arguments = _command(sys.argv[1:] if argv is None else argv)
+    name = ""
+    for variable, value in _QUIET.items():
+        os.environ.setdefault(variable, value)
     try:
+        name, arguments = _command(sys.argv[1:] if argv is None else argv)
         function, settings = parse(name, arguments)
         function(**settings)
     except argparse.ArgumentError as error:
@@ -79,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"t3d: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        resume = "; run the same command again to resume" if name in RESUMABLE else ""
+        resumable = name in COMMANDS and COMMANDS[name].resumable
+        resume = "; run the same command again to resume" if resumable else ""
         print(f"\nt3d: stopped{resume}", file=sys.stderr)
         return 130
     return 0
@@ -93,30 +65,41 @@ def _silence_libraries() -> None:
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     os.environ["PYTHONWARNINGS"] = "ignore"
-    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"
 
 
 def _command(argv: Sequence[str]) -> tuple[str, list[str]]:
     """The command's name and its arguments; prints the overview itself."""
-    width = max(map(len, SUMMARIES))
-    commands = "\n".join(f"  {name:{width}}  {line}" for name, line in SUMMARIES.items())
+    words = list(argv)
+    if " ".join(words[:2]) in COMMANDS:
+        words[:2] = [" ".join(words[:2])]
+    if words and words[0] in COMMANDS:
+        return words[0], words[1:]
     parser = argparse.ArgumentParser(
         prog="t3d",
         usage="t3d COMMAND ...",
-        description="Few-step decoding for block-diffusion language models.\n\n"
-        f"commands:\n{commands}\n\n"
-        "Example: t3d run demo\n`t3d COMMAND --help` shows all options of a command.",
+        description=_overview() if {"-h", "--help"} & set(words[:1]) else "",
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"t3d {__version__}")
-    parser.add_argument("command", choices=SUMMARIES, metavar="COMMAND", help=argparse.SUPPRESS)
+    parser.add_argument("command", metavar="COMMAND", help=argparse.SUPPRESS)
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
-    words = list(argv)
-    if " ".join(words[:2]) in SUMMARIES:
-        words[:2] = [" ".join(words[:2])]
-    parsed = parser.parse_args(words)
-    return parsed.command, parsed.arguments
+    name = parser.parse_args(words).command
+    subcommands = [known for known in COMMANDS if known.startswith(f"{name} ")]
+    meant = f"; did you mean {' or '.join(subcommands)}?" if subcommands else ""
+    meant = meant or did_you_mean(name, COMMANDS) or "; `t3d --help` lists them"
+    parser.exit(2, f"t3d: error: unknown command {name!r}{meant}\n")
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:{width}}  {c.summary}" for name, c in COMMANDS.items())
+    return (
+        "Few-step decoding for block-diffusion language models.\n\n"
+        f"commands:\n{commands}\n\n"
+        "Example: t3d run demo\n`t3d COMMAND --help` shows all options of a command."
+    )
 
 
 def parse(name: str, arguments: Sequence[str]) -> tuple[Callable[..., None], dict[str, Any]]:
@@ -127,14 +110,6 @@ def parse(name: str, arguments: Sequence[str]) -> tuple[Callable[..., None], dic
         ValueError: for a value that its dataclass refuses.
     """
     import jsonargparse
-    from huggingface_hub.utils import logging as hub_logging
-    from transformers.utils import logging
-
-    from t3d.commands import COMMANDS
-
-    hub_logging.set_verbosity_error()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
 
     class Formatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
         """Keeps the examples' lines, and names types as they are written."""
@@ -142,9 +117,9 @@ def parse(name: str, arguments: Sequence[str]) -> tuple[Callable[..., None], dic
         def format_help(self) -> str:
             return _CLASS.sub(r"\1", super().format_help())
 
-    function = COMMANDS[name]
-    positional = POSITIONALS.get(name, {})
-    first = "RECIPE " if name in RECIPES else ""
+    command = COMMANDS[name]
+    function, positional = command.function, dict(command.positional)
+    first = "RECIPE " if command.takes_recipe else ""
     last = f" {positional['metavar']}" if positional else ""
     parser = jsonargparse.ArgumentParser(
         prog=f"t3d {name}",
@@ -152,32 +127,60 @@ def parse(name: str, arguments: Sequence[str]) -> tuple[Callable[..., None], dic
         description=(inspect.getdoc(function) or "").split("\n\nArgs:")[0],
         formatter_class=Formatter,
         exit_on_error=False,
+        allow_abbrev=False,
     )
     what = "RECIPE under another name" if first else "YAML file with any of the keys below"
     parser.add_argument("--config", action="config", help=f"{what}; options override it.")
     skip = set()
     if positional:
-        options = {key: value for key, value in positional.items() if key != "dest"}
-        parser.add_argument(positional["dest"], **options)
-        skip.add(positional["dest"])
+        skip.add(positional.pop("dest"))
+        parser.add_argument(*skip, **positional)
     parser.add_function_arguments(function, as_group=False, skip=skip)
-    arguments = [_spelled(argument) for argument in arguments]
+    arguments = [part for argument in arguments for part in _spelled(argument)]
     if first and arguments and not arguments[0].startswith("-"):
         arguments.insert(0, "--config")
     elif first and not {"-h", "--help", "--config"} & set(arguments):
-        raise argparse.ArgumentError(None, f"the recipe comes first: t3d {name} RECIPE.yaml")
-    settings = parser.instantiate(parser.parse_args(arguments)).as_dict()
+        raise argparse.ArgumentError(None, f"the recipe comes first: t3d {name} RECIPE")
+    for number, argument in enumerate(arguments[:-1]):
+        if argument == "--config":
+            arguments[number + 1] = _recipe(arguments[number + 1])
+    try:
+        settings = parser.instantiate(parser.parse_args(arguments)).as_dict()
+    except argparse.ArgumentError as error:
+        unknown = _UNKNOWN.search(str(error))
+        keys = parser.get_defaults().keys(branches=True)
+        meant = did_you_mean(unknown[1] or unknown[2], keys) if unknown else ""
+        raise argparse.ArgumentError(None, f"{error}{meant}") from None
     settings.pop("config", None)
     return function, settings
 
 
-def _spelled(argument: str) -> str:
+def _recipe(name: str) -> str:
+    """The path of a recipe that is given by its path, or by the name of one that ships.
+
+    Raises:
+        argparse.ArgumentError: for a bare name that is neither.
+    """
+    shipped = files("t3d") / "recipes"
+    path = shipped / f"{name}.yaml"
+    if Path(name).exists() or Path(name).name != name or Path(name).suffix in (".yaml", ".yml"):
+        return name
+    if path.is_file():
+        return str(path)
+    known = sorted(p.name.removesuffix(".yaml") for p in shipped.iterdir() if p.is_file())
+    meant = did_you_mean(name, known) or f"; those that ship are {', '.join(known)}"
+    raise argparse.ArgumentError(None, f"no recipe file or shipped recipe {name!r}{meant}")
+
+
+def _spelled(argument: str) -> list[str]:
     """An option with underscores, as its key is spelled, and a switch with its value."""
     if not argument.startswith("--"):
-        return argument
+        return [argument]
     key, equals, value = argument.partition("=")
     key = "--" + key[2:].replace("-", "_")
-    return f"{key}=true" if not equals and key[2:] in SWITCHES else key + equals + value
+    if key == "--config" and equals:
+        return [key, value]
+    return [f"{key}=true" if not equals and key[2:] in SWITCHES else key + equals + value]
 
 
 def _sentence(message: str) -> str:

@@ -8,16 +8,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from t3d.adapt import with_teacher
-from t3d.decoding.request import DecodingConfig
-from t3d.evaluation.comparison import ORIGINAL, Cell
+from t3d.decoding.config import DecodingConfig
 from t3d.evaluation.evaluate import Evaluation, Identity, is_finished
+from t3d.evaluation.results import ORIGINAL, Cell
 from t3d.grid import evaluate_settings, file_name, identify
 from t3d.pipeline import preparation, prepare
 from t3d.progress import display, hear, stage
-from t3d.provenance import provenance
+from t3d.provenance import claim, provenance
 from t3d.recipe import CompareConfig
-from t3d.report import write_comparison
-from t3d.students import claim, record_trajectories, student_work, train_student
+from t3d.report.comparison import write_comparison
+from t3d.students import record_trajectories, student_work, train_student
 from t3d.tasks import Example
 from t3d.workers import pool
 

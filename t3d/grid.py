@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, wait
 from dataclasses import asdict
@@ -14,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from t3d.decoding.request import DecodingConfig
-from t3d.evaluation.comparison import ORIGINAL
+from t3d.decoding.config import DecodingConfig
+from t3d.evaluation.config import EvaluationConfig
 from t3d.evaluation.evaluate import (
     Evaluation,
     Identity,
@@ -25,10 +26,12 @@ from t3d.evaluation.evaluate import (
     is_finished,
     requests_of,
 )
+from t3d.evaluation.results import ORIGINAL, save_results
+from t3d.evaluation.samples import write_samples
 from t3d.models import LanguageModel, from_pretrained
-from t3d.progress import bar, hear, stage
-from t3d.recipe import EvaluationConfig
-from t3d.tasks import Example, Task
+from t3d.progress import bar, display, hear, stage
+from t3d.provenance import claim, provenance
+from t3d.tasks import Example, Split, Task
 from t3d.workers import pool
 
 
@@ -80,6 +83,76 @@ def identify(checkpoint: Path, name: str | None = None) -> Identity:
     return Identity(
         name or checkpoint.name, facts["seed"], facts["optimizer_steps"], facts["tokens_seen"]
     )
+
+
+def evaluate_into(
+    model: str,
+    name: str | None,
+    task: Task,
+    split: Split,
+    limit: int,
+    config: EvaluationConfig,
+    output: Path,
+    num_workers: int,
+    *,
+    progress: bool,
+) -> list[Evaluation]:
+    """Evaluate a grid into a directory, with the rows in results.json and all samples beside."""
+    if num_workers < 1:
+        raise ValueError(f"num_workers must be at least 1, got {num_workers}")
+    problems = task.examples(split, limit)
+    lm = load(model)
+    cut = check_evaluation(lm, problems, config)
+    if cut:
+        print(
+            f"t3d: {cut} of {len(problems)} prompts leave less room than max_new_tokens in "
+            f"{lm.name}'s {lm.model.config.max_position_embeddings} positions; their answers "
+            "are cut earlier",
+            file=sys.stderr,
+        )
+    identity = identify(Path(model), name)
+    recipe = {
+        "model": model,
+        "task": task.name,
+        "split": split,
+        "limit": limit,
+        "problems": _problems_digest(problems),
+        "identity": asdict(identity),
+        "batch_size": config.batch_size,
+        "seed": config.seed,
+        "measure_latency": config.measure_latency,
+    }
+    claim(output, recipe, lm.weights_hash)
+    plan = {describe(setting): {"prompt": len(problems)} for setting in config.settings}
+    # Several processes decode all settings in one stage.
+    with display(plan, show=progress and num_workers == 1):
+        evaluations = evaluate_settings(
+            lm,
+            identity,
+            task,
+            problems,
+            config,
+            output / "evaluation",
+            num_workers=num_workers,
+            progress=progress,
+        )
+    record = provenance(
+        config=recipe | asdict(config),
+        seed=config.seed,
+        model=model,
+        weights_hash=lm.weights_hash,
+    )
+    named = zip(map(label, config.settings), evaluations, strict=True)
+    union = [(name, sample) for name, evaluation in named for sample in evaluation.samples]
+    write_samples(output / "samples.parquet", union)
+    save_results(output / "results.json", [e.row for e in evaluations], record)
+    return evaluations
+
+
+def _problems_digest(problems: Sequence[Example]) -> str:
+    """sha256 over all that the model or the grader sees of the problems."""
+    seen = [[e.id, e.question, e.prefix, e.verbatim, e.answer] for e in problems]
+    return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
 
 
 def evaluate_settings(

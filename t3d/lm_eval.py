@@ -19,7 +19,8 @@ from typing import Any, NoReturn
 import torch
 
 from t3d.decoding.build import make_decoder
-from t3d.decoding.request import Completion, DecodingConfig, Request
+from t3d.decoding.config import DecodingConfig
+from t3d.decoding.request import Completion, Request
 from t3d.evaluation.metrics import decoding_metrics
 from t3d.models.loading import LanguageModel, from_pretrained
 from t3d.progress import bar

@@ -7,19 +7,18 @@ from dataclasses import asdict
 from pathlib import Path
 
 from t3d.adapt import with_teacher
-from t3d.evaluation.comparison import ORIGINAL
 from t3d.evaluation.evaluate import Evaluation, Identity
-from t3d.evaluation.results import ResultRow, save_results
+from t3d.evaluation.results import ORIGINAL, ResultRow, save_results
 from t3d.grid import check_evaluation, evaluate_settings, file_name, identify, load
 from t3d.models import LanguageModel
 from t3d.progress import display, stage
-from t3d.provenance import provenance
+from t3d.provenance import claim, provenance
 from t3d.recipe import RunConfig
-from t3d.report import Problem, view_of, write_report
+from t3d.report.page import write_report
+from t3d.report.trajectories import Problem, view_of
 from t3d.rollout import encode_prompts
 from t3d.students import (
     check_training,
-    claim,
     own_rollout,
     record_trajectories,
     student_work,

@@ -16,11 +16,16 @@ from t3d.adapt import teacher_path
 from t3d.models.families import family_of
 from t3d.models.loading import BUILT_IN
 from t3d.recipe import CompareConfig, RunConfig
-from t3d.training.config import TrainingConfig
-from t3d.training.pretrain import PretrainConfig
+from t3d.training.config import PretrainConfig, TrainingConfig
+from t3d.training.methods import build_method
 
 UNKNOWN = "unknown"
 _FEW_TOKENS = 32
+SMOKE = (
+    f"t3d: a smoke run: answers are cut at {_FEW_TOKENS} tokens and training is a few steps, "
+    "so accuracies mean nothing"
+)
+"""Stands before and beside the numbers of a shrunken recipe."""
 Recipe = TypeVar("Recipe", bound=RunConfig)
 Row = tuple[str, str, str]
 """Stage, what, value."""
@@ -89,7 +94,7 @@ def plan(config: RunConfig, rates: Path | None = None) -> list[Row]:
         ("rollout", "memory of keys and values", _cache(shape, config)),
         ("rollout", "time", measured.decoding(new, decoding.denoising_steps)),
     ]
-    built = {name: method.build() for name, method in config.methods.items()}
+    built = {name: build_method(method) for name, method in config.methods.items()}
     num_students = len(built) * (len(config.seeds) if isinstance(config, CompareConfig) else 1)
     copies = 1 + max(
         (m.objective.needs_reference + m.objective.needs_teacher for m in built.values()), default=0

@@ -93,3 +93,33 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON as `write_bytes` does."""
     write_bytes(path, (json.dumps(value, indent=1) + "\n").encode())
+
+
+def claim(directory: Path, recipe: dict[str, Any], weights_hash: str | None) -> None:
+    """Record in a new directory what will be made there, or check that it is the same.
+
+    Raises:
+        ValueError: if something else was made there, or the directory cannot be.
+    """
+    path = directory / "recipe.json"
+    recipe = json.loads(json.dumps(recipe, default=str)) | {"weights_hash": weights_hash}
+    recipe.pop("output", None)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"{directory}: no directory can be made there ({error.strerror}); choose another output"
+        ) from None
+    if not path.exists():
+        write_json(path, recipe)
+        return
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid JSON ({error}); choose another output") from None
+    changed = sorted(key for key in recipe | before if recipe.get(key) != before.get(key))
+    if changed:
+        raise ValueError(
+            f"{directory}: holds what another recipe made ({', '.join(changed)} differ); "
+            "choose another output or delete it"
+        )

@@ -6,13 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from t3d.decoding.request import DecodingConfig
-from t3d.rollout import RolloutConfig
+from t3d.decoding.config import RolloutConfig
+from t3d.evaluation.config import EvaluationConfig, WatchConfig
 from t3d.tasks import ProtocolName, Split, Task, get_task
-from t3d.training.config import TrainingConfig
-from t3d.training.distill import MethodConfig
-from t3d.training.pretrain import PretrainConfig
-from t3d.watch import WatchConfig
+from t3d.training.config import MethodConfig, PretrainConfig, TrainingConfig
 
 
 @dataclass(frozen=True)
@@ -38,39 +35,6 @@ class DataConfig:
     folder: Path | None = None
     protocol: ProtocolName = "standard"
     unsafe_exec: bool = False
-
-
-def _settings() -> tuple[DecodingConfig, ...]:
-    static = (DecodingConfig(denoising_steps=steps, max_new_tokens=96) for steps in (4, 2, 1))
-    return *static, DecodingConfig(remasking="low_confidence_dynamic", max_new_tokens=96)
-
-
-@dataclass(frozen=True)
-class EvaluationConfig:
-    """Which decoding settings are evaluated.
-
-    Args:
-        settings: the grid; the first is full-step and defines `agreement`.
-        batch_size: problems decoded at the same time.
-        seed: of candidate sampling.
-        measure_latency: decode a few problems at batch 1 for each setting.
-        num_shown: problems whose trajectories the report shows.
-    """
-
-    # A tuple: jsonargparse would fill the gaps of a list's items from the default's.
-    settings: tuple[DecodingConfig, ...] = field(default_factory=_settings)
-    batch_size: int = 250
-    seed: int = 0
-    measure_latency: bool = True
-    num_shown: int = 3
-
-    def __post_init__(self) -> None:
-        if not self.settings:
-            raise ValueError("evaluation: settings is empty; name at least one decoding setting")
-        if self.batch_size < 1:
-            raise ValueError(f"evaluation: batch_size must be at least 1, got {self.batch_size}")
-        if self.num_shown < 0:
-            raise ValueError(f"evaluation: num_shown must not be negative, got {self.num_shown}")
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ noising give the same result for any batch size, padding, order or number of pro
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
 _MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
@@ -37,7 +38,8 @@ def _mix(value: Tensor) -> Tensor:
 def fold(keys: Tensor, *parts: int | Tensor) -> Tensor:
     """New keys of the broadcast shape of `keys` and `parts`, all int64."""
     for part in parts:
-        keys = _mix(keys * _GOLDEN + _mix(torch.as_tensor(part, device=keys.device) + _GOLDEN))
+        number = keys.new_tensor(part) if isinstance(part, int) else part.to(keys.device)
+        keys = _mix(keys * _GOLDEN + _mix(number + _GOLDEN))
     return keys
 
 

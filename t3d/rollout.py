@@ -6,12 +6,13 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 
 from t3d.blocks import BlockLayout
 from t3d.decoding.build import make_decoder
-from t3d.decoding.request import Completion, DecodingConfig, Request
+from t3d.decoding.config import DecodingConfig, RolloutConfig
+from t3d.decoding.request import Completion, Request
 from t3d.models.loading import LanguageModel
 from t3d.progress import bar, stage
 from t3d.provenance import package_versions
@@ -20,35 +21,6 @@ from t3d.store import Manifest, TrajectoryStore, hash_prompts
 from t3d.tasks.base import Example
 from t3d.trajectory import Trajectory
 from t3d.workers import launched
-
-
-@dataclass(frozen=True)
-class RolloutConfig:
-    """How trajectories are recorded.
-
-    Args:
-        decoding: how the teacher decodes.
-        seed: of the candidates' sampling; each prompt draws from it and its own id.
-        batch_size: prompts decoded at the same time.
-        shard_size: prompts a shard of the store; what a killed run loses at most.
-        memory_share: of the device's memory, that decoding may take; prompts wait for room. By
-            default 0.9 on a GPU, and no bound on a CPU.
-        patience: seconds to wait for other ranks in which none of them finishes a prompt.
-    """
-
-    decoding: DecodingConfig = field(default_factory=DecodingConfig)
-    seed: int = 0
-    batch_size: int = 256
-    shard_size: int = 512
-    memory_share: float | None = None
-    patience: float = 1800.0
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "shard_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.memory_share is not None and not 0 < self.memory_share <= 1:
-            raise ValueError(f"memory_share must lie in (0, 1], got {self.memory_share}")
 
 
 def rollout(

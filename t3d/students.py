@@ -10,17 +10,20 @@ from typing import Any
 
 from accelerate import PartialState
 
+from t3d.decoding.config import RolloutConfig
 from t3d.grid import digest, load
 from t3d.models import LanguageModel
 from t3d.progress import stage
 from t3d.provenance import write_json
 from t3d.recipe import RunConfig
 from t3d.rng import derive_key
-from t3d.rollout import RolloutConfig, rollout
+from t3d.rollout import rollout
 from t3d.store import TrajectoryStore
 from t3d.tasks import Example, Task
-from t3d.training.config import TrainingConfig
-from t3d.training.distill import MethodConfig, distill
+from t3d.training.arguments import training_arguments
+from t3d.training.config import MethodConfig, TrainingConfig
+from t3d.training.distill import distill
+from t3d.training.methods import build_method
 from t3d.training.pretrain import labelled_rows
 from t3d.trajectory import Trajectory, training_rows
 from t3d.watch import Watch
@@ -40,7 +43,7 @@ def own_rollout(config: RunConfig, method: MethodConfig, *, student: bool = Fals
     Raises:
         ValueError: for an unknown setting or value.
     """
-    built = method.build()
+    built = build_method(method)
     changes = built.decoding | (built.student_decoding if student else {})
     try:
         return replace(config.rollout, decoding=replace(config.rollout.decoding, **changes))
@@ -61,7 +64,7 @@ def teacher_rollouts(config: RunConfig) -> dict[str, tuple[Path, RolloutConfig]]
     stores = {"rollout": (config.output / "trajectories", config.rollout)}
     for name, method in config.methods.items():
         settings = own_rollout(config, method)
-        if settings != config.rollout and method.build().data == "trajectories":
+        if settings != config.rollout and build_method(method).data == "trajectories":
             stores[f"rollout for {name}"] = store_path(config, method), settings
     return stores
 
@@ -76,7 +79,7 @@ def record_trajectories(config: RunConfig, teacher: LanguageModel, *, progress: 
 
 def student_work(config: RunConfig, method: MethodConfig) -> dict[str, int]:
     """What `train_student` does, at most."""
-    rounds = method.build().rounds
+    rounds = build_method(method).rounds
     prompts = min(method.num_sequences or config.data.num_prompts, config.data.num_prompts)
     num = min(prompts, config.training.steps // rounds * config.training.batch_size)
     return {"step": config.training.steps, "prompt": (rounds - 1) * num}
@@ -107,7 +110,7 @@ def train_student(
     """
     if is_trained(output):
         return
-    built = method.build()
+    built = build_method(method)
     if built.rounds == 1:
         student = load(config.model)
         rows = _rows(config, method, student, store_path(config, method))
@@ -152,7 +155,7 @@ def train_student(
         if number + 1 < built.rounds:
             student = load(directory)
     # The arguments know the processes, even where all rounds were trained before.
-    if training.arguments(output).should_save:
+    if training_arguments(training, output).should_save:
         _finish(method, training, records, directories[-1], output)
     PartialState().wait_for_everyone()
 
@@ -195,7 +198,7 @@ def _rows(
     config: RunConfig, method: MethodConfig, lm: LanguageModel, store: Path
 ) -> list[dict[str, Any]]:
     """What a method trains on."""
-    built = method.build()
+    built = build_method(method)
     if built.data == "labelled":
         return labelled_rows(lm, _prompts(config, method), max(config.training.block_sizes))
     return training_rows(TrajectoryStore.open(store).read()[: method.num_sequences])
@@ -236,46 +239,16 @@ def check_training(
 ) -> None:
     """Raise ValueError for what would fail only when training starts; None is for pretraining."""
     if method is not None:
-        rounds = method.build().rounds
+        rounds = build_method(method).rounds
         num_sequences = min(num_sequences, method.num_sequences or num_sequences)
         if config.steps < rounds:
             raise ValueError(
                 f"method {method.method!r}: {rounds} rounds need as many optimizer steps, "
                 f"got steps={config.steps}"
             )
-    config.arguments(output)
+    training_arguments(config, output)
     if num_sequences < config.batch_size:
         raise ValueError(
             f"{num_sequences} training sequences are fewer than batch_size={config.batch_size}; "
             "take more prompts or a smaller batch"
-        )
-
-
-def claim(directory: Path, recipe: dict[str, Any], weights_hash: str | None) -> None:
-    """Record in a new directory what will be made there, or check that it is the same.
-
-    Raises:
-        ValueError: if something else was made there, or the directory cannot be.
-    """
-    path = directory / "recipe.json"
-    recipe = json.loads(json.dumps(recipe, default=str)) | {"weights_hash": weights_hash}
-    recipe.pop("output", None)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(
-            f"{directory}: no directory can be made there ({error.strerror}); choose another output"
-        ) from None
-    if not path.exists():
-        write_json(path, recipe)
-        return
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid JSON ({error}); choose another output") from None
-    changed = sorted(key for key in recipe | before if recipe.get(key) != before.get(key))
-    if changed:
-        raise ValueError(
-            f"{directory}: holds what another recipe made ({', '.join(changed)} differ); "
-            "choose another output or delete it"
         )

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
 
-from t3d.decoding.request import DecodingConfig
+from t3d.evaluation.config import WatchConfig
 from t3d.evaluation.evaluate import evaluate
 from t3d.models import LanguageModel
 from t3d.provenance import write_bytes, write_json
@@ -19,26 +18,6 @@ from t3d.tasks import Example, Task
 from t3d.training.trainer import TrainingCallback
 
 LOG_FILE, BEST = "watch.jsonl", "best"
-
-
-@dataclass(frozen=True)
-class WatchConfig:
-    """How a student is watched while it trains.
-
-    Args:
-        every: optimizer steps between evaluations; the last step is always evaluated.
-        num_problems: evaluated problems.
-        decoding: the setting that is watched.
-    """
-
-    every: int = 100
-    num_problems: int = 64
-    decoding: DecodingConfig = field(default_factory=lambda: DecodingConfig(denoising_steps=2))
-
-    def __post_init__(self) -> None:
-        for name in ("every", "num_problems"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"watch: {name} must be at least 1, got {getattr(self, name)}")
 
 
 class Watch(TrainingCallback):

@@ -7,6 +7,7 @@ import os
 # Read when torch and transformers are first imported, so set before either is.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["MPLBACKEND"] = "agg"
 
 import pytest

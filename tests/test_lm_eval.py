@@ -20,7 +20,8 @@ from lm_eval.api.registry import get_model
 from lm_eval.tasks import TaskManager
 
 from t3d.decoding.build import make_decoder
-from t3d.decoding.request import DecodingConfig, Request
+from t3d.decoding.config import DecodingConfig
+from t3d.decoding.request import Request
 from t3d.lm_eval import RESULTS, SAMPLES, BlockDiffusionLM, _generation, evaluate_tasks
 from t3d.models import LanguageModel, from_pretrained
 from t3d.tasks import get_task

@@ -14,7 +14,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from t3d.blocks import BlockLayout
-from t3d.decoding import DecodingConfig, Request, decode_one, visited_states
+from t3d.decoding.config import DecodingConfig
+from t3d.decoding.oracle import decode_one
+from t3d.decoding.replay import visited_states
+from t3d.decoding.request import Request
 from t3d.models import tiny
 from t3d.noising import Noiser, RandomMask, TrajectoryState, View, Vocabulary
 from t3d.rollout import record

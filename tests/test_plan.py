@@ -12,7 +12,7 @@ from t3d.cli import main
 from t3d.models import from_pretrained
 from t3d.plan import model_shape, num_parameters, plan, shrink
 from t3d.recipe import CompareConfig, DataConfig, RunConfig
-from t3d.training.distill import MethodConfig
+from t3d.training.config import MethodConfig
 
 RECIPES = sorted((Path(__file__).parent.parent / "t3d/recipes").glob("*.yaml"))
 

@@ -22,12 +22,13 @@ from tokenizers.pre_tokenizers import Split
 from transformers import PreTrainedTokenizerFast
 
 from t3d.decoding.build import make_decoder
-from t3d.decoding.request import DecodingConfig, Request
+from t3d.decoding.config import DecodingConfig, RolloutConfig
+from t3d.decoding.request import Request
 from t3d.models.loading import LanguageModel
 from t3d.models.sdar import SDARConfig, SDARForCausalLM
 from t3d.provenance import write_bytes
 from t3d.rng import derive_key
-from t3d.rollout import RolloutConfig, rollout
+from t3d.rollout import rollout
 from t3d.store import StoreError, TrajectoryStore
 from t3d.tasks.base import Example
 

@@ -10,8 +10,7 @@ from t3d.models import from_pretrained
 from t3d.recipe import RunConfig
 from t3d.students import check_training, own_rollout, store_path, verified
 from t3d.tasks import get_task
-from t3d.training.config import TrainingConfig
-from t3d.training.distill import MethodConfig
+from t3d.training.config import MethodConfig, TrainingConfig
 from t3d.trajectory import Trajectory
 
 

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from t3d.analysis.config import AnalysisConfig
 from t3d.analysis.estimators import Estimate, Marginals, leave_one_out
 from t3d.analysis.full_steps import exact_marginals, sample_paths
 from t3d.analysis.states import Denoiser, State, select_states
@@ -29,34 +30,6 @@ from t3d.trajectory import Trajectory
 MAX_EXACT_VOCABULARY = 16
 MAX_EXACT_BLOCK = 4
 _CAPTION = "Nats a block, with 95 % bootstrap intervals over states."
-
-
-@dataclass(frozen=True)
-class AnalysisConfig:
-    """How risk and total correlation are measured.
-
-    Args:
-        num_states: visited states, at most one a trajectory.
-        num_samples: full-step completions drawn from each state.
-        noise_level: masked share of a block in its state; 1 is the state before the first step.
-        exact: enumerate all completions instead, for vocabularies of up to 16 and blocks of 4.
-        batch_size: blocks in one forward pass.
-        seed: of states, completions and intervals.
-    """
-
-    num_states: int = 64
-    num_samples: int = 64
-    noise_level: float = 1.0
-    exact: bool = False
-    batch_size: int = 128
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, least in (("num_states", 2), ("num_samples", 2), ("batch_size", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if not 0 < self.noise_level <= 1:
-            raise ValueError(f"noise_level must lie in (0, 1], got {self.noise_level}")
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from t3d.analysis.analyze import Analysis, AnalysisConfig, measure
+from t3d.analysis.analyze import Analysis, measure
+from t3d.analysis.config import AnalysisConfig
 from t3d.analysis.full_steps import sample_paths
 from t3d.analysis.states import Denoiser, State, select_states
 from t3d.models import BlockDiffusionLM, tiny

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
 
+from t3d.bench.config import Device, Shape
+from t3d.dtypes import Dtype
 from t3d.models import LanguageModel, family_of, from_pretrained, wrap
 from t3d.tasks.tokenizer import train_tokenizer
-
-Device = Literal["auto", "cpu", "cuda"]
-Dtype = Literal["float32", "bfloat16", "float16"]
-Shape = dict[str, Any] | str
 
 _SDAR = {"model_type": "sdar", "block_size": 4, "tie_word_embeddings": False}
 _FULL = {**_SDAR, "vocab_size": 151_936, "num_key_value_heads": 8, "head_dim": 128}

@@ -7,21 +7,13 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-import torch
-from rich.console import Console
-
-from t3d.bench import decode as decoding
-from t3d.bench import train as training_speed
-from t3d.bench.decode import DecodeSettings
-from t3d.bench.roofline import measure_rates
-from t3d.bench.subject import Device, Dtype, Shape, choose_device, load_subject
-from t3d.bench.tables import DECODE, TRAIN, decode_table, save, train_table
-from t3d.commands.common import print_paths
-from t3d.methods import build_method
-from t3d.training.config import TrainingConfig
+from t3d.bench.config import DecodeSettings, Device, Shape
+from t3d.commands.common import print_paths, show
+from t3d.dtypes import Dtype
+from t3d.training.config import MethodConfig, TrainingConfig
 
 
-def bench_decode(
+def decode_command(
     model: str | None = None,
     shape: Shape | None = None,
     device: Device = "auto",
@@ -46,18 +38,25 @@ def bench_decode(
         dtype: of weights and arithmetic; by default bfloat16 on a GPU, float32 on a CPU.
         output: folder of decode.json, which is replaced; `t3d run --dry_run --rates` reads it.
     """
-    asked, place = DecodeSettings(**settings), choose_device(device)
+    asked = DecodeSettings(**settings)
+
+    from t3d.bench import decode
+    from t3d.bench.roofline import measure_rates
+    from t3d.bench.subject import choose_device, load_subject
+    from t3d.bench.tables import DECODE, decode_table, save
+
+    place = choose_device(device)
     dtype = dtype or ("bfloat16" if place.type == "cuda" else "float32")
     lm = load_subject(model, shape, place, dtype)
     rates = measure_rates(place, lm.model.dtype)
-    rows = decoding.measure(lm, asked, rates)
-    Console().print(decode_table(rows, rates))
+    rows = decode.measure(lm, asked, rates)
+    show(decode_table(rows, rates))
     if output is not None:
         save(output / DECODE, rows, rates)
         print_paths(output, DECODE)
 
 
-def bench_train(
+def train_command(
     model: str | None = None,
     shape: Shape | None = None,
     method: str = "t3d",
@@ -87,7 +86,15 @@ def bench_train(
             chrome://tracing.
         output: folder of train.json, which is replaced; `t3d run --dry_run --rates` reads it.
     """
-    built, place = build_method(method), choose_device(device)
+    import torch
+
+    from t3d.bench import train
+    from t3d.bench.roofline import measure_rates
+    from t3d.bench.subject import choose_device, load_subject
+    from t3d.bench.tables import TRAIN, save, train_table
+    from t3d.training.methods import build_method
+
+    built, place = build_method(MethodConfig(method)), choose_device(device)
     lm = load_subject(model, shape, place, "float32")
     rates = measure_rates(place, torch.bfloat16 if training.bf16 else torch.float32)
     trace = None
@@ -96,8 +103,8 @@ def bench_train(
         trace = profile / "trace.json"
     # Libraries print to stdout, which belongs to the results.
     with redirect_stdout(sys.stderr):
-        row = training_speed.measure(lm, method, built, training, rates, trace=trace)
-    Console().print(train_table(row, rates))
+        row = train.measure(lm, method, built, training, rates, trace=trace)
+    show(train_table(row, rates))
     if output is not None:
         save(output / TRAIN, [row], rates)
         print_paths(output, TRAIN)

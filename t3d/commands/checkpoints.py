@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
-
-import torch
 
 from t3d.commands.common import print_paths
-from t3d.models.loading import MASK_TOKEN
+from t3d.dtypes import Dtype
 
 
-def convert(
+def convert_command(
     source: str,
     output: Path,
     gguf_file: str | None = None,
     block_size: int = 4,
-    mask_token: str = MASK_TOKEN,
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    mask_token: str | None = None,
+    dtype: Dtype = "float32",
 ) -> None:
     """Make a block-diffusion checkpoint of an autoregressive chat model.
 
@@ -35,18 +32,21 @@ def convert(
         output: directory of the checkpoint, which must not exist.
         gguf_file: the file's name within the source, where that holds several or is on the Hub.
         block_size: what the model is to be trained with.
-        mask_token: added to the tokenizer unless it is there.
+        mask_token: added to the tokenizer unless it is there; by default that of SDAR.
         dtype: of the weights.
     """
-    from t3d.models.convert import convert as convert_model
+    import torch
+
+    from t3d.models.convert import convert
+    from t3d.models.loading import MASK_TOKEN
 
     print_paths(
-        convert_model(
+        convert(
             source,
             output,
             gguf_file=gguf_file,
             block_size=block_size,
-            mask_token=mask_token,
+            mask_token=mask_token or MASK_TOKEN,
             dtype=getattr(torch, dtype),
         )
     )

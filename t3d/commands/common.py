@@ -5,14 +5,26 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
-
-from rich.table import Table
+from typing import TYPE_CHECKING
 
 from t3d.evaluation.results import ResultRow, load_results
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+
+def show(what: RenderableType) -> None:
+    """Print a table or text on stdout."""
+    from rich.console import Console
+
+    Console().print(what)
 
 
 def plan_table(rows: Iterable[tuple[str, str, str]]) -> Table:
     """What a recipe will do: stage, what, value."""
+    from rich.table import Table
+
     table = Table("stage", "what", "value", box=None)
     before = None
     for stage, what, value in rows:

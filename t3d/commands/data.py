@@ -7,7 +7,9 @@ from pathlib import Path
 from t3d.commands.common import print_paths
 
 
-def download(names: list[str], folder: Path | None = None, *, progress: bool = True) -> None:
+def download_command(
+    names: list[str], folder: Path | None = None, *, progress: bool = True
+) -> None:
     """Fetch benchmarks from the Hugging Face Hub, and check their content.
 
     Files that are there already are checked and kept. Where there is no network, give --data
@@ -21,13 +23,13 @@ def download(names: list[str], folder: Path | None = None, *, progress: bool = T
         folder: where the files go; by default T3D_DATA, or ~/.cache/t3d/data.
         progress: show a progress bar.
     """
-    from t3d.tasks.data import download as fetch
+    from t3d.tasks.data import download
 
-    for path in fetch(names, folder, progress=progress):
+    for path in download(names, folder, progress=progress):
         print_paths(path)
 
 
-def convert(source: Path, output: Path, dataset: str) -> None:
+def convert_command(source: Path, output: Path, dataset: str) -> None:
     """Turn a file in the format of T3D's authors into one that t3d reads.
 
     Example:

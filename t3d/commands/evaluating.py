@@ -2,43 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import sys
-from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
-from t3d.analysis import AnalysisConfig
-from t3d.analysis import analyze as run_analysis
-from t3d.commands.common import distinct_rows, print_paths
-from t3d.decoding.request import DecodingConfig
-from t3d.evaluation.calibrate import Speed, choose, write_generation_config
-from t3d.evaluation.comparison import Cell
-from t3d.evaluation.evaluate import Evaluation
-from t3d.evaluation.results import save_results
-from t3d.evaluation.samples import write_samples
-from t3d.grid import check_evaluation, describe, evaluate_settings, identify, label, load
-from t3d.progress import display
+from t3d.analysis.config import AnalysisConfig
+from t3d.commands.common import distinct_rows, print_paths, show
+from t3d.decoding.config import DecodingConfig
+from t3d.evaluation.config import EvaluationConfig, Speed
+from t3d.evaluation.results import Cell
 from t3d.provenance import provenance, write_json
-from t3d.recipe import EvaluationConfig
-from t3d.report import (
-    calibration_terminal,
-    frontier_terminal,
-    terminal_tables,
-    write_frontier,
-)
-from t3d.store import TrajectoryStore
-from t3d.students import claim
-from t3d.tasks import Example, ProtocolName, Split, Task, get_task
+from t3d.tasks import ProtocolName, Split, get_task
+
+if TYPE_CHECKING:
+    pass
 
 
-def evaluate(
+def eval_command(
     model: str,
     output: Path,
     task: str = "mini_gsm",
@@ -82,10 +65,13 @@ def evaluate(
     """
     config = _longer(EvaluationConfig(**settings), max_new_tokens)
     benchmark = get_task(task, data=data, protocol=protocol, unsafe_exec=unsafe_exec)
-    evaluations = _evaluate(
+    from t3d.grid import evaluate_into
+    from t3d.report.tables import terminal_tables
+
+    evaluations = evaluate_into(
         model, name, benchmark, split, limit, config, output, num_workers, progress=progress
     )
-    Console().print(terminal_tables([evaluation.row for evaluation in evaluations]))
+    show(terminal_tables([evaluation.row for evaluation in evaluations]))
     print_paths(output, "results.json", "samples.parquet")
 
 
@@ -96,77 +82,7 @@ def _longer(config: EvaluationConfig, max_new_tokens: int | None) -> EvaluationC
     return replace(config, settings=tuple(settings))
 
 
-def _evaluate(
-    model: str,
-    name: str | None,
-    task: Task,
-    split: Split,
-    limit: int,
-    config: EvaluationConfig,
-    output: Path,
-    num_workers: int,
-    *,
-    progress: bool,
-) -> list[Evaluation]:
-    """Evaluate a grid into a directory, with the rows in results.json and all samples beside."""
-    if num_workers < 1:
-        raise ValueError(f"num_workers must be at least 1, got {num_workers}")
-    problems = task.examples(split, limit)
-    lm = load(model)
-    cut = check_evaluation(lm, problems, config)
-    if cut:
-        print(
-            f"t3d: {cut} of {len(problems)} prompts leave less room than max_new_tokens in "
-            f"{lm.name}'s {lm.model.config.max_position_embeddings} positions; their answers "
-            "are cut earlier",
-            file=sys.stderr,
-        )
-    identity = identify(Path(model), name)
-    recipe = {
-        "model": model,
-        "task": task.name,
-        "split": split,
-        "limit": limit,
-        "problems": _digest(problems),
-        "identity": asdict(identity),
-        "batch_size": config.batch_size,
-        "seed": config.seed,
-        "measure_latency": config.measure_latency,
-    }
-    claim(output, recipe, lm.weights_hash)
-    plan = {describe(setting): {"prompt": len(problems)} for setting in config.settings}
-    # Several processes decode all settings in one stage.
-    with display(plan, show=progress and num_workers == 1):
-        evaluations = evaluate_settings(
-            lm,
-            identity,
-            task,
-            problems,
-            config,
-            output / "evaluation",
-            num_workers=num_workers,
-            progress=progress,
-        )
-    record = provenance(
-        config=recipe | asdict(config),
-        seed=config.seed,
-        model=model,
-        weights_hash=lm.weights_hash,
-    )
-    named = zip(map(label, config.settings), evaluations, strict=True)
-    union = [(name, sample) for name, evaluation in named for sample in evaluation.samples]
-    write_samples(output / "samples.parquet", union)
-    save_results(output / "results.json", [e.row for e in evaluations], record)
-    return evaluations
-
-
-def _digest(problems: Sequence[Example]) -> str:
-    """sha256 over all that the model or the grader sees of the problems."""
-    seen = [[e.id, e.question, e.prefix, e.verbatim, e.answer] for e in problems]
-    return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
-
-
-def frontier(runs: list[Path], output: Path) -> None:
+def frontier_command(runs: list[Path], output: Path) -> None:
     """Accuracy against speed: every setting of one or more runs in one figure.
 
     Marks the settings that nothing of the same checkpoint beats in speed and accuracy, and
@@ -181,13 +97,16 @@ def frontier(runs: list[Path], output: Path) -> None:
         output: directory of frontier.md, frontier.png and frontier.json.
     """
     rows = distinct_rows(runs)
+
+    from t3d.report.frontier import frontier_terminal, write_frontier
+
     record = provenance(config={"runs": runs}, seed=0, model="", weights_hash=None)
     write_frontier(output, rows, provenance=record)
-    Console().print(frontier_terminal(rows))
+    show(frontier_terminal(rows))
     print_paths(output, "frontier.md", "frontier.png", "frontier.json")
 
 
-def calibrate(
+def calibrate_command(
     model: str,
     output: Path,
     task: str = "mini_gsm",
@@ -237,7 +156,12 @@ def calibrate(
         raise ValueError(f"{model}: no checkpoint directory to write to; give --write false")
     config = _longer(EvaluationConfig(**settings), max_new_tokens)
     benchmark = get_task(task, data=data, protocol=protocol, unsafe_exec=unsafe_exec)
-    evaluations = _evaluate(
+
+    from t3d.evaluation.calibrate import choose, write_generation_config
+    from t3d.grid import evaluate_into
+    from t3d.report.calibration import calibration_terminal
+
+    evaluations = evaluate_into(
         model, None, benchmark, split, limit, config, output, num_workers, progress=progress
     )
     full, *others = [Cell(e.row, tuple(s.grade.correct for s in e.samples)) for e in evaluations]
@@ -248,14 +172,14 @@ def calibrate(
         for setting, evaluation in zip(config.settings, evaluations, strict=True)
         if evaluation.row == choice.row
     )
-    Console().print(calibration_terminal(choice))
+    show(calibration_terminal(choice))
     print_paths(output, "calibration.json")
     if write:
         write_generation_config(Path(model), choice, chosen)
         print_paths(Path(model), "generation_config.json")
 
 
-def lm_eval(
+def lm_eval_command(
     model: str,
     tasks: list[str],
     output: Path,
@@ -296,6 +220,7 @@ def lm_eval(
     """
     from lm_eval.utils import make_table
 
+    from t3d.grid import load
     from t3d.lm_eval import RESULTS, SAMPLES, evaluate_tasks
 
     # The harness prints to stdout, which belongs to the results.
@@ -320,7 +245,7 @@ def lm_eval(
     print_paths(output, RESULTS, *[SAMPLES] * log_samples)
 
 
-def analyze(
+def analyze_command(
     trajectories: Path,
     output: Path,
     teacher: str = "mini_teacher",
@@ -345,6 +270,11 @@ def analyze(
         progress: show progress bars.
     """
     config = AnalysisConfig(**settings)
+
+    from t3d.analysis.analyze import analyze
+    from t3d.grid import load
+    from t3d.store import TrajectoryStore
+
     rows = TrajectoryStore.open(trajectories).read()
     # Columns of a table want short names.
     shared = os.path.commonpath([Path(name).parent for name in students]) if students else ""
@@ -353,10 +283,10 @@ def analyze(
         replace(load(name), name=label)
         for name, label in zip((teacher, *students), labels, strict=True)
     ]
-    analysis = run_analysis(models[0], models[1:], rows, config, progress=progress)
+    analysis = analyze(models[0], models[1:], rows, config, progress=progress)
     asked = asdict(config) | {"students": students}
     weights_hash = models[0].weights_hash
     record = provenance(config=asked, seed=config.seed, model=teacher, weights_hash=weights_hash)
     analysis.save(output, record)
-    Console().print(analysis.table())
+    show(analysis.table())
     print_paths(output, "analysis.json", "analysis.md")

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
-from t3d import export as exporting
-from t3d.commands.common import print_paths
-from t3d.export import Dtype
+from t3d.commands.common import print_paths, show
+from t3d.dtypes import Dtype
 
 
-def export(
+def export_command(
     model: str | None = None,
     output: Path | None = None,
     check: Path | None = None,
@@ -52,7 +48,10 @@ def export(
         return
     if model is None or output is None:
         raise ValueError("give --model and --output to export, or --check to check a folder")
-    exporting.export(
+
+    from t3d.export import layout
+
+    layout.export(
         model,
         output,
         dtype=dtype,
@@ -72,13 +71,17 @@ def _check(directory: Path) -> None:
     Raises:
         ValueError: if it concerns one that the folder says it is for.
     """
-    findings, claimed = exporting.check(directory), exporting.claims(directory)
+    from rich.table import Table
+
+    from t3d.export import verify
+
+    findings, claimed = verify.check(directory), verify.claims(directory)
     table = Table("where", "claimed", "what goes wrong", "remedy", show_lines=True)
     for finding in findings:
         named = "yes" if finding.consumer in claimed else "no"
         table.add_row(finding.consumer, named, finding.problem, finding.remedy)
     if findings:
-        Console().print(table)
+        show(table)
     failing = sorted({f.consumer for f in findings if f.fatal and f.consumer in claimed})
     if failing:
         raise ValueError(f"{directory}: does not work in {', '.join(failing)}")

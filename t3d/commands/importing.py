@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from t3d import interchange
-from t3d.grid import load
-from t3d.interchange import Format, TransferReport
-from t3d.interchange.importing import REPORT
-from t3d.store import TrajectoryStore
+from t3d.interchange.rows import Format
 
 
-def import_store(
+def import_command(
     source: Path,
     model: str,
     output: Path,
@@ -34,7 +30,10 @@ def import_store(
         block_size: of the decoder that made the rollouts.
         prompt_suffix: what followed each question, for files that lack the key prompt.
     """
-    report = interchange.import_rollouts(
+    from t3d.grid import load
+    from t3d.interchange.importing import REPORT, import_rollouts
+
+    report = import_rollouts(
         source,
         load(model),
         output,
@@ -42,11 +41,13 @@ def import_store(
         block_size=block_size,
         prompt_suffix=prompt_suffix,
     )
-    _print(report)
+    print(report.summary)
     print(output / REPORT)
 
 
-def export_rollouts(trajectories: Path, model: str, output: Path, format: Format = "t3d") -> None:
+def export_rollouts_command(
+    trajectories: Path, model: str, output: Path, format: Format = "t3d"
+) -> None:
     """Turn a trajectory store into rollout JSON of T3D's authors or of dLLM-RL.
 
     Trajectories whose text does not give their token ids back are left out and listed.
@@ -60,15 +61,12 @@ def export_rollouts(trajectories: Path, model: str, output: Path, format: Format
         output: the .json to write.
         format: t3d or dllm-rl.
     """
+    from t3d.grid import load
+    from t3d.interchange import exporting
+    from t3d.store import TrajectoryStore
+
     store = TrajectoryStore.open(trajectories)
-    report = interchange.export_rollouts(store, load(model), output, format=format)
+    report = exporting.export_rollouts(store, load(model), output, format=format)
     for row in report.skipped:
         print(f"{trajectories}, row {row.entry} ({row.prompt_id}): {row.reason}: {row.detail}")
-    _print(report)
-
-
-def _print(report: TransferReport) -> None:
-    total = report.num_taken + len(report.skipped)
-    print(f"{report.output}: {report.num_taken} of {total} trajectories")
-    for reason, count in report.counts.items():
-        print(f"  left out: {reason} {count}")
+    print(report.summary)

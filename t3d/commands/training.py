@@ -8,29 +8,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from t3d import pipeline
-from t3d.commands.common import plan_table, print_paths
-from t3d.compare import compare as run_comparison
-from t3d.grid import load
-from t3d.plan import plan, plan_pretraining, shrink
+from t3d.commands.common import plan_table, print_paths, show
+from t3d.decoding.config import RolloutConfig
+from t3d.provenance import claim
 from t3d.recipe import CompareConfig, RunConfig
-from t3d.report import comparison_terminal, render_terminal, terminal_tables
-from t3d.rollout import RolloutConfig
-from t3d.rollout import rollout as record_rollouts
-from t3d.store import TrajectoryStore
-from t3d.students import check_training, claim, is_trained
 from t3d.tasks import ProtocolName, get_task
 from t3d.tasks.prompts import load_prompts
-from t3d.training.config import TrainingConfig
-from t3d.training.distill import MethodConfig, distill
-from t3d.training.pretrain import PretrainConfig
-from t3d.training.pretrain import pretrain as train_new_model
-from t3d.trajectory import training_rows
+from t3d.training.config import MethodConfig, PretrainConfig, TrainingConfig
 
 
-def run(
+def run_command(
     *,
     dry_run: bool = False,
     rates: Path | None = None,
@@ -53,10 +40,19 @@ def run(
         progress: show progress bars.
     """
     config = RunConfig(**recipe)
+
+    from rich.console import Console
+
+    from t3d import pipeline
+    from t3d.plan import SMOKE, plan, shrink
+    from t3d.report.tables import terminal_tables
+    from t3d.report.trajectories import render_terminal
+
     if smoke:
         config = shrink(config)
+        print(SMOKE, file=sys.stderr)
     if dry_run:
-        Console().print(plan_table(plan(config, rates)))
+        show(plan_table(plan(config, rates)))
         return
     # Libraries print to stdout, which belongs to the results.
     with redirect_stdout(sys.stderr):
@@ -64,6 +60,8 @@ def run(
     if not rows:
         return
     console = Console()
+    if smoke:
+        print(SMOKE)
     console.print(terminal_tables(rows))
     if problems:
         question, _, views = problems[0]
@@ -75,7 +73,7 @@ def run(
     print_paths(config.output, "results.json", "report.md", "accuracy.png", "trajectories.html")
 
 
-def compare(
+def compare_command(
     *,
     dry_run: bool = False,
     rates: Path | None = None,
@@ -99,18 +97,26 @@ def compare(
         progress: show progress bars.
     """
     config = CompareConfig(**recipe)
+
+    from t3d.compare import compare
+    from t3d.plan import SMOKE, plan, shrink
+    from t3d.report.comparison import comparison_terminal
+
     if smoke:
         config = shrink(config)
+        print(SMOKE, file=sys.stderr)
     if dry_run:
-        Console().print(plan_table(plan(config, rates)))
+        show(plan_table(plan(config, rates)))
         return
     with redirect_stdout(sys.stderr):
-        cells = run_comparison(config, progress=progress)
-    Console().print(comparison_terminal(cells, config.recommended))
+        cells = compare(config, progress=progress)
+    if smoke:
+        print(SMOKE)
+    show(comparison_terminal(cells, config.recommended))
     print_paths(config.output, "results.json", "comparison.json", "report.md", "accuracy.png")
 
 
-def pretrain(
+def pretrain_command(
     output: Path | None = None, *, dry_run: bool = False, progress: bool = True, **recipe: Any
 ) -> None:
     """Train a small model from nothing, or adapt a checkpoint, such as a converted one.
@@ -128,8 +134,14 @@ def pretrain(
         progress: show progress bars.
     """
     config = PretrainConfig(**recipe)
+
+    from t3d.plan import plan_pretraining
+    from t3d.students import check_training, is_trained
+    from t3d.training.pretrain import pretrain, pretraining_method
+
+    pretraining_method(config)
     if dry_run:
-        Console().print(plan_table(plan_pretraining(config)))
+        show(plan_table(plan_pretraining(config)))
         return
     if output is None:
         raise ValueError("pretrain writes a checkpoint; name its directory with --output")
@@ -139,11 +151,11 @@ def pretrain(
     claim(output, asdict(config), None)
     if not is_trained(output):
         with redirect_stdout(sys.stderr):
-            train_new_model(config, output, progress=progress)
+            pretrain(config, output, progress=progress)
     print_paths(output)
 
 
-def rollout(
+def rollout_command(
     model: str,
     output: Path,
     task: str = "mini_gsm",
@@ -181,11 +193,15 @@ def rollout(
         examples = benchmark.examples("train", num, seed=data_seed)
     else:
         examples = load_prompts(prompts)
-    record_rollouts(load(model), examples, output, config, progress=progress)
+
+    from t3d.grid import load
+    from t3d.rollout import rollout
+
+    rollout(load(model), examples, output, config, progress=progress)
     print(f"{output}: {len(examples)} trajectories")
 
 
-def train(
+def train_command(
     model: str,
     trajectories: Path,
     output: Path,
@@ -211,7 +227,15 @@ def train(
         progress: show progress bars.
     """
     config = MethodConfig(**method)
-    if config.build().data == "labelled":
+
+    from t3d.grid import load
+    from t3d.store import TrajectoryStore
+    from t3d.students import check_training, is_trained
+    from t3d.training.distill import distill
+    from t3d.training.methods import build_method
+    from t3d.trajectory import training_rows
+
+    if build_method(config).data == "labelled":
         raise ValueError(
             f"method {config.method!r} trains on labelled answers, a store has none; "
             "name it in a recipe of `t3d run`"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from t3d.decoding.config import DecodingConfig
 from t3d.decoding.packing import packable, packed_bytes
-from t3d.decoding.request import DecodingConfig
 from t3d.models.block_diffusion import BlockDiffusionLM
 
 GPU_SHARE = 0.9

@@ -10,8 +10,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from t3d.decoding.config import DecodingConfig
 from t3d.decoding.remasking import STRATEGIES, Scores
-from t3d.decoding.request import DecodingConfig
 from t3d.decoding.sampling import entropies, position_keys, sample
 from t3d.decoding.sequence import Sequence
 from t3d.rng import fold, uniform

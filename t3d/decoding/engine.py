@@ -13,8 +13,9 @@ from collections.abc import Sequence as Ordered
 import torch
 
 from t3d.blocks import BlockLayout
+from t3d.decoding.config import DecodingConfig
 from t3d.decoding.denoising import choose
-from t3d.decoding.request import Completion, DecodingConfig, Event, Request
+from t3d.decoding.request import Completion, Event, Request
 from t3d.decoding.runner import Runner
 from t3d.decoding.sampling import initial_ids
 from t3d.decoding.scheduler import Scheduler, Work

@@ -11,7 +11,8 @@ from collections.abc import Callable, Collection
 import torch
 
 from t3d.blocks import BlockLayout
-from t3d.decoding.request import Completion, DecodingConfig, Passes, Request
+from t3d.decoding.config import DecodingConfig
+from t3d.decoding.request import Completion, Passes, Request
 from t3d.decoding.sampling import initial_ids, position_keys, sample
 from t3d.models.attention import attention_mask
 from t3d.models.block_diffusion import BlockDiffusionLM

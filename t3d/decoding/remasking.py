@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from t3d.decoding.request import DecodingConfig, Remasking
+from t3d.decoding.config import DecodingConfig, Remasking
 
 
 @dataclass(frozen=True)

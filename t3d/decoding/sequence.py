@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from t3d.blocks import BlockLayout
-from t3d.decoding.request import Completion, DecodingConfig, Passes, Request
+from t3d.decoding.config import DecodingConfig
+from t3d.decoding.request import Completion, Passes, Request
 from t3d.trajectory import FinishReason
 
 

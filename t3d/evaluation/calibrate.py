@@ -23,17 +23,15 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor
 
-from t3d.decoding.request import DecodingConfig
-from t3d.evaluation.comparison import Cell, Condition
-from t3d.evaluation.results import ResultRow
+from t3d.decoding.config import DecodingConfig
+from t3d.evaluation.config import Speed
+from t3d.evaluation.results import Cell, Condition, ResultRow
 from t3d.provenance import write_json
-
-Speed = Literal["tokens_per_forward", "tokens_per_second"]
 
 _NUISANCE = 65
 """Shares of disagreement at which the probability of the tail is computed."""

@@ -21,65 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from t3d.evaluation.results import ResultRow
+from t3d.evaluation.results import ORIGINAL, STATIC, Cell, Condition, ResultRow
 from t3d.rng import derive_key, fold, uniform
 
-STATIC = "low_confidence_static"
-DYNAMIC = "low_confidence_dynamic"
-ORIGINAL = "original"
 LEVEL = 0.95
 _CHUNK = 500
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One checkpoint under one decoding setting."""
-
-    row: ResultRow
-    correct: tuple[bool, ...]
-    """Per problem; the same problems in the same order for every cell of a task."""
-
-    def __post_init__(self) -> None:
-        assert self.row.n == len(self.correct) > 0
-
-
-@dataclass(frozen=True)
-class Condition:
-    """What methods are compared under: a task and a decoding setting."""
-
-    task: str
-    block_size: int
-    remasking: str
-    denoising_steps: int
-    confidence_threshold: float | None
-    temperature: float
-
-    @classmethod
-    def of(cls, row: ResultRow) -> Condition:
-        return cls(**{field.name: getattr(row, field.name) for field in dataclasses.fields(cls)})
-
-    @property
-    def tokens_per_step(self) -> float:
-        """The nominal speed-up: block_size / denoising_steps."""
-        return self.block_size / self.denoising_steps
-
-    @property
-    def full(self) -> Condition:
-        """The static setting of one token a step with the same block size and temperature."""
-        return dataclasses.replace(
-            self,
-            remasking=STATIC,
-            denoising_steps=self.block_size,
-            confidence_threshold=None,
-        )
-
-    @property
-    def rank(self) -> tuple[str, float, int, bool, str, float, float]:
-        """By task, temperature and block size; static first, slow before fast."""
-        # A lower threshold is faster.
-        threshold = -(self.confidence_threshold or 0.0)
-        speed = (self.remasking != STATIC, self.remasking, self.tokens_per_step, threshold)
-        return self.task, self.temperature, self.block_size, *speed
 
 
 @dataclass(frozen=True)

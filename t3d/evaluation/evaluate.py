@@ -12,7 +12,8 @@ from typing import Any
 
 from t3d.blocks import BlockLayout
 from t3d.decoding.build import make_decoder
-from t3d.decoding.request import Completion, DecodingConfig, Request
+from t3d.decoding.config import DecodingConfig
+from t3d.decoding.request import Completion, Request
 from t3d.evaluation.metrics import decoding_metrics, wilson_interval
 from t3d.evaluation.results import ResultRow
 from t3d.evaluation.samples import (

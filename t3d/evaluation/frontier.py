@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import mean
 
-from t3d.evaluation.comparison import Condition
-from t3d.evaluation.results import ResultRow
+from t3d.evaluation.results import Condition, ResultRow
 
 ALPHA = 3.0
 """How fast AUP's weight falls with accuracy."""

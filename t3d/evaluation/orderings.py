@@ -5,14 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from t3d.evaluation.comparison import (
-    ORIGINAL,
-    STATIC,
-    Comparison,
-    Condition,
-    Estimate,
-    Term,
-)
+from t3d.evaluation.comparison import Comparison, Estimate, Term
+from t3d.evaluation.results import ORIGINAL, STATIC, Condition
 
 Verdict = Literal["holds", "does not hold", "undecided", "not measured"]
 

@@ -7,19 +7,19 @@ import re
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
+from t3d.dtypes import Dtype
 from t3d.export.card import write_card
 from t3d.models import LanguageModel, from_pretrained
 from t3d.models.families import family_of
 from t3d.models.loading import BUILT_IN
 from t3d.provenance import write_bytes, write_json
 
-Dtype = Literal["bfloat16", "float16", "float32"]
 TEMPLATES = Path(__file__).parent / "templates"
 """Code that runs under transformers 4 and 5, so no type checker for one of them reads it."""
 

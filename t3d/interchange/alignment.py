@@ -52,6 +52,14 @@ class TransferReport:
         """Skipped responses by reason, the most frequent first."""
         return dict(Counter(row.reason for row in self.skipped).most_common())
 
+    @property
+    def summary(self) -> str:
+        """How many were taken, and why the others were not, in lines."""
+        total = self.num_taken + len(self.skipped)
+        lines = [f"{self.output}: {self.num_taken} of {total} trajectories"]
+        lines += [f"  left out: {reason} {count}" for reason, count in self.counts.items()]
+        return "\n".join(lines)
+
     def require_some(self) -> None:
         """Raise ValueError, with the reasons, if nothing was taken."""
         if self.num_taken:

@@ -24,6 +24,7 @@ from t3d.models.block_diffusion import BlockDiffusionConfig, BlockDiffusionLM
 from t3d.models.checkpoint import check_checkpoint
 from t3d.models.families import family_of
 from t3d.provenance import hash_weights
+from t3d.suggest import did_you_mean
 from t3d.tasks import Example
 
 MASK_TOKEN = "<|MASK|>"
@@ -252,13 +253,14 @@ def _locate(name: str) -> Path:
     path = BUILT_IN.get(name, Path(name))
     if path.is_dir():
         return path
+    meant = did_you_mean(name, BUILT_IN)
     if not _HUB_NAME.fullmatch(name):
-        raise ValueError(f"{name}: no such checkpoint directory")
+        raise ValueError(f"{name}: no such checkpoint directory{meant}")
     try:
         return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise ValueError(
-            f"{name}: neither a directory nor a model of the Hub: {_first_line(error)}"
+            f"{name}: neither a directory nor a model of the Hub: {_first_line(error)}{meant}"
         ) from error
 
 

@@ -13,8 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from t3d.evaluation.comparison import DYNAMIC, STATIC
-from t3d.evaluation.results import ResultRow
+from t3d.evaluation.results import DYNAMIC, STATIC, ResultRow
 from t3d.report.tables import Setting, method_order
 
 INK, SOFT, GRID = "#222222", "#666666", "#e4e4e4"

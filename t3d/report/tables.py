@@ -8,8 +8,7 @@ from statistics import mean, stdev
 
 from rich.console import RenderableType
 
-from t3d.evaluation.comparison import DYNAMIC, STATIC, Condition
-from t3d.evaluation.results import ResultRow
+from t3d.evaluation.results import DYNAMIC, STATIC, Condition, ResultRow
 from t3d.report.sheets import (
     NONE,
     Entry,

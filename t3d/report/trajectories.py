@@ -8,12 +8,15 @@ from html import escape
 from importlib.resources import files
 from pathlib import Path
 from string import Template
+from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
-from t3d.decoding.request import Completion
+if TYPE_CHECKING:
+    from t3d.decoding.request import Completion
+
 
 RGB = tuple[int, int, int]
 

@@ -13,7 +13,7 @@ import hashlib
 import random
 import re
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import islice, product
 
 from t3d.rng import derive_key
 from t3d.tasks.base import Example, Grade, Split
@@ -39,6 +39,8 @@ _LOSE = (
     "A friend takes {k} on {day}.",
 )
 _DOUBLE = ("On {day} the number doubles.", "On {day} {name} has twice as many.")
+_EVENTS = {"gain": (_GAIN, "+"), "lose": (_LOSE, "-"), "double": (_DOUBLE, "*")}
+"""How what happens on a day is told, and its operator."""
 _ASK = (
     "How many {item} does {name} have now?",
     "How many {item} are left?",
@@ -79,6 +81,20 @@ def _split_of(question: str) -> Split:
     return next(split for split, share in _SHARES.items() if bucket in share)
 
 
+def _possible(value: int) -> dict[str, range]:
+    """What may happen to a number, and by how much."""
+    changes = {
+        "gain": range(1, min(MAX_CHANGE, MAX_VALUE - value) + 1),
+        "lose": range(1, min(MAX_CHANGE, value) + 1) if value > 1 else range(0),
+        "double": range(2, 3) if 0 < value <= MAX_VALUE // 2 else range(0),
+    }
+    return {kind: amounts for kind, amounts in changes.items() if amounts}
+
+
+def _after(value: int, op: str, k: int) -> int:
+    return {"+": value + k, "-": value - k, "*": value * k}[op]
+
+
 def _problem(rng: random.Random) -> tuple[str, str, str]:
     """Question, worked answer, final answer."""
     names = {"name": rng.choice(NAMES), "item": rng.choice(ITEMS)}
@@ -87,17 +103,13 @@ def _problem(rng: random.Random) -> tuple[str, str, str]:
     solution: list[str] = []
     num_steps = rng.choices(_NUM_STEPS[0], _NUM_STEPS[1])[0]
     for day in DAYS[:num_steps]:
-        kinds = ["gain"] * (value < MAX_VALUE) + ["lose"] * (value > 1)
-        kinds += ["double"] * (0 < value <= MAX_VALUE // 2)
+        possible = _possible(value)
+        kinds = list(possible)
         kind = rng.choices(kinds, [1 if k == "double" else 3 for k in kinds])[0]
-        if kind == "gain":
-            k = rng.randint(1, min(MAX_CHANGE, MAX_VALUE - value))
-            template, op, new = rng.choice(_GAIN), "+", value + k
-        elif kind == "lose":
-            k = rng.randint(1, min(MAX_CHANGE, value))
-            template, op, new = rng.choice(_LOSE), "-", value - k
-        else:
-            k, template, op, new = 2, rng.choice(_DOUBLE), "*", value * 2
+        templates, op = _EVENTS[kind]
+        # A doubling draws no number.
+        k = 2 if kind == "double" else rng.randint(1, possible[kind][-1])
+        template, new = rng.choice(templates), _after(value, op, k)
         question.append(template.format(k=k, day=day, **names))
         step = f"{rng.choice(_OPENING)} {rng.choice(_EQUATION)}{rng.choice(_CLOSING)}".lstrip()
         solution.append(step.format(a=value, op=op, k=k, b=new, day=day, **names))
@@ -105,6 +117,30 @@ def _problem(rng: random.Random) -> tuple[str, str, str]:
     question.append(rng.choice(_ASK).format(**names))
     solution.append(rng.choice(_FINAL).format(b=value, **names))
     return " ".join(question), " ".join(solution), str(value)
+
+
+def is_problem(question: str) -> bool:
+    """Whether the generator makes this very question."""
+    sentences = re.split(r"(?<=\.) ", question)
+    return len(sentences) - 2 in _NUM_STEPS[0] and any(
+        _reads(sentences, {"name": name, "item": item}) for name, item in product(NAMES, ITEMS)
+    )
+
+
+def _reads(sentences: Sequence[str], names: dict[str, str]) -> bool:
+    """Whether the sentences make a problem about this person and these things."""
+    first, *events, last = sentences
+    values = {a for a in range(2, 10) if first in [text.format(a=a, **names) for text in _START]}
+    for day, event in zip(DAYS, events, strict=False):
+        values = {
+            _after(value, op, k)
+            for value in values
+            for kind, amounts in _possible(value).items()
+            for k in amounts
+            for templates, op in [_EVENTS[kind]]
+            if event in [text.format(k=k, day=day, **names) for text in templates]
+        }
+    return bool(values) and last in [text.format(**names) for text in _ASK]
 
 
 class MiniGSM:

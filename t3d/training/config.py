@@ -1,25 +1,48 @@
-"""Settings of a training run, and how they become transformers' TrainingArguments."""
+"""Settings of training runs, and how they become transformers' TrainingArguments.
+
+Reading and checking them needs neither torch nor transformers, so that the command line answers
+a wrong call at once.
+"""
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
-import torch
-from transformers import TrainingArguments
+from t3d.tasks import get_task
+from t3d.tasks.base import Example
+from t3d.tasks.chat import ChatData
 
-from t3d.training.forward import Attention
-from t3d.training.lora import LoraSettings
-from t3d.training.sharding import Sharding
+Attention = Literal["auto", "sdpa", "flex_attention"]
+Sharding = Literal["none", "full"]
 
-_CHECKPOINTING = (
-    # transformers renamed it on the way.
-    "activation_checkpointing"
-    if "activation_checkpointing" in TrainingArguments.__dataclass_fields__
-    else "gradient_checkpointing"
-)
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """Low-rank adapters (arXiv:2106.09685) in the layers of a model that stays frozen.
+
+    Args:
+        rank: of an adapter.
+        alpha: an adapter's output is scaled by alpha / rank.
+        dropout: share of an adapter's input that is dropped in training.
+        target_modules: names of linear layers; by default those of attention and MLP, of a
+            mixture of experts those of attention.
+    """
+
+    rank: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+    target_modules: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("rank", "alpha"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"lora: {name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"lora: dropout must lie in [0, 1), got {self.dropout}")
+        if self.target_modules is not None and not self.target_modules:
+            raise ValueError("lora: target_modules is empty; name layers, or leave it out")
 
 
 @dataclass
@@ -102,75 +125,112 @@ class TrainingConfig:
         if not 0 <= self.beta2 < 1:
             raise ValueError(f"beta2 must lie in [0, 1), got {self.beta2}")
 
-    def arguments(self, output_dir: Path) -> TrainingArguments:
-        """The same settings for transformers' Trainer.
+
+@dataclass
+class MethodConfig:
+    """A method and what it changes of the published settings.
+
+    Args:
+        method: name in the table of methods.
+        noiser: settings of its noiser to replace, such as level_power.
+        objective: settings of its objective to replace, such as beta.
+        reference_every: optimizer steps of a reference round, for methods with a reference.
+        rounds: how many times trajectories are made, first by the teacher, then by the student.
+        verify: whether the teacher's trajectory stands in for a student's with another answer.
+        decoding: settings to replace where its trajectories are decoded, such as random_share.
+        student_decoding: settings to replace further where the student's own are decoded.
+        compat: upstream trains naive_td or t3d as the authors' released code does.
+        num_sequences: training sequences, the first of the data; by default all.
+        learning_rate: replaces that of the shared training settings.
+    """
+
+    method: str
+    noiser: dict[str, Any] = field(default_factory=dict)
+    objective: dict[str, Any] = field(default_factory=dict)
+    reference_every: int | None = None
+    rounds: int | None = None
+    verify: bool | None = None
+    decoding: dict[str, Any] = field(default_factory=dict)
+    student_decoding: dict[str, Any] = field(default_factory=dict)
+    compat: str | None = None
+    num_sequences: int | None = None
+    learning_rate: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_sequences is not None and self.num_sequences < 1:
+            raise ValueError(
+                f"method {self.method}: num_sequences must be at least 1, got {self.num_sequences}"
+            )
+
+
+@dataclass
+class ModelShape:
+    """Shape of a new SDAR model; the vocabulary comes from the tokenizer."""
+
+    hidden_size: int = 96
+    intermediate_size: int = 288
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 4
+    num_key_value_heads: int = 2
+    head_dim: int = 24
+    max_position_embeddings: int = 256
+    rope_theta: float = 10000.0
+    tie_word_embeddings: bool = True
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if value < 1 and name != "tie_word_embeddings":
+                raise ValueError(f"shape: {name} must be at least 1, got {value}")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"shape: num_attention_heads={self.num_attention_heads} is no multiple of "
+                f"num_key_value_heads={self.num_key_value_heads}"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"shape: head_dim must be even, got {self.head_dim}")
+
+
+@dataclass
+class PretrainConfig:
+    """Pretraining of a small model on a benchmark's training split, or adapting a checkpoint.
+
+    Args:
+        model: a checkpoint to train further; None for a new model of `shape`.
+        task: the benchmark whose worked answers are learned.
+        folder: of the benchmark's files; by default what `t3d data download` fetched.
+        data: chats or texts to adapt the model to, instead of the task's answers.
+        num_examples: training problems, or rows of `data`, at most.
+        data_seed: of the benchmark's stream.
+        vocab_size: tokens at most of the tokenizer learned from the problems.
+        shape: of the model.
+        num_views: noised copies of a sequence in one pass.
+        weighting: of the loss at a masked token: nelbo, or uniform.
+        training: optimisation.
+    """
+
+    model: str | None = None
+    task: str = "mini_gsm"
+    folder: Path | None = None
+    data: ChatData | None = None
+    num_examples: int = 96_000
+    data_seed: int = 1
+    vocab_size: int = 1024
+    num_views: int = 1
+    weighting: str = "nelbo"
+    shape: ModelShape = field(default_factory=ModelShape)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def __post_init__(self) -> None:
+        if self.data is not None and self.model is None:
+            raise ValueError("data: is for a model that has a tokenizer; name it with model")
+        if self.data is not None and self.folder is not None:
+            raise ValueError("folder: holds a task's files; leave it out beside data")
+
+    def examples(self) -> list[Example]:
+        """The task's training problems.
 
         Raises:
-            ValueError: if the batch does not divide among processes and micro-batches.
+            ValueError: for an unknown task, or one whose files are missing or damaged.
         """
-        own = {
-            "output_dir": str(output_dir),
-            "max_steps": self.steps,
-            "per_device_train_batch_size": self.micro_batch_size,
-            "learning_rate": self.learning_rate,
-            "weight_decay": self.weight_decay,
-            "adam_beta2": self.beta2,
-            "warmup_steps": self.warmup_steps,
-            "lr_scheduler_type": "cosine_with_min_lr",
-            "lr_scheduler_kwargs": {"min_lr_rate": 0.1},
-            "max_grad_norm": self.max_grad_norm,
-            "save_strategy": "steps" if self.save_steps else "no",
-            "save_steps": self.save_steps or 500,
-            "save_total_limit": 2,
-            "logging_steps": self.logging_steps,
-            "logging_nan_inf_filter": False,
-            "report_to": self.report_to or "none",
-            "bf16": self.bf16,
-            _CHECKPOINTING: self.activation_checkpointing,
-            "seed": self.seed,
-            "remove_unused_columns": False,
-            "dataloader_drop_last": True,
-            "ddp_find_unused_parameters": False,
-            "dataloader_pin_memory": torch.accelerator.is_available(),
-            "disable_tqdm": True,
-        }
-        clash = sorted(set(self.trainer) & set(own))
-        if clash:
-            raise ValueError(f"trainer.{clash[0]} is owned by t3d; set the key of TrainingConfig")
-        self._check_launch()
-        # Processes on CPUs do not find each other without it, and train each for itself.
-        device: dict[str, Any] = {"use_cpu": not torch.accelerator.is_available()}
-        try:
-            arguments = TrainingArguments(**(device | own | self.trainer))
-        except TypeError as error:
-            raise ValueError(f"trainer: not an argument of transformers: {error}") from None
-        if arguments.n_gpu > 1:
-            raise ValueError(
-                f"one process sees {arguments.n_gpu} GPUs; start one for each with "
-                "torchrun --nproc-per-node, or set CUDA_VISIBLE_DEVICES"
-            )
-        in_one_pass = self.micro_batch_size * arguments.world_size
-        if self.batch_size % in_one_pass:
-            raise ValueError(
-                f"batch_size={self.batch_size} is no multiple of micro_batch_size="
-                f"{self.micro_batch_size} x {arguments.world_size} processes"
-            )
-        arguments.gradient_accumulation_steps = self.batch_size // in_one_pass
-        return arguments
-
-    def _check_launch(self) -> None:
-        """Raise ValueError for what `accelerate launch` or `trainer` switches on beside t3d."""
-
-        def on(switch: str, key: str) -> bool:
-            return os.environ.get(switch, "false").lower() == "true" or bool(self.trainer.get(key))
-
-        if on("ACCELERATE_USE_FSDP", "fsdp"):
-            raise ValueError(
-                "FSDP of accelerate: t3d shards a model itself; "
-                "launch with t3d/recipes/accelerate/gpus.yaml and set training.sharding to full"
-            )
-        if self.sharding == "full" and on("ACCELERATE_USE_DEEPSPEED", "deepspeed"):
-            raise ValueError(
-                "sharding: full and DeepSpeed split the same weights; "
-                "launch with t3d/recipes/accelerate/gpus.yaml, or set training.sharding to none"
-            )
+        task = get_task(self.task, data=self.folder)
+        return task.examples("train", self.num_examples, seed=self.data_seed)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,9 +14,8 @@ from t3d.blocks import CLEAN, PADDING, BlockLayout, Coordinates, pack
 from t3d.models.attention import attention_mask
 from t3d.noising import View
 from t3d.objectives import LossTokens
+from t3d.training.config import Attention
 from t3d.trajectory import TrajectoryBatch
-
-Attention = Literal["auto", "sdpa", "flex_attention"]
 
 FLEX_WIDTH = 1 << 14
 """Columns of a row at most where attention skips what it masks, unless one sequence has more."""

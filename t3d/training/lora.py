@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,38 +13,12 @@ from torch.func import functional_call
 
 from t3d.models import LanguageModel
 from t3d.rng import derive_key
+from t3d.training.config import LoraSettings
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """The linear layers of attention and MLP, as every family names them."""
 WEIGHTS_FILE = "adapter_model.safetensors"
 _NAME = "default"
-
-
-@dataclass(frozen=True)
-class LoraSettings:
-    """Low-rank adapters (arXiv:2106.09685) in the layers of a model that stays frozen.
-
-    Args:
-        rank: of an adapter.
-        alpha: an adapter's output is scaled by alpha / rank.
-        dropout: share of an adapter's input that is dropped in training.
-        target_modules: names of linear layers; by default those of attention and MLP, of a
-            mixture of experts those of attention.
-    """
-
-    rank: int = 16
-    alpha: int = 32
-    dropout: float = 0.0
-    target_modules: list[str] | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("rank", "alpha"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"lora: {name} must be at least 1, got {getattr(self, name)}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"lora: dropout must lie in [0, 1), got {self.dropout}")
-        if self.target_modules is not None and not self.target_modules:
-            raise ValueError("lora: target_modules is empty; name layers, or leave it out")
 
 
 class Adapter:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from jinja2 import TemplateError
 
-from t3d.methods import Method, build_method
 from t3d.models import (
     LanguageModel,
     SDARConfig,
@@ -23,95 +22,24 @@ from t3d.models import (
     from_pretrained,
     wrap,
 )
-from t3d.noising.random import Weighting
 from t3d.provenance import hash_file, hash_weights, provenance, write_json
-from t3d.tasks import get_task
 from t3d.tasks.base import Example
 from t3d.tasks.chat import Chat, ChatData, OverLong, read_chats
 from t3d.tasks.tokenizer import END_TOKEN, PAD_TOKEN, train_tokenizer
-from t3d.training.config import TrainingConfig
+from t3d.training.config import MethodConfig, PretrainConfig
+from t3d.training.methods import Method, build_method
 from t3d.training.run import fit
 from t3d.trajectory import labelled_row
 
 
-@dataclass
-class ModelShape:
-    """Shape of a new SDAR model; the vocabulary comes from the tokenizer."""
+def pretraining_method(config: PretrainConfig) -> Method:
+    """The NELBO on masked copies of labelled answers.
 
-    hidden_size: int = 96
-    intermediate_size: int = 288
-    num_hidden_layers: int = 4
-    num_attention_heads: int = 4
-    num_key_value_heads: int = 2
-    head_dim: int = 24
-    max_position_embeddings: int = 256
-    rope_theta: float = 10000.0
-    tie_word_embeddings: bool = True
-
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if value < 1 and name != "tie_word_embeddings":
-                raise ValueError(f"shape: {name} must be at least 1, got {value}")
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise ValueError(
-                f"shape: num_attention_heads={self.num_attention_heads} is no multiple of "
-                f"num_key_value_heads={self.num_key_value_heads}"
-            )
-        if self.head_dim % 2:
-            raise ValueError(f"shape: head_dim must be even, got {self.head_dim}")
-
-
-@dataclass
-class PretrainConfig:
-    """Pretraining of a small model on a benchmark's training split, or adapting a checkpoint.
-
-    Args:
-        model: a checkpoint to train further; None for a new model of `shape`.
-        task: the benchmark whose worked answers are learned.
-        folder: of the benchmark's files; by default what `t3d data download` fetched.
-        data: chats or texts to adapt the model to, instead of the task's answers.
-        num_examples: training problems, or rows of `data`, at most.
-        data_seed: of the benchmark's stream.
-        vocab_size: tokens at most of the tokenizer learned from the problems.
-        shape: of the model.
-        num_views: noised copies of a sequence in one pass.
-        weighting: of the loss at a masked token: nelbo, or uniform.
-        training: optimisation.
+    Raises:
+        ValueError: for a setting that does not fit.
     """
-
-    model: str | None = None
-    task: str = "mini_gsm"
-    folder: Path | None = None
-    data: ChatData | None = None
-    num_examples: int = 96_000
-    data_seed: int = 1
-    vocab_size: int = 1024
-    num_views: int = 1
-    weighting: Weighting = "nelbo"
-    shape: ModelShape = field(default_factory=ModelShape)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-
-    def __post_init__(self) -> None:
-        if self.data is not None and self.model is None:
-            raise ValueError("data: is for a model that has a tokenizer; name it with model")
-        if self.data is not None and self.folder is not None:
-            raise ValueError("folder: holds a task's files; leave it out beside data")
-        self.method()
-
-    def method(self) -> Method:
-        """Raises: ValueError for a setting that does not fit."""
-        return build_method(
-            "sft", noiser={"num_views": self.num_views, "weighting": self.weighting}
-        )
-
-    def examples(self) -> list[Example]:
-        """The task's training problems.
-
-        Raises:
-            ValueError: for an unknown task, or one whose files are missing or damaged.
-        """
-        task = get_task(self.task, data=self.folder)
-        return task.examples("train", self.num_examples, seed=self.data_seed)
+    noiser = {"num_views": config.num_views, "weighting": config.weighting}
+    return build_method(MethodConfig("sft", noiser=noiser))
 
 
 def new_model(config: PretrainConfig, examples: list[Example]) -> LanguageModel:
@@ -290,7 +218,9 @@ def pretrain(config: PretrainConfig, output: Path, *, progress: bool = True) -> 
     else:
         rows, source = _adaptation_rows(lm, config, config.data)
     directory = output / "training"
-    trainer = fit(lm, config.method(), rows, config.training, directory, progress=progress)
+    trainer = fit(
+        lm, pretraining_method(config), rows, config.training, directory, progress=progress
+    )
     trainer.save_trained(output)
     record = provenance(
         config=asdict(config),

@@ -10,10 +10,11 @@ from typing import Any
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerCallback, TrainerState
 
-from t3d.methods import Method
 from t3d.models import LanguageModel
 from t3d.progress import Stage, bar
+from t3d.training.arguments import training_arguments
 from t3d.training.config import TrainingConfig
+from t3d.training.methods import Method
 from t3d.training.trainer import DiffusionTrainer, TrainingCallback
 
 _SHOWN = {
@@ -52,7 +53,7 @@ def fit(
         raise ValueError(
             f"{len(rows)} training sequences are fewer than batch_size={config.batch_size}"
         )
-    arguments = config.arguments(directory)
+    arguments = training_arguments(config, directory)
     trainer = DiffusionTrainer(
         lm,
         method,

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -20,8 +20,6 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from t3d.models import BlockDiffusionLM, family_of
-
-Sharding = Literal["none", "full"]
 
 SHARDS_DIRECTORY = "shards"
 """Of a checkpoint: safetensors, of every process its own part of each tensor."""

@@ -25,7 +25,6 @@ from transformers import (
 )
 
 from t3d.blocks import BlockLayout
-from t3d.methods import Method
 from t3d.models import BlockDiffusionLM, LanguageModel
 from t3d.noising import Vocabulary
 from t3d.objectives import Context, Predictions
@@ -33,10 +32,11 @@ from t3d.provenance import write_json
 from t3d.rng import derive_key, fold
 from t3d.shards import read_object
 from t3d.training import sharding as shards
+from t3d.training.config import Attention, LoraSettings, Sharding
 from t3d.training.data import SortedBatchSampler
-from t3d.training.forward import Attention, ModelInputs, assemble, attending
-from t3d.training.lora import Adapter, FrozenAdapter, LoraSettings
-from t3d.training.sharding import Sharding
+from t3d.training.forward import ModelInputs, assemble, attending
+from t3d.training.lora import Adapter, FrozenAdapter
+from t3d.training.methods import Method
 from t3d.trajectory import TrajectoryBatch
 
 REFERENCE_FILE = "reference.safetensors"

@@ -16,10 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from t3d.analysis import AnalysisConfig, analyze, select_states
-from t3d.decoding import DecodingConfig, visited_states
+from t3d.analysis.analyze import analyze
+from t3d.analysis.config import AnalysisConfig
+from t3d.analysis.states import select_states
+from t3d.decoding.config import DecodingConfig, RolloutConfig
+from t3d.decoding.replay import visited_states
 from t3d.models import LanguageModel, from_pretrained, tiny, wrap
-from t3d.rollout import RolloutConfig, rollout
+from t3d.rollout import rollout
 from t3d.store import TrajectoryStore
 from t3d.tasks import get_task
 from t3d.tasks.tokenizer import train_tokenizer

@@ -12,20 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from t3d.analysis import (
-    Analysis,
-    AnalysisConfig,
-    Denoiser,
-    Estimate,
-    Marginals,
-    State,
-    exact_joint,
-    measure,
-    sample_paths,
-)
-from t3d.analysis.estimators import leave_one_out
-from t3d.analysis.full_steps import exact_marginals
-from t3d.decoding import DecodingConfig, Request, decode_one
+from t3d.analysis.analyze import Analysis, measure
+from t3d.analysis.config import AnalysisConfig
+from t3d.analysis.estimators import Estimate, Marginals, leave_one_out
+from t3d.analysis.full_steps import exact_joint, exact_marginals, sample_paths
+from t3d.analysis.states import Denoiser, State
+from t3d.decoding.config import DecodingConfig
+from t3d.decoding.oracle import decode_one
+from t3d.decoding.request import Request
 from t3d.models import SDARForCausalLM, tiny
 
 S = 3

@@ -12,9 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from t3d.bench import decode as bench
+from t3d.bench.config import DecodeSettings, Engine
 from t3d.bench.decode import (
-    DecodeSettings,
-    Engine,
     NeededPass,
     make_engine,
     measure,
@@ -24,7 +23,9 @@ from t3d.bench.decode import (
     random_requests,
 )
 from t3d.bench.roofline import ModelCosts, Rates
-from t3d.decoding import BlockDecoder, DecodingConfig, Request
+from t3d.decoding.config import DecodingConfig
+from t3d.decoding.engine import BlockDecoder
+from t3d.decoding.request import Request
 from t3d.models import BlockDiffusionLM, LanguageModel, tiny
 
 MODEL = tiny()

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from t3d.bench.config import Shape
 from t3d.bench.subject import (
     PRESETS,
-    Shape,
     choose_device,
     device_name,
     load_subject,

@@ -29,10 +29,10 @@ from t3d.bench.train import (
     step_flops,
 )
 from t3d.blocks import PADDING, BlockLayout, may_attend
-from t3d.methods import build_method
 from t3d.models import LanguageModel, tiny
 from t3d.noising import Vocabulary
-from t3d.training.config import TrainingConfig
+from t3d.training.config import MethodConfig, TrainingConfig
+from t3d.training.methods import build_method
 from t3d.trajectory import TrajectoryBatch, training_rows
 
 CONFIG = TrainingConfig(steps=3, batch_size=4, micro_batch_size=2, learning_rate=0.0)
@@ -80,7 +80,7 @@ def test_a_load_is_what_the_layout_lays_out(
     ]
     batch = TrajectoryBatch.collate(training_rows(trajectories), 0)
     keys = torch.arange(len(lengths))
-    views = build_method(method).noiser(batch, layout, keys, Vocabulary(64, 63), 0.5)
+    views = build_method(MethodConfig(method)).noiser(batch, layout, keys, Vocabulary(64, 63), 0.5)
     grid = layout.training(batch.prompt_length, batch.length, len(views))
     held = grid.stream != PADDING
     seen = may_attend(grid[:, :, None], grid[:, None]) & held[:, :, None] & held[:, None]
@@ -141,13 +141,13 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def row(lm: LanguageModel, method: str = "t3d", rates: Rates = RATES, **changed: Any) -> TrainRow:
     config = replace(CONFIG, **{"steps": 2, **changed})
-    return measure(lm, method, build_method(method), config, rates)
+    return measure(lm, method, build_method(MethodConfig(method)), config, rates)
 
 
 @pytest.mark.usefixtures("clock")
 def test_a_row_counts_all_steps_but_the_first(lm: LanguageModel, tmp_path: Path) -> None:
     trace = tmp_path / "trace.json"
-    method = build_method("t3d")
+    method = build_method(MethodConfig("t3d"))
     found = measure(lm, "t3d", method, replace(CONFIG, steps=4), RATES, trace=trace)
     # Of 2, 3 and 5 seconds, not of the traced step's 7.
     assert found.trajectories_per_second == 4 / 3

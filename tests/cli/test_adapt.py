@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from t3d.models import from_pretrained
+from t3d.plan import SMOKE
 from t3d.provenance import hash_weights
 from t3d.tasks import get_task
 from t3d.tasks.tokenizer import CHAT_TEMPLATE, train_tokenizer
@@ -89,6 +90,8 @@ def test_smoke_walks_every_stage_beside_the_real_output(
     outcome = t3d("run", adapting, "--smoke", "--output", output, "--progress", "false")
     assert outcome.code == 0
     assert not output.exists()
+    assert outcome.err.startswith(SMOKE)
+    assert outcome.out.startswith(SMOKE)
     rows = json.loads((tmp_path / "out-smoke" / "results.json").read_text())["rows"]
     assert {row["n"] for row in rows} == {2}
 

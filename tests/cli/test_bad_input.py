@@ -21,6 +21,7 @@ def assert_refused(outcome: Outcome, code: int, *parts: str) -> None:
 
 
 RECIPES = [
+    ("taks: mini_gsm", "option 'taks' is not accepted; did you mean task?"),
     ("nonsense: 1", "option 'nonsense' is not accepted"),
     ("training: {step: 1}", "group 'training' does not accept option 'step'"),
     ("methods: {a: {method: t3d, lambda: 1}}", "methods: option 'lambda' is not accepted"),
@@ -45,13 +46,16 @@ def test_wrong_recipes(tmp_path: Path, t3d: Run, text: str, part: str) -> None:
 
 CALLS = [
     (("run", "no.yaml"), 2, "no.yaml"),
-    (("run",), 2, "the recipe comes first: t3d run RECIPE.yaml"),
+    (("run",), 2, "the recipe comes first: t3d run RECIPE"),
     (("run", "--output", "x", "recipe.yaml"), 2, "the recipe comes first"),
-    (("pretrain", "--output", "x"), 2, "the recipe comes first: t3d pretrain RECIPE.yaml"),
+    (("pretrain", "--output", "x"), 2, "the recipe comes first: t3d pretrain RECIPE"),
     (("rollout", "--model", "m"), 2, "arguments are required: output"),
     (("rollout", "--model", "m", "--output", "x", "--nmu", "3"), 2, "--nmu 3"),
     (("train", "--model", "m", "--output", "x", "--method", "t3d"), 2, "trajectories"),
-    (("generate",), 2, "question"),
+    (("generate",), 1, "give a QUESTION, or"),
+    (("generate", "--task", "mini_gsm", "How many?"), 1, "not both"),
+    (("generate", "--task", "mini_gms"), 1, "unknown task 'mini_gms'"),
+    (("generate", "--task", "mini_gsm", "--index", "-1"), 1, "index must be at least 0"),
     (("report",), 2, "runs"),
     (("report", "nowhere"), 1, "nowhere/results.json: no such results file"),
     (("generate", "--model", "no/where/at/all", "q"), 1, "no/where/at/all: no such checkpoint"),
@@ -79,11 +83,33 @@ def test_wrong_calls(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_unknown_command(t3d: Run) -> None:
-    outcome = t3d("runx", "x.yaml")
-    assert outcome.code == 2
-    assert "invalid choice: 'runx'" in outcome.err
+@pytest.mark.parametrize(
+    ("call", "meant"),
+    [
+        (("runx", "x.yaml"), "unknown command 'runx'; did you mean run?"),
+        (("evaluate",), "unknown command 'evaluate'; did you mean eval?"),
+        (("bench",), "unknown command 'bench'; did you mean bench decode or bench train?"),
+        (("data", "downlod"), "unknown command 'data'; did you mean data download or data conv"),
+        (("xyz",), "unknown command 'xyz'; `t3d --help` lists them"),
+        (("--nosuch",), "arguments"),
+        (("run", "demmo"), "no recipe file or shipped recipe 'demmo'; did you mean demo?"),
+        (("run", "xyz"), "those that ship are demo, demo_published"),
+        (("eval", "--config", "sweeep"), "shipped recipe 'sweeep'; did you mean sweep?"),
+        (("eval", "--config=sweeep"), "shipped recipe 'sweeep'; did you mean sweep?"),
+        (("run", "demo", "--training.stesp", "3"), "stesp 3; did you mean training.steps?"),
+        # What abbreviates an option is no option.
+        (("eval", "--mod", "m", "--output", "x"), "unrecognized arguments: --mod m; did you mean"),
+        (("generate", "--decoding.temp", "0", "q"), "--decoding.temp"),
+        (("generate", "--see=3", "q"), "--see=3; did you mean seed?"),
+        (("generate", "--model", "mini_techer", "q"), "did you mean mini_teacher?"),
+    ],
+)
+def test_misspelt_names(t3d: Run, call: tuple[str, ...], meant: str) -> None:
+    outcome = t3d(*call)
+    assert outcome.code == (1 if "--model" in call else 2)
+    assert meant in outcome.err
     assert "Traceback" not in outcome.err
+    assert outcome.out == ""
 
 
 OVERRIDES = [

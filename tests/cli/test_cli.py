@@ -5,18 +5,20 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
 import t3d as package
-from t3d.cli import SUMMARIES
 from t3d.commands import COMMANDS
 from t3d.models import from_pretrained, tiny, wrap
+from t3d.models.loading import BUILT_IN
 from t3d.recipe import RunConfig
 from t3d.store import TrajectoryStore
 from tests.cli.conftest import Run
@@ -25,25 +27,51 @@ ROOT = Path(__file__).parents[2]
 SHORT = ("--decoding.max_new_tokens", 8)
 
 
-def test_the_overview_imports_no_heavy_module() -> None:
-    code = (
-        "import sys, t3d, t3d.cli\n"
-        "try: t3d.cli.main(['--help'])\n"
-        "except SystemExit: pass\n"
-        "heavy = {'torch', 'transformers', 'jsonargparse', 'pyarrow', 'rich'} & set(sys.modules)\n"
-        "assert not heavy, heavy\n"
-    )
+LIGHT = """
+import json, sys
+from t3d.cli import main
+for call in json.loads(sys.argv[1]):
+    try:
+        main(call)
+    except SystemExit:
+        pass
+    heavy = {"torch", "transformers", "pyarrow"} & set(sys.modules)
+    assert not heavy, (call, heavy)
+"""
+RECIPES = sorted((ROOT / "t3d/recipes").glob("*.yaml"))
+
+
+def printing_call(path: Path) -> list[str]:
+    """A call that shows what a recipe says."""
+    keys = set(yaml.safe_load(path.read_text()))
+    call = ["pretrain", path.stem, "--output", "x"]
+    if "methods" in keys:
+        call = ["compare" if "seeds" in keys else "run", path.stem]
+    elif "settings" in keys:
+        call = ["eval", "--config", path.stem, "--model", "x", "--output", "x"]
+    return [*call, "--print_config"]
+
+
+def test_help_and_wrong_calls_and_reports_import_no_torch(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "benchmarks/compare.json", tmp_path / "results.json")
+    (tmp_path / "theirs.json").write_text("[]")
+    run, output = str(tmp_path), str(tmp_path / "output")
+    calls = [["--help"], ["--version"], ["nosuch"], [], ["run"], ["run", "nosuch"], ["generate"]]
+    calls += [[name, "--help"] for name in COMMANDS] + [printing_call(path) for path in RECIPES]
+    calls += [["run", "demo", "--nosuch", "1"], ["train", "--model", "m"], ["eval", "--mod", "m"]]
+    calls += [["run", "demo", "--rollout.decoding.block_size", "0"]]
+    calls += [["report", run, "--output", output], ["frontier", run, "--output", output]]
+    source, written = str(tmp_path / "theirs.json"), str(tmp_path / "ours.jsonl")
+    calls += [["data", "convert", source, "--output", written, "--dataset", "math"]]
     process = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True
+        [sys.executable, "-W", "error", "-c", LIGHT, json.dumps(calls)],
+        capture_output=True,
+        text=True,
     )
     assert process.returncode == 0, process.stderr
-    for name, summary in SUMMARIES.items():
-        assert re.search(rf"^ +{name} +{re.escape(summary)}$", process.stdout, re.MULTILINE)
-
-
-def test_summaries_are_those_of_the_commands() -> None:
-    found = {name: (f.__doc__ or "").splitlines()[0] for name, f in COMMANDS.items()}
-    assert found == SUMMARIES
+    for name, command in COMMANDS.items():
+        line = rf"^ +{name} +{re.escape(command.summary)}$"
+        assert re.search(line, process.stdout, re.MULTILINE)
 
 
 def test_version(t3d: Run) -> None:
@@ -65,7 +93,7 @@ def test_help_teaches(t3d: Run, name: str) -> None:
     assert outcome.code == 0
     assert outcome.err == ""
     text = outcome.out
-    assert SUMMARIES[name] in text
+    assert COMMANDS[name].summary in text
     example = re.search(rf"^  t3d {name} .*$", text, re.MULTILINE)
     assert example
     # No field without an explanation, but for those whose name says it all.
@@ -86,18 +114,13 @@ def test_every_option_of_an_example_exists(t3d: Run) -> None:
             assert known & parents, (name, option)
 
 
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "t3d/recipes").glob("*.yaml")), ids=lambda p: p.stem
-)
-def test_shipped_recipes_are_accepted(t3d: Run, path: Path) -> None:
-    keys = set(yaml.safe_load(path.read_text()))
-    call: tuple[object, ...] = ("pretrain", path, "--output", "x")
-    if "methods" in keys:
-        call = ("compare" if "seeds" in keys else "run", path)
-    elif "settings" in keys:
-        call = ("eval", "--config", path, "--model", "x", "--output", "x")
-    outcome = t3d(*call, "--print_config")
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_shipped_recipes_are_accepted_by_name_and_by_path(t3d: Run, path: Path) -> None:
+    call = printing_call(path)
+    outcome = t3d(*call)
     assert outcome.code == 0, outcome.err
+    by_path = t3d(*(str(path) if word == path.stem else word for word in call))
+    assert by_path.out == outcome.out
 
 
 def test_printed_configuration_is_a_recipe(recipe_file: Path, tmp_path: Path, t3d: Run) -> None:
@@ -140,6 +163,52 @@ def test_generate(
     options.write_text("decoding: {max_new_tokens: 8}\n")
     from_file = ("generate", "--config", options, "--model", checkpoint, "How many?")
     assert t3d(*from_file).out == plain.out
+
+
+def test_generate_shows_a_problem_of_a_task_as_eval_grades_it(
+    checkpoint: Path, tmp_path: Path, t3d: Run
+) -> None:
+    (tmp_path / "own.jsonl").write_text(
+        '{"question": "How many?", "answer": 3}\n{"question": "Why?", "answer": 4}\n'
+    )
+    one = ["--decoding.denoising_steps", 1, "--decoding.temperature", 1.0, *SHORT]
+    for task in ("mini_gsm", str(tmp_path / "own.jsonl")):
+        output = tmp_path / Path(task).stem
+        settings = "[{denoising_steps: 1, temperature: 1.0, max_new_tokens: 8}]"
+        asked = ("--model", checkpoint, "--task", task)
+        t3d("eval", *asked, "--limit", 2, "--settings", settings, "--output", output)
+        samples = pq.read_table(output / "samples.parquet").to_pylist()
+        problems = package.get_task(task).examples("test", 2)
+        for index, (problem, sample) in enumerate(zip(problems, samples, strict=True)):
+            shown = t3d("generate", *asked, *one, *(["--index", index] if index else []))
+            assert (shown.code, shown.err) == (0, "")
+            right = sample["correct"]
+            assert shown.out == (
+                f"question: {problem.question}\nresponse: {sample['output']}\n"
+                f"gold:     {problem.answer}\n"
+                f"verdict:  {'right' if right else 'wrong (no final answer)'}\n"
+            )
+        beyond = t3d("generate", *asked, "--index", 2)
+        assert (beyond.code == 0) == (task == "mini_gsm")
+    assert "own.jsonl: no problem 2; its split 'test' has 2, from 0 on" in beyond.err
+
+
+def test_the_small_model_answers_its_problems_and_warns_of_others(t3d: Run, tmp_path: Path) -> None:
+    problem = package.get_task("mini_gsm").examples("test", 1)[0]
+    shown = t3d("generate", "--task", "mini_gsm")
+    assert (shown.code, shown.err) == (0, "")
+    assert shown.out.endswith(f"gold:     {problem.answer}\nverdict:  right\n")
+    assert t3d("generate", *SHORT, problem.question).err == ""
+    # A student of it knows no more.
+    student = tmp_path / "student"
+    shutil.copytree(BUILT_IN["mini_teacher"], student)
+    record = json.loads((student / "provenance.json").read_text()) | {"model": "mini_teacher"}
+    (student / "provenance.json").write_text(json.dumps(record | {"config": {}}))
+    for model in ("mini_teacher", student):
+        foreign = t3d("generate", "--model", model, *SHORT, "What is the capital of France?")
+        assert foreign.code == 0
+        assert foreign.err.count("\n") == 1
+        assert f"{model} knows generated word problems of mini_gsm only" in foreign.err
 
 
 def test_a_question_that_looks_like_a_number(checkpoint: Path, t3d: Run) -> None:

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from t3d.cli import main
+from t3d.plan import SMOKE
 from tests.cli.conftest import Run, recipe
 from tests.cli.test_run import rows, start, stop_when
 
@@ -161,3 +162,16 @@ def test_bad_settings(
     assert outcome.code == 1
     assert message in outcome.err
     assert not output.exists()
+
+
+def test_a_smoke_run_says_that_its_accuracies_mean_nothing(
+    checkpoint: Path, tmp_path: Path, t3d: Run
+) -> None:
+    path, output = tmp_path / "recipe.yaml", tmp_path / "out"
+    document = recipe(checkpoint) | {"methods": {"naive_td": {"method": "naive_td"}}}
+    path.write_text(yaml.safe_dump(document), encoding="utf-8")
+    outcome = t3d("compare", path, "--smoke", "--output", output, "--progress", "false")
+    assert outcome.code == 0, outcome.err
+    assert "accuracies mean nothing" in SMOKE
+    assert outcome.err.startswith(SMOKE)
+    assert outcome.out.startswith(SMOKE)

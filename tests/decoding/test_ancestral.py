@@ -15,7 +15,9 @@ from typing import TypeVar
 import pytest
 import torch
 
-from t3d.decoding import BlockDecoder, Completion, DecodingConfig, Request
+from t3d.decoding.config import DecodingConfig
+from t3d.decoding.engine import BlockDecoder
+from t3d.decoding.request import Completion, Request
 from t3d.models import tiny
 
 NUM_WORDS, MASK = 3, 3

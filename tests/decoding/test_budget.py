@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from t3d.decoding import DecodingConfig
 from t3d.decoding.budget import cache_bytes_per_token, cache_tokens, fitting_cache
 from t3d.decoding.cache import SlotCache
+from t3d.decoding.config import DecodingConfig
 from t3d.models import tiny
 
 SIZES = st.integers(0, 2**40)

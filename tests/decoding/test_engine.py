@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from t3d.decoding import BlockDecoder, Completion, DecodingConfig, Passes, Request
+from t3d.decoding.config import DecodingConfig
+from t3d.decoding.engine import BlockDecoder
+from t3d.decoding.request import Completion, Passes, Request
 from t3d.models import tiny
 
 MODEL = tiny(vocab_size=50, max_position_embeddings=128)

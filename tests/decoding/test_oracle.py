@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from t3d.decoding import Completion, DecodingConfig, Request, decode_one
+from t3d.decoding.config import DecodingConfig
+from t3d.decoding.oracle import decode_one
+from t3d.decoding.request import Completion, Request
 from t3d.models import tiny
 
 MODEL = tiny(vocab_size=50, block_size=2)

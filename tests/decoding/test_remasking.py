@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from t3d.decoding.config import DecodingConfig, Remasking
 from t3d.decoding.remasking import STRATEGIES, Scores, reverse_rate, static_quota
-from t3d.decoding.request import DecodingConfig, Remasking
 
 LEVELS = st.sampled_from([0.0, 0.1, 0.5, 0.5000001, 0.9, 1.0])
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from t3d.decoding import Completion, DecodingConfig, Passes, Request
+from t3d.decoding.config import DecodingConfig
+from t3d.decoding.request import Completion, Passes, Request
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from t3d.decoding import DecodingConfig, Request
+from t3d.decoding.config import DecodingConfig
+from t3d.decoding.request import Request
 from t3d.decoding.scheduler import Scheduler
 from t3d.decoding.sequence import Sequence
 

@@ -13,9 +13,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from t3d.decoding import BlockDecoder, DecodingConfig, Request, attention, packing
+from t3d.decoding import attention, packing
 from t3d.decoding.attention import Group, attend
+from t3d.decoding.config import DecodingConfig
+from t3d.decoding.engine import BlockDecoder
 from t3d.decoding.packing import PackedLinear, packable, packed_bytes
+from t3d.decoding.request import Request
 from t3d.decoding.view import ViewMaker
 from t3d.models import tiny
 

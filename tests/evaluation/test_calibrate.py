@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import GenerationConfig
 
-from t3d.decoding.request import DecodingConfig, Remasking
+from t3d.decoding.config import DecodingConfig, Remasking
 from t3d.evaluation.calibrate import (
     Choice,
     choose,
@@ -27,9 +27,8 @@ from t3d.evaluation.calibrate import (
     read_generation_config,
     write_generation_config,
 )
-from t3d.evaluation.comparison import DYNAMIC, STATIC, Cell
 from t3d.evaluation.metrics import wilson_interval
-from t3d.evaluation.results import ResultRow
+from t3d.evaluation.results import DYNAMIC, STATIC, Cell, ResultRow
 from t3d.models import from_pretrained, tiny, wrap
 from t3d.tasks import get_task
 from t3d.tasks.tokenizer import train_tokenizer

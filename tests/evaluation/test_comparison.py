@@ -12,19 +12,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from t3d.evaluation.comparison import (
+from t3d.evaluation.comparison import Comparison, Estimate, Term
+from t3d.evaluation.metrics import wilson_interval
+from t3d.evaluation.orderings import RIVALS, Finding, findings, verdict
+from t3d.evaluation.results import (
     DYNAMIC,
     ORIGINAL,
     STATIC,
     Cell,
-    Comparison,
+    ComparisonRow,
     Condition,
-    Estimate,
-    Term,
+    ResultRow,
+    load_results,
+    save_results,
 )
-from t3d.evaluation.metrics import wilson_interval
-from t3d.evaluation.orderings import RIVALS, Finding, findings, verdict
-from t3d.evaluation.results import ComparisonRow, ResultRow, load_results, save_results
 
 
 def make_cell(

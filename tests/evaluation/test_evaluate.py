@@ -12,8 +12,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from t3d.decoding.config import DecodingConfig
 from t3d.decoding.engine import BlockDecoder
-from t3d.decoding.request import Completion, DecodingConfig, Passes
+from t3d.decoding.request import Completion, Passes
 from t3d.evaluation.evaluate import (
     Evaluation,
     _agreement,

@@ -13,10 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from t3d.evaluation.comparison import DYNAMIC, STATIC
 from t3d.evaluation.frontier import Point, aup, frontier, kept, pareto
 from t3d.evaluation.metrics import wilson_interval
-from t3d.evaluation.results import ResultRow
+from t3d.evaluation.results import DYNAMIC, STATIC, ResultRow
 
 # Few distinct values, so that ties are common.
 COARSE = st.tuples(st.integers(1, 8).map(lambda x: x / 2), st.integers(0, 10).map(lambda y: y / 10))

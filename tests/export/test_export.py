@@ -14,10 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from t3d.commands.exporting import export as command
+from t3d.commands.exporting import export_command as command
 from t3d.evaluation.results import ResultRow, save_results
-from t3d.export import Finding, check, claims, export
-from t3d.export.verify import expected, probe_inputs, run_probe
+from t3d.export.engines import Finding
+from t3d.export.layout import export
+from t3d.export.verify import check, claims, expected, probe_inputs, run_probe
 from t3d.models import LanguageModel, from_pretrained, tiny, wrap
 from t3d.provenance import write_json
 from t3d.tasks import get_task
@@ -304,10 +305,10 @@ def test_the_command_fails_for_what_the_folder_claims(
     copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     findings = [Finding("sglang", "falls over", "leave it"), Finding("t3d", "slow", "-", False)]
-    monkeypatch.setattr("t3d.export.check", lambda directory: findings)
+    monkeypatch.setattr("t3d.export.verify.check", lambda directory: findings)
     command(check=copy)
     assert "falls over" in capsys.readouterr().out
-    monkeypatch.setattr("t3d.export.claims", lambda directory: {"sglang", "t3d"})
+    monkeypatch.setattr("t3d.export.verify.claims", lambda directory: {"sglang", "t3d"})
     with pytest.raises(ValueError, match="copy: does not work in sglang"):
         command(check=copy)
     for model, folder in ((None, None), ("x", None), ("x", copy)):

@@ -11,16 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from t3d.commands.importing import export_rollouts as export_command
-from t3d.commands.importing import import_store
-from t3d.decoding.request import DecodingConfig
-from t3d.interchange import Format, export_rollouts, import_rollouts
+from t3d.commands.importing import export_rollouts_command, import_command
+from t3d.decoding.config import DecodingConfig, RolloutConfig
+from t3d.interchange.exporting import export_rollouts
+from t3d.interchange.importing import import_rollouts
+from t3d.interchange.rows import Format
 from t3d.models import LanguageModel, from_pretrained
-from t3d.rollout import RolloutConfig, rollout
+from t3d.rollout import rollout
 from t3d.store import TrajectoryStore
 from t3d.tasks import get_task
-from t3d.training.config import TrainingConfig
-from t3d.training.distill import MethodConfig, distill
+from t3d.training.config import MethodConfig, TrainingConfig
+from t3d.training.distill import distill
 from t3d.trajectory import Trajectory, training_rows
 
 from .conftest import MakeStore, canonical, jetengine
@@ -322,8 +323,8 @@ def test_the_commands_carry_a_teachers_rollouts_there_and_back(
     store = rollout(
         lm, examples, tmp_path / "store", RolloutConfig(decoding, batch_size=6), progress=False
     )
-    export_command(tmp_path / "store", "mini_teacher", tmp_path / "a.json")
-    import_store(tmp_path / "a.json", "mini_teacher", tmp_path / "again")
+    export_rollouts_command(tmp_path / "store", "mini_teacher", tmp_path / "a.json")
+    import_command(tmp_path / "a.json", "mini_teacher", tmp_path / "again")
     assert f"{tmp_path / 'again'}: 6 of 6 trajectories" in capsys.readouterr().out
     again = TrajectoryStore.open(tmp_path / "again").read()
     assert again == [canonical(row, lm.mask_token_id) for row in store.read()]

@@ -10,18 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from t3d.decoding import (
-    STRATEGIES,
-    BlockDecoder,
-    Completion,
-    DecodingConfig,
-    Event,
-    Passes,
-    Remasking,
-    Request,
-    decode_one,
-    visited_states,
-)
+from t3d.decoding.config import DecodingConfig, Remasking
+from t3d.decoding.engine import BlockDecoder
+from t3d.decoding.oracle import decode_one
+from t3d.decoding.remasking import STRATEGIES
+from t3d.decoding.replay import visited_states
+from t3d.decoding.request import Completion, Event, Passes, Request
 from t3d.models import SDARForCausalLM, tiny
 from t3d.rollout import record
 from t3d.tasks import Example

@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 
 from t3d.blocks import BlockLayout
-from t3d.decoding import BlockDecoder, Completion, DecodingConfig, Request, decode_one
+from t3d.decoding.config import DecodingConfig
+from t3d.decoding.engine import BlockDecoder
+from t3d.decoding.oracle import decode_one
+from t3d.decoding.request import Completion, Request
 from t3d.models import tiny
 from t3d.models.attention import attention_mask
 from t3d.noising import TrajectoryState, View, Vocabulary

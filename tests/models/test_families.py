@@ -14,14 +14,17 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from t3d.blocks import BlockLayout, Coordinates
-from t3d.decoding import BlockDecoder, DecodingConfig, Request, decode_one
 from t3d.decoding.cache import SlotCache
-from t3d.methods import build_method
+from t3d.decoding.config import DecodingConfig
+from t3d.decoding.engine import BlockDecoder
+from t3d.decoding.oracle import decode_one
+from t3d.decoding.request import Request
 from t3d.models import FAMILIES, BlockDiffusionLM, family_of, from_pretrained, tiny, wrap
 from t3d.models.attention import additive_mask, attention_mask, dense_mask
 from t3d.tasks import get_task
 from t3d.tasks.tokenizer import train_tokenizer
-from t3d.training.config import TrainingConfig
+from t3d.training.config import MethodConfig, TrainingConfig
+from t3d.training.methods import build_method
 from t3d.training.run import fit
 from t3d.trajectory import labelled_row
 
@@ -252,7 +255,9 @@ def test_it_trains_and_what_was_trained_loads(family: str, tmp_path: Path):
         )
     ]
     settings = TrainingConfig(steps=1, batch_size=8, micro_batch_size=8, warmup_steps=0)
-    fit(lm, build_method("sft"), rows, settings, tmp_path / "training", progress=False)
+    fit(
+        lm, build_method(MethodConfig("sft")), rows, settings, tmp_path / "training", progress=False
+    )
     for name, weight in lm.model.named_parameters():
         assert not torch.equal(weight, before[name]), name
     lm.save(tmp_path / "saved")

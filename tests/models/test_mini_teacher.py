@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from t3d.decoding.request import DecodingConfig
+from t3d.decoding.config import DecodingConfig
 from t3d.evaluation.evaluate import evaluate
 from t3d.models.loading import BUILT_IN, LanguageModel, from_pretrained
 from t3d.provenance import hash_weights

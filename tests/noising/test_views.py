@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from t3d.blocks import BlockLayout
-from t3d.decoding import visited_states
-from t3d.methods import METHODS, build_method
+from t3d.decoding.replay import visited_states
 from t3d.noising import (
     ComplementaryMask,
     ComplementaryState,
@@ -24,6 +23,8 @@ from t3d.noising import (
     View,
     Vocabulary,
 )
+from t3d.training.config import MethodConfig
+from t3d.training.methods import METHODS, build_method
 from t3d.trajectory import Trajectory, TrajectoryBatch, training_row
 
 MASK, SIZE = 50, 4
@@ -92,7 +93,7 @@ def shown_states(view: View) -> list[set[tuple[int, ...]]]:
 
 VISITING: dict[str, tuple[Noiser, int]] = {
     "naive_td": (METHODS["naive_td"].noiser, 1),
-    "t3d": (build_method("t3d", noiser={"random_share": 0.0}).noiser, 1),
+    "t3d": (build_method(MethodConfig("t3d", noiser={"random_share": 0.0})).noiser, 1),
     "d3llm": (METHODS["d3llm"].noiser, 1),
     "cdlm": (METHODS["cdlm"].noiser, 2),
 }

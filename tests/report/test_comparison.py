@@ -14,16 +14,11 @@ from matplotlib.container import ErrorbarContainer
 from PIL import Image
 from rich.console import Console
 
-from t3d.evaluation.comparison import STATIC, Cell, Comparison, Condition, Estimate
-from t3d.evaluation.results import ComparisonRow, ResultRow, load_results
-from t3d.report import (
-    comparison_markdown,
-    comparison_terminal,
-    markdown_tables,
-    terminal_tables,
-    write_comparison,
-)
+from t3d.evaluation.comparison import Comparison, Estimate
+from t3d.evaluation.results import STATIC, Cell, ComparisonRow, Condition, ResultRow, load_results
+from t3d.report.comparison import comparison_markdown, comparison_terminal, write_comparison
 from t3d.report.comparison_plot import comparison_figure
+from t3d.report.tables import markdown_tables, terminal_tables
 
 Make = Callable[..., list[ResultRow]]
 METHODS = ("alpha", "t3d", "original", "dparallel")

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from t3d.evaluation.results import ResultRow
-from t3d.report import TrajectoryView, markdown_tables, write_report
+from t3d.report.page import write_report
+from t3d.report.tables import markdown_tables
+from t3d.report.trajectories import TrajectoryView
 
 
 def test_report_is_whole(make_rows: Callable[..., list[ResultRow]], tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from t3d.tasks import mini_gsm
 from t3d.tasks.base import Example, Grade, Split
-from t3d.tasks.mini_gsm import DAYS, ITEMS, MAX_VALUE, NAMES, MiniGSM
+from t3d.tasks.mini_gsm import DAYS, ITEMS, MAX_VALUE, NAMES, MiniGSM, is_problem
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 TASK = MiniGSM()
@@ -143,6 +143,50 @@ def test_every_number_of_steps_and_every_phrasing_occurs(examples: list[Example]
     assert found >= {shape(phrasing.format(**fields)) for phrasing in phrasings}
     assert found >= {shape(text.format(**fields)) for text in steps}
     assert {word for text in texts for word in re.findall(r"\w+", text)} >= {*NAMES, *ITEMS, *DAYS}
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_every_generated_question_is_known_for_one(split: Split):
+    for seed in range(3):
+        assert all(is_problem(e.question) for e in TASK.examples(split, 200, seed=seed))
+
+
+def test_a_question_that_differs_in_one_word_or_number_is_none(examples: list[Example]):
+    for example in examples[:10]:
+        words = example.question.split()
+        for i, word in enumerate(words):
+            others = [word + "s", *(["77"] if word.isdigit() else [])]
+            for other in others:
+                changed = [*words[:i], other, *words[i + 1 :]]
+                assert not is_problem(" ".join(changed))
+            assert not is_problem(" ".join(words[:i] + words[i + 1 :]))
+
+
+def test_a_question_of_the_same_form_is_one():
+    assert is_problem(
+        "Tom has 5 pens. On Monday Tom finds 4. On Tuesday Tom sells 1. How many pens are left?"
+    )
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "",
+        "What is the capital of France?",
+        "What is 3 + 4?",
+        "How many apples are left?",
+        # The words are the generator's; one event alone, or other days, is not.
+        "Tom has 5 apples. On Monday Tom finds 4. How many apples are left?",
+        "Tom has 5 apples. On Friday Tom finds 4. On Monday Tom finds 1. How many apples are left?",
+        # Nobody else comes in, nothing falls below zero, and numbers are small.
+        "Tom has 5 pens. On Monday Mia finds 4. On Tuesday Tom finds 1. How many pens are left?",
+        "Tom has 5 pens. On Monday Tom sells 6. On Tuesday Tom finds 1. How many pens are left?",
+        "Tom has 9 pens. On Monday Tom finds 6. On Tuesday Tom finds 6. How many pens are left?",
+        "Tom has 5 pens. On Monday Tom finds 4. On Tuesday Tom finds 1. How many books are left?",
+    ],
+)
+def test_a_question_from_elsewhere_is_none(question: str):
+    assert not is_problem(question)
 
 
 def test_the_worked_answer_is_graded_correct(examples: list[Example]):

@@ -17,23 +17,20 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from t3d.decoding.request import DecodingConfig
+from t3d.decoding.config import DecodingConfig, RolloutConfig
 from t3d.grid import load
-from t3d.methods import build_method
 from t3d.models import tiny, wrap
 from t3d.recipe import DataConfig, RunConfig
-from t3d.rollout import RolloutConfig
 from t3d.students import check_training, record_trajectories, train_student
 from t3d.tasks import get_task
 from t3d.tasks.tokenizer import train_tokenizer
-from t3d.training.config import TrainingConfig
-from t3d.training.distill import MethodConfig
+from t3d.training.config import MethodConfig, Sharding, TrainingConfig
+from t3d.training.methods import build_method
 from t3d.training.run import fit
-from t3d.training.sharding import Sharding
 from t3d.training.trainer import DiffusionTrainer, TrainingCallback
 from tests.training.conftest import Bench
 
-METHOD = build_method("t3d", reference_every=2)
+METHOD = build_method(MethodConfig("t3d", reference_every=2))
 SETTINGS = TrainingConfig(
     steps=6,
     batch_size=8,

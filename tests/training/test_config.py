@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from t3d.training.arguments import training_arguments
 from t3d.training.config import TrainingConfig
 
 
@@ -27,7 +28,7 @@ def test_settings_reach_transformers(tmp_path: Path):
         seed=5,
         trainer={"adam_beta1": 0.5, "use_cpu": True},
     )
-    arguments = config.arguments(tmp_path)
+    arguments = training_arguments(config, tmp_path)
     assert arguments.output_dir == str(tmp_path)
     assert arguments.max_steps == 7
     assert arguments.per_device_train_batch_size == 3
@@ -37,7 +38,7 @@ def test_settings_reach_transformers(tmp_path: Path):
     assert (arguments.warmup_steps, arguments.seed) == (2, 5)
     assert (arguments.save_strategy, arguments.save_steps) == ("steps", 3)
     assert arguments.report_to == []
-    assert TrainingConfig().arguments(tmp_path).save_strategy == "no"
+    assert training_arguments(TrainingConfig(), tmp_path).save_strategy == "no"
 
 
 @pytest.mark.parametrize(
@@ -53,4 +54,4 @@ def test_settings_reach_transformers(tmp_path: Path):
 )
 def test_mistakes_are_named(tmp_path: Path, settings: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
-        TrainingConfig(**settings).arguments(tmp_path)
+        training_arguments(TrainingConfig(**settings), tmp_path)

@@ -9,8 +9,8 @@ import torch
 
 from t3d.models import from_pretrained
 from t3d.provenance import hash_weights
-from t3d.training.config import TrainingConfig
-from t3d.training.distill import MethodConfig, distill
+from t3d.training.config import MethodConfig, TrainingConfig
+from t3d.training.distill import distill
 
 TRAINING = TrainingConfig(
     steps=3, batch_size=4, micro_batch_size=2, learning_rate=1e-3, warmup_steps=0, save_steps=2

@@ -15,12 +15,11 @@ from accelerate.commands.config.config_args import ClusterConfig, load_config_fr
 from torch import Tensor
 
 from t3d import from_pretrained
+from t3d.evaluation.config import WatchConfig
 from t3d.recipe import RunConfig
 from t3d.store import TrajectoryStore
-from t3d.training.config import TrainingConfig
-from t3d.training.lora import LoraSettings
-from t3d.training.sharding import Sharding
-from t3d.watch import WatchConfig
+from t3d.training.arguments import training_arguments
+from t3d.training.config import LoraSettings, Sharding, TrainingConfig
 from tests.training import distributed_worker as worker
 
 ROOT = Path(__file__).parents[2]
@@ -137,7 +136,7 @@ def test_another_way_of_sharding_is_refused(
     if switch is not None:
         monkeypatch.setenv(switch, "true")
     with pytest.raises(ValueError, match=message):
-        config.arguments(tmp_path)
+        training_arguments(config, tmp_path)
 
 
 def test_what_shards_cannot_do_is_refused() -> None:

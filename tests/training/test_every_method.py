@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from t3d.methods import METHODS, Method, build_method
 from t3d.models import LanguageModel
-from t3d.training.config import TrainingConfig
+from t3d.training.arguments import training_arguments
+from t3d.training.config import MethodConfig, TrainingConfig
+from t3d.training.methods import METHODS, Method, build_method
 from t3d.training.run import fit
 from t3d.training.trainer import DiffusionTrainer
 from tests.training.conftest import Recorder
@@ -22,9 +23,11 @@ from tests.training.conftest import Recorder
 Weights = Callable[[LanguageModel], dict[str, Tensor]]
 ALL: dict[str, Method] = {
     **METHODS,
-    "t3d_upstream": build_method("t3d", compat="upstream"),
-    "naive_td_upstream": build_method("naive_td", compat="upstream"),
-    "t3d_block_sum": build_method("t3d", objective={"reduction": "sum", "over": "block"}),
+    "t3d_upstream": build_method(MethodConfig("t3d", compat="upstream")),
+    "naive_td_upstream": build_method(MethodConfig("naive_td", compat="upstream")),
+    "t3d_block_sum": build_method(
+        MethodConfig("t3d", objective={"reduction": "sum", "over": "block"})
+    ),
 }
 
 
@@ -61,7 +64,7 @@ def test_an_accumulated_batch_is_a_large_batch(
 @pytest.mark.parametrize("name", list(METHODS))
 def test_every_model_runs_at_most_once_a_micro_batch(bench: Any, tmp_path: Path, name: str):
     lm, settings = bench.model(), config(micro_batch_size=2)
-    arguments = settings.arguments(tmp_path)
+    arguments = training_arguments(settings, tmp_path)
     trainer = DiffusionTrainer(lm, METHODS[name], bench.rows(4), arguments, [4])
     calls: dict[str, int] = {}
 
@@ -84,7 +87,7 @@ def test_the_teacher_is_what_training_started_from(bench: Any, weights: Weights,
     before, results = weights(other), []
     for number, teacher in enumerate([None, bench.model(), other]):
         lm, settings = bench.model(), config(steps=3)
-        arguments = settings.arguments(tmp_path / str(number))
+        arguments = training_arguments(settings, tmp_path / str(number))
         trainer = DiffusionTrainer(
             lm, METHODS["cdlm"], bench.rows(4), arguments, [4], teacher=teacher
         )
@@ -103,7 +106,7 @@ def test_frozen_noise_is_the_same_at_every_epoch_and_fresh_noise_is_not(
     bench: Any, tmp_path: Path, compat: Any
 ):
     settings = {"level_power": 0, "random_share": 0.3}
-    method = build_method("naive_td", noiser=settings, compat=compat)
+    method = build_method(MethodConfig("naive_td", noiser=settings, compat=compat))
     recorder = Recorder(method.noiser)
     method = replace(method, noiser=recorder)
     # Each step is an epoch of its own.

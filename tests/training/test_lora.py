@@ -16,12 +16,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from t3d.methods import Method, build_method
 from t3d.models import LanguageModel, from_pretrained
 from t3d.provenance import hash_weights
-from t3d.training.config import TrainingConfig
-from t3d.training.distill import MethodConfig, distill
-from t3d.training.lora import TARGETS, Adapter, FrozenAdapter, LoraSettings
+from t3d.training.arguments import training_arguments
+from t3d.training.config import LoraSettings, MethodConfig, TrainingConfig
+from t3d.training.distill import distill
+from t3d.training.lora import TARGETS, Adapter, FrozenAdapter
+from t3d.training.methods import Method, build_method
 from t3d.training.run import fit
 from t3d.training.trainer import DiffusionTrainer
 from tests.training.test_run import Interrupted, PowerCut
@@ -37,15 +38,15 @@ SETTINGS = TrainingConfig(
     logging_steps=1,
     lora=LORA,
 )
-T3D = build_method("t3d", objective={"fake": "sample"}, reference_every=2)
-CDLM = build_method("cdlm")
+T3D = build_method(MethodConfig("t3d", objective={"fake": "sample"}, reference_every=2))
+CDLM = build_method(MethodConfig("cdlm"))
 
 
 def trainer_of(
     lm: LanguageModel, method: Method, rows: Any, directory: Path, **changes: Any
 ) -> DiffusionTrainer:
     settings = replace(SETTINGS, **changes)
-    arguments = settings.arguments(directory)
+    arguments = training_arguments(settings, directory)
     return DiffusionTrainer(lm, method, rows, arguments, [4, 8], lora=settings.lora)
 
 
@@ -280,7 +281,7 @@ def test_a_base_in_half_precision_has_an_adapter_in_single(bench: Any):
 def test_in_bfloat16_a_fresh_reference_equals_the_student(bench: Any, tmp_path: Path):
     """Weights that autocast has cast for the one are not taken for the other."""
     lm, lora = bench.model(dtype=torch.float32), replace(LORA, dropout=0.0)
-    method = build_method("t3d", reference_every=2)
+    method = build_method(MethodConfig("t3d", reference_every=2))
     settings = {"lora": lora, "bf16": True, "trainer": {"use_cpu": True}}
     trainer = trainer_of(lm, method, bench.rows(8), tmp_path, **settings)
     trainer.train()

@@ -14,20 +14,21 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-from t3d.decoding.request import DecodingConfig
+from t3d.decoding.config import DecodingConfig
+from t3d.evaluation.config import WatchConfig
 from t3d.evaluation.evaluate import evaluate
-from t3d.methods import build_method
 from t3d.models import LanguageModel, from_pretrained
 from t3d.tasks.base import Example, Grade, Split
-from t3d.training.config import TrainingConfig
-from t3d.training.lora import LoraSettings
+from t3d.training.arguments import training_arguments
+from t3d.training.config import LoraSettings, MethodConfig, TrainingConfig
+from t3d.training.methods import build_method
 from t3d.training.run import fit
 from t3d.training.trainer import DiffusionTrainer
-from t3d.watch import Watch, WatchConfig
+from t3d.watch import Watch
 from tests.training.test_run import Interrupted, PowerCut
 
 Weights = Callable[[LanguageModel], dict[str, Tensor]]
-METHOD = build_method("t3d", reference_every=2)
+METHOD = build_method(MethodConfig("t3d", reference_every=2))
 SETTINGS = TrainingConfig(
     steps=5, batch_size=4, micro_batch_size=4, learning_rate=3e-2, warmup_steps=0, logging_steps=1
 )
@@ -71,7 +72,7 @@ def test_the_logged_gradient_norm_is_that_of_the_trained_weights(bench: Any, tmp
         bench.model(),
         METHOD,
         bench.rows(8),
-        settings.arguments(tmp_path),
+        training_arguments(settings, tmp_path),
         [4],
         callbacks=[squares],
         lora=lora,

@@ -12,20 +12,23 @@ from torch import Tensor
 from transformers import Trainer
 
 from t3d.blocks import Coordinates
-from t3d.methods import METHODS, Method, build_method
 from t3d.models import LanguageModel, tiny
 from t3d.training import forward
-from t3d.training.config import TrainingConfig
+from t3d.training.arguments import training_arguments
+from t3d.training.config import MethodConfig, TrainingConfig
 from t3d.training.forward import attending
+from t3d.training.methods import METHODS, Method, build_method
 from t3d.training.run import fit
 from t3d.training.trainer import DiffusionTrainer
 from t3d.trajectory import TrajectoryBatch
 
 ALL: dict[str, Method] = {
     **METHODS,
-    "t3d_upstream": build_method("t3d", compat="upstream"),
-    "t3d_exact": build_method("t3d", objective={"fake": "exact"}),
-    "t3d_sample_block": build_method("t3d", objective={"fake": "sample", "over": "block"}),
+    "t3d_upstream": build_method(MethodConfig("t3d", compat="upstream")),
+    "t3d_exact": build_method(MethodConfig("t3d", objective={"fake": "exact"})),
+    "t3d_sample_block": build_method(
+        MethodConfig("t3d", objective={"fake": "sample", "over": "block"})
+    ),
 }
 Step = Callable[[list[dict[str, Any]]], list[Tensor]]
 
@@ -34,7 +37,7 @@ Step = Callable[[list[dict[str, Any]]], list[Tensor]]
 def trainer(bench: Any, tmp_path: Path, request: pytest.FixtureRequest) -> DiffusionTrainer:
     """Of a method, with a student that has left its reference and teacher."""
     lm: LanguageModel = bench.model()
-    arguments = TrainingConfig().arguments(tmp_path)
+    arguments = training_arguments(TrainingConfig(), tmp_path)
     trainer = DiffusionTrainer(lm, ALL[request.param], bench.rows(64), arguments, [4])
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():

@@ -17,16 +17,8 @@ from t3d.tasks import convert
 from t3d.tasks.base import Example
 from t3d.tasks.chat import Chat, ChatData, OverLong
 from t3d.tasks.records import to_jsonl
-from t3d.training.config import TrainingConfig
-from t3d.training.pretrain import (
-    ModelShape,
-    PretrainConfig,
-    RowCounts,
-    chat_rows,
-    labelled_rows,
-    new_model,
-    pretrain,
-)
+from t3d.training.config import ModelShape, PretrainConfig, TrainingConfig
+from t3d.training.pretrain import RowCounts, chat_rows, labelled_rows, new_model, pretrain
 
 MICRO = PretrainConfig(
     num_examples=64,

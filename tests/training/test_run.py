@@ -20,10 +20,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from t3d.blocks import BlockLayout
-from t3d.methods import Method, build_method
 from t3d.models import LanguageModel
 from t3d.noising import Noiser, View, Vocabulary
-from t3d.training.config import TrainingConfig
+from t3d.training.config import MethodConfig, TrainingConfig
+from t3d.training.methods import Method, build_method
 from t3d.training.run import fit
 from t3d.trajectory import TrajectoryBatch
 
@@ -74,9 +74,9 @@ def interrupt(bench: Any, method: Method, at: int, directory: Path) -> None:
 
 
 METHODS = {
-    "t3d": build_method("t3d", objective={"fake": "sample"}, reference_every=4),
-    "naive_td": build_method("naive_td"),
-    "cdlm": build_method("cdlm"),
+    "t3d": build_method(MethodConfig("t3d", objective={"fake": "sample"}, reference_every=4)),
+    "naive_td": build_method(MethodConfig("naive_td")),
+    "cdlm": build_method(MethodConfig("cdlm")),
 }
 
 
@@ -144,7 +144,7 @@ SCRIPT = """
 import sys
 from dataclasses import replace
 from pathlib import Path
-from t3d.methods import METHODS
+from t3d.training.methods import METHODS
 from t3d.tasks import get_task
 from t3d.training.config import TrainingConfig
 from t3d.training.pretrain import ModelShape, PretrainConfig, pretrain

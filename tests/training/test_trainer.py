@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-from t3d.methods import Method, build_method
 from t3d.models import LanguageModel
 from t3d.noising import TrajectoryState
 from t3d.objectives import Context, CrossEntropy
-from t3d.training.config import TrainingConfig
+from t3d.training.arguments import training_arguments
+from t3d.training.config import MethodConfig, TrainingConfig
+from t3d.training.methods import Method, build_method
 from t3d.training.run import fit
 from t3d.training.trainer import DiffusionTrainer
 from tests.training.conftest import Recorder, count_projections
@@ -49,10 +50,12 @@ def logs(trainer: DiffusionTrainer) -> list[dict[str, float]]:
 
 
 METHODS = {
-    "naive_td": build_method("naive_td"),
-    "t3d": build_method("t3d", reference_every=2),
+    "naive_td": build_method(MethodConfig("naive_td")),
+    "t3d": build_method(MethodConfig("t3d", reference_every=2)),
     "sampled": build_method(
-        "t3d", objective={"fake": "sample"}, noiser={"level_power": 1}, reference_every=2
+        MethodConfig(
+            "t3d", objective={"fake": "sample"}, noiser={"level_power": 1}, reference_every=2
+        )
     ),
 }
 
@@ -143,9 +146,9 @@ def test_the_reference_is_refreshed_at_every_round_and_frozen_between(
     settings = config(steps=7, micro_batch_size=4, learning_rate=1e-3, warmup_steps=0)
     trainer = DiffusionTrainer(
         lm,
-        build_method("t3d", reference_every=every),
+        build_method(MethodConfig("t3d", reference_every=every)),
         bench.rows(19),
-        settings.arguments(tmp_path),
+        training_arguments(settings, tmp_path),
         settings.block_sizes,
     )
     watch.trainer = trainer
@@ -163,7 +166,7 @@ def test_the_reference_is_refreshed_at_every_round_and_frozen_between(
 
 def test_a_refresh_writes_nothing(bench: Any, tmp_path: Path):
     config = TrainingConfig(steps=2, batch_size=4, micro_batch_size=4, block_sizes=[4])
-    method = build_method("t3d", reference_every=1)
+    method = build_method(MethodConfig("t3d", reference_every=1))
     fit(bench.model(), method, bench.rows(8), config, tmp_path, progress=False)
     assert list(tmp_path.rglob("*")) == []
 
@@ -173,9 +176,11 @@ def test_one_student_and_one_reference_pass_with_logits_only_at_loss_positions(
     bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_views: int
 ):
     lm = bench.model()
-    method, recorder = recorded(build_method("t3d", noiser={"num_views": num_views}))
+    method, recorder = recorded(build_method(MethodConfig("t3d", noiser={"num_views": num_views})))
     settings = config(steps=2, micro_batch_size=2)
-    trainer = DiffusionTrainer(lm, method, bench.rows(19), settings.arguments(tmp_path), [4])
+    trainer = DiffusionTrainer(
+        lm, method, bench.rows(19), training_arguments(settings, tmp_path), [4]
+    )
     assert trainer.reference is not None
     student, reference = count_projections(monkeypatch, lm.model, trainer.reference)
     trainer.train()
@@ -185,7 +190,7 @@ def test_one_student_and_one_reference_pass_with_logits_only_at_loss_positions(
 
 def test_noise_is_fresh_at_every_visit(bench: Any, tmp_path: Path):
     lm = bench.model()
-    method, recorder = recorded(build_method("naive_td", noiser={"level_power": 0}))
+    method, recorder = recorded(build_method(MethodConfig("naive_td", noiser={"level_power": 0})))
     settings = config(steps=12, block_sizes=[4])
     fit(lm, method, bench.rows(8), settings, tmp_path, progress=False)
     seen: dict[int, set[tuple[int, ...]]] = {index: set() for index in range(8)}
@@ -255,8 +260,10 @@ def test_in_bfloat16_a_fresh_reference_equals_the_student(bench: Any, tmp_path: 
     """Master weights stay float32; both models compute in bfloat16."""
     lm = bench.model(dtype=torch.float32)
     settings = config(steps=1, bf16=True, trainer={"use_cpu": True})
-    method = build_method("t3d")
-    trainer = DiffusionTrainer(lm, method, bench.rows(8), settings.arguments(tmp_path), [4])
+    method = build_method(MethodConfig("t3d"))
+    trainer = DiffusionTrainer(
+        lm, method, bench.rows(8), training_arguments(settings, tmp_path), [4]
+    )
     assert trainer.reference is not None
     dtypes: list[torch.dtype] = []
     trainer.reference.get_submodule("model.layers.0.mlp.up_proj").register_forward_hook(

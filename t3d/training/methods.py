@@ -23,9 +23,9 @@ from t3d.objectives import (
     Objective,
     TrajectoryDDO,
 )
+from t3d.training.config import MethodConfig
 
 T = TypeVar("T")
-Compat = Literal["upstream"]
 
 
 @dataclass(frozen=True)
@@ -107,18 +107,7 @@ METHODS: dict[str, Method] = {
 }
 
 
-def build_method(
-    name: str,
-    *,
-    noiser: dict[str, Any] | None = None,
-    objective: dict[str, Any] | None = None,
-    reference_every: int | None = None,
-    rounds: int | None = None,
-    verify: bool | None = None,
-    decoding: dict[str, Any] | None = None,
-    student_decoding: dict[str, Any] | None = None,
-    compat: Compat | None = None,
-) -> Method:
+def build_method(config: MethodConfig) -> Method:
     """A method of the table with some of its settings replaced.
 
     With compat="upstream" it trains as the authors' released code does: the trace mask is
@@ -127,25 +116,24 @@ def build_method(
     Raises:
         ValueError: for an unknown method or setting, or a value that does not fit.
     """
-    if name not in METHODS:
-        raise ValueError(f"unknown method {name!r}; choose one of {', '.join(METHODS)}")
-    base = METHODS[name]
+    where = f"method {config.method}"
+    if config.method not in METHODS:
+        known = ", ".join(METHODS)
+        raise ValueError(f"unknown method {config.method!r}; choose one of {known}")
+    base = METHODS[config.method]
     changed: dict[str, Any] = {
-        "noiser": _replace(base.noiser, noiser or {}, f"method {name}: noiser"),
-        "objective": _replace(base.objective, objective or {}, f"method {name}: objective"),
-        "decoding": base.decoding | (decoding or {}),
-        "student_decoding": base.student_decoding | (student_decoding or {}),
+        "noiser": _replace(base.noiser, config.noiser, f"{where}: noiser"),
+        "objective": _replace(base.objective, config.objective, f"{where}: objective"),
+        "decoding": base.decoding | config.decoding,
+        "student_decoding": base.student_decoding | config.student_decoding,
     }
-    if reference_every is not None:
-        changed["reference_every"] = reference_every
-    if rounds is not None:
-        changed["rounds"] = rounds
-    if verify is not None:
-        changed["verify"] = verify
-    if compat is not None:
-        if compat != "upstream" or not isinstance(changed["noiser"], TrajectoryState):
+    for name in ("reference_every", "rounds", "verify"):
+        if (value := getattr(config, name)) is not None:
+            changed[name] = value
+    if config.compat is not None:
+        if config.compat != "upstream" or not isinstance(changed["noiser"], TrajectoryState):
             raise ValueError(
-                f"method {name}: compat={compat!r} is unknown; it may be upstream, for naive_td "
+                f"{where}: compat={config.compat!r} is unknown; it may be upstream, for naive_td "
                 "and t3d"
             )
         changed["noiser"] = UpstreamTrace(**dataclasses.asdict(changed["noiser"]))
@@ -153,7 +141,7 @@ def build_method(
     try:
         return dataclasses.replace(base, **changed)
     except ValueError as error:
-        raise ValueError(f"method {name}: {error}") from None
+        raise ValueError(f"{where}: {error}") from None
 
 
 def _replace(value: T, settings: dict[str, Any], where: str) -> T:

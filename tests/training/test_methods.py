@@ -5,13 +5,14 @@ from typing import Any
 
 import pytest
 
-from t3d.methods import METHODS, Method, build_method
 from t3d.noising import TrajectoryState, UpstreamTrace
 from t3d.objectives import CrossEntropy, TrajectoryDDO
+from t3d.training.config import MethodConfig
+from t3d.training.methods import METHODS, Method, build_method
 
 
 def test_t3d_has_the_published_hyperparameters():
-    method = build_method("t3d")
+    method = build_method(MethodConfig("t3d"))
     noiser, objective = method.noiser, method.objective
     assert isinstance(noiser, TrajectoryState)
     assert noiser.levels == (1.0, 0.75, 0.5, 0.25)
@@ -24,7 +25,7 @@ def test_t3d_has_the_published_hyperparameters():
 
 @pytest.mark.parametrize("name", list(METHODS))
 def test_every_method_is_built_from_its_name(name: str):
-    method = build_method(name)
+    method = build_method(MethodConfig(name))
     assert method == METHODS[name]
     assert (method.reference_every is not None) == method.objective.needs_reference
 
@@ -45,8 +46,8 @@ def test_the_table_names_every_method_of_the_comparison():
 @pytest.mark.parametrize("name", ["naive_td", "t3d"])
 def test_upstreams_compatibility_is_one_switch(name: str):
     """It changes the noiser's class, keeping its settings, and freezes the noise."""
-    method = build_method(name, noiser={"level_power": 2}, compat="upstream")
-    expected = build_method(name, noiser={"level_power": 2})
+    method = build_method(MethodConfig(name, noiser={"level_power": 2}, compat="upstream"))
+    expected = build_method(MethodConfig(name, noiser={"level_power": 2}))
     assert isinstance(method.noiser, UpstreamTrace)
     assert dataclasses.asdict(method.noiser) == dataclasses.asdict(expected.noiser)  # type: ignore[call-overload]
     assert not method.fresh_noise
@@ -59,10 +60,12 @@ def test_naive_td_is_cross_entropy_on_trajectory_states():
 
 def test_settings_replace_those_of_the_table_and_leave_it_alone():
     method = build_method(
-        "t3d",
-        noiser={"levels": [1.0, 0.5], "random_share": 0.2},
-        objective={"fake": "exact"},
-        reference_every=3,
+        MethodConfig(
+            "t3d",
+            noiser={"levels": [1.0, 0.5], "random_share": 0.2},
+            objective={"fake": "exact"},
+            reference_every=3,
+        )
     )
     assert method.noiser == TrajectoryState(levels=(1.0, 0.5), random_share=0.2)
     assert method.objective == TrajectoryDDO(fake="exact")
@@ -102,7 +105,7 @@ def test_settings_replace_those_of_the_table_and_leave_it_alone():
 )
 def test_mistakes_are_named(name: str, settings: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
-        build_method(name, **settings)
+        build_method(MethodConfig(name, **settings))
 
 
 def test_an_objective_that_needs_a_reference_needs_rounds():

@@ -1,0 +1,69 @@
+"""What is measured, and where."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from t3d.decoding.config import DecodingConfig
+
+Device = Literal["auto", "cpu", "cuda"]
+Shape = dict[str, Any] | str
+Engine = Literal["t3d", "t3d_unfused", "oracle"]
+"""Fused commits; a pass of its own for every commit; no cache, and one request at a time."""
+
+
+@dataclass(frozen=True)
+class DecodeSettings:
+    """What is measured. Every engine decodes in every setting.
+
+    Args:
+        engines: t3d, and t3d_unfused or oracle (a CPU's alone) to compare it with.
+        batch_sizes: requests that are decoded at the same time.
+        denoising_steps: passes a block; each number is measured.
+        block_size: tokens a block.
+        prompt_tokens: the shortest and the longest prompt.
+        new_tokens: response tokens of a request, all of which are decoded.
+        num_requests: that are timed together, filled up to whole batches.
+        repeats: of every measurement, the engines in turns; the median counts.
+        seed: of the prompts.
+    """
+
+    engines: tuple[Engine, ...] = ("t3d", "t3d_unfused")
+    batch_sizes: tuple[int, ...] = (1, 8, 64)
+    denoising_steps: tuple[int, ...] = (1, 2, 4)
+    block_size: int = 4
+    prompt_tokens: tuple[int, int] = (40, 200)
+    new_tokens: int = 64
+    num_requests: int = 4
+    repeats: int = 3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in self.engines:
+            if name not in get_args(Engine):
+                known = ", ".join(get_args(Engine))
+                raise ValueError(f"engines must name some of {known}, got {name!r}")
+        if "t3d" not in self.engines:
+            raise ValueError("engines must name t3d, which the others are compared with")
+        if not self.batch_sizes or min(self.batch_sizes) < 1:
+            raise ValueError(f"batch_sizes must name sizes from 1 up, got {self.batch_sizes}")
+        if not self.denoising_steps:
+            raise ValueError("denoising_steps is empty; name at least one number")
+        for steps in self.denoising_steps:
+            self.decoding(steps)
+        first, last = self.prompt_tokens
+        if not 1 <= first <= last:
+            raise ValueError(f"prompt_tokens must rise from at least 1, got {first} to {last}")
+        for name in ("num_requests", "repeats"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    def decoding(self, denoising_steps: int) -> DecodingConfig:
+        """How requests are decoded with so many steps a block."""
+        return DecodingConfig(
+            block_size=self.block_size,
+            denoising_steps=denoising_steps,
+            temperature=0.0,
+            max_new_tokens=self.new_tokens,
+        )

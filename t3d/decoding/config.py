@@ -1,0 +1,117 @@
+"""How a model decodes, and how its decoding is recorded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+Remasking = Literal[
+    "low_confidence_static",
+    "low_confidence_dynamic",
+    "sequential",
+    "entropy_bounded",
+    "random",
+    "ancestral",
+]
+
+
+@dataclass(frozen=True)
+class DecodingConfig:
+    """How a block-diffusion model decodes.
+
+    With one block as long as the sequence it is full-sequence masked diffusion (MDLM,
+    arXiv:2406.07524; LLaDA, arXiv:2502.09992), with windows inside it LLaDA's
+    semi-autoregressive decoding.
+
+    Args:
+        block_size: tokens a block.
+        denoising_steps: forward passes a window at most; as many as it has tokens are full
+            steps, and more make sense for ancestral only. entropy_bounded takes as many as its
+            bound asks for.
+        remasking: which masked positions commit after a pass.
+        confidence_threshold: low_confidence_dynamic commits every position above it.
+        entropy_bound: nats; entropy_bounded commits, in order of rising entropy, as many
+            positions as keep the sum of their entropies without the largest at or under it.
+        temperature: of candidate sampling; 0 takes the most likely token.
+        top_k: sample among the k most likely tokens; 0 for all.
+        top_p: sample among the smallest set of tokens with this total probability.
+        max_new_tokens: response tokens at most, rounded up to a whole last block.
+        window: tokens that commit, left to right, before the next of the same block do; the
+            whole block if None. It divides block_size and bounds no attention.
+        random_share: share of response positions that start as a random token instead of the
+            mask token (ReDi's coupled noise, arXiv:2507.15897); they count as masked until
+            they are committed.
+    """
+
+    block_size: int = 4
+    denoising_steps: int = 4
+    remasking: Remasking = "low_confidence_static"
+    confidence_threshold: float = 0.9
+    temperature: float = 0.1
+    top_k: int = 0
+    top_p: float = 1.0
+    max_new_tokens: int = 256
+    window: int | None = None
+    random_share: float = 0.0
+    entropy_bound: float = 0.1
+
+    @property
+    def window_size(self) -> int:
+        """Tokens a window, the whole block if there are none."""
+        return self.block_size if self.window is None else self.window
+
+    def __post_init__(self) -> None:
+        bound = f"{'block_size' if self.window is None else 'window'}={self.window_size}"
+        problems = {
+            "block_size must be at least 1": self.block_size < 1,
+            f"window must be at least 1 and divide block_size={self.block_size}": (
+                self.window_size < 1 or self.block_size % self.window_size > 0
+            ),
+            "denoising_steps must be at least 1": self.denoising_steps < 1,
+            f"denoising_steps must be at most {bound}, unless remasking is ancestral": (
+                self.denoising_steps > self.window_size and self.remasking != "ancestral"
+            ),
+            f"remasking must be one of {', '.join(get_args(Remasking))}": (
+                self.remasking not in get_args(Remasking)
+            ),
+            "confidence_threshold must lie in [0, 1]": not 0 <= self.confidence_threshold <= 1,
+            "temperature must not be negative": self.temperature < 0,
+            "top_k must not be negative": self.top_k < 0,
+            "top_p must lie in (0, 1]": not 0 < self.top_p <= 1,
+            "max_new_tokens must be at least 1": self.max_new_tokens < 1,
+            "random_share must lie in [0, 1]": not 0 <= self.random_share <= 1,
+            "entropy_bound must not be negative": not self.entropy_bound >= 0,
+        }
+        for problem, present in problems.items():
+            if present:
+                name = problem.split()[0]
+                raise ValueError(f"{problem}, got {name}={getattr(self, name)!r}")
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """How trajectories are recorded.
+
+    Args:
+        decoding: how the teacher decodes.
+        seed: of the candidates' sampling; each prompt draws from it and its own id.
+        batch_size: prompts decoded at the same time.
+        shard_size: prompts a shard of the store; what a killed run loses at most.
+        memory_share: of the device's memory, that decoding may take; prompts wait for room. By
+            default 0.9 on a GPU, and no bound on a CPU.
+        patience: seconds to wait for other ranks in which none of them finishes a prompt.
+    """
+
+    decoding: DecodingConfig = field(default_factory=DecodingConfig)
+    seed: int = 0
+    batch_size: int = 256
+    shard_size: int = 512
+    memory_share: float | None = None
+    patience: float = 1800.0
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "shard_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.memory_share is not None and not 0 < self.memory_share <= 1:
+            raise ValueError(f"memory_share must lie in (0, 1], got {self.memory_share}")

@@ -1,0 +1,64 @@
+"""What is evaluated: the grid of decoding settings, and a student while it trains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from t3d.decoding.config import DecodingConfig
+
+Speed = Literal["tokens_per_forward", "tokens_per_second"]
+"""What the fastest setting is the fastest in."""
+
+
+def _settings() -> tuple[DecodingConfig, ...]:
+    static = (DecodingConfig(denoising_steps=steps, max_new_tokens=96) for steps in (4, 2, 1))
+    return *static, DecodingConfig(remasking="low_confidence_dynamic", max_new_tokens=96)
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Which decoding settings are evaluated.
+
+    Args:
+        settings: the grid; the first is full-step and defines `agreement`.
+        batch_size: problems decoded at the same time.
+        seed: of candidate sampling.
+        measure_latency: decode a few problems at batch 1 for each setting.
+        num_shown: problems whose trajectories the report shows.
+    """
+
+    # A tuple: jsonargparse would fill the gaps of a list's items from the default's.
+    settings: tuple[DecodingConfig, ...] = field(default_factory=_settings)
+    batch_size: int = 250
+    seed: int = 0
+    measure_latency: bool = True
+    num_shown: int = 3
+
+    def __post_init__(self) -> None:
+        if not self.settings:
+            raise ValueError("evaluation: settings is empty; name at least one decoding setting")
+        if self.batch_size < 1:
+            raise ValueError(f"evaluation: batch_size must be at least 1, got {self.batch_size}")
+        if self.num_shown < 0:
+            raise ValueError(f"evaluation: num_shown must not be negative, got {self.num_shown}")
+
+
+@dataclass(frozen=True)
+class WatchConfig:
+    """How a student is watched while it trains.
+
+    Args:
+        every: optimizer steps between evaluations; the last step is always evaluated.
+        num_problems: evaluated problems.
+        decoding: the setting that is watched.
+    """
+
+    every: int = 100
+    num_problems: int = 64
+    decoding: DecodingConfig = field(default_factory=lambda: DecodingConfig(denoising_steps=2))
+
+    def __post_init__(self) -> None:
+        for name in ("every", "num_problems"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"watch: {name} must be at least 1, got {getattr(self, name)}")

@@ -1,0 +1,94 @@
+"""How the settings of a training run become transformers' TrainingArguments."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from t3d.training.config import TrainingConfig
+
+_CHECKPOINTING = (
+    # transformers renamed it on the way.
+    "activation_checkpointing"
+    if "activation_checkpointing" in TrainingArguments.__dataclass_fields__
+    else "gradient_checkpointing"
+)
+
+
+def training_arguments(config: TrainingConfig, output_dir: Path) -> TrainingArguments:
+    """A run's settings as transformers' Trainer takes them.
+
+    Raises:
+        ValueError: if the batch does not divide among processes and micro-batches.
+    """
+    own = {
+        "output_dir": str(output_dir),
+        "max_steps": config.steps,
+        "per_device_train_batch_size": config.micro_batch_size,
+        "learning_rate": config.learning_rate,
+        "weight_decay": config.weight_decay,
+        "adam_beta2": config.beta2,
+        "warmup_steps": config.warmup_steps,
+        "lr_scheduler_type": "cosine_with_min_lr",
+        "lr_scheduler_kwargs": {"min_lr_rate": 0.1},
+        "max_grad_norm": config.max_grad_norm,
+        "save_strategy": "steps" if config.save_steps else "no",
+        "save_steps": config.save_steps or 500,
+        "save_total_limit": 2,
+        "logging_steps": config.logging_steps,
+        "logging_nan_inf_filter": False,
+        "report_to": config.report_to or "none",
+        "bf16": config.bf16,
+        _CHECKPOINTING: config.activation_checkpointing,
+        "seed": config.seed,
+        "remove_unused_columns": False,
+        "dataloader_drop_last": True,
+        "ddp_find_unused_parameters": False,
+        "dataloader_pin_memory": torch.accelerator.is_available(),
+        "disable_tqdm": True,
+    }
+    clash = sorted(set(config.trainer) & set(own))
+    if clash:
+        raise ValueError(f"trainer.{clash[0]} is owned by t3d; set the key of TrainingConfig")
+    _check_launch(config)
+    # Processes on CPUs do not find each other without it, and train each for itconfig.
+    device: dict[str, Any] = {"use_cpu": not torch.accelerator.is_available()}
+    try:
+        arguments = TrainingArguments(**(device | own | config.trainer))
+    except TypeError as error:
+        raise ValueError(f"trainer: not an argument of transformers: {error}") from None
+    if arguments.n_gpu > 1:
+        raise ValueError(
+            f"one process sees {arguments.n_gpu} GPUs; start one for each with "
+            "torchrun --nproc-per-node, or set CUDA_VISIBLE_DEVICES"
+        )
+    in_one_pass = config.micro_batch_size * arguments.world_size
+    if config.batch_size % in_one_pass:
+        raise ValueError(
+            f"batch_size={config.batch_size} is no multiple of micro_batch_size="
+            f"{config.micro_batch_size} x {arguments.world_size} processes"
+        )
+    arguments.gradient_accumulation_steps = config.batch_size // in_one_pass
+    return arguments
+
+
+def _check_launch(config: TrainingConfig) -> None:
+    """Raise ValueError for what `accelerate launch` or `trainer` switches on beside t3d."""
+
+    def on(switch: str, key: str) -> bool:
+        return os.environ.get(switch, "false").lower() == "true" or bool(config.trainer.get(key))
+
+    if on("ACCELERATE_USE_FSDP", "fsdp"):
+        raise ValueError(
+            "FSDP of accelerate: t3d shards a model itself; "
+            "launch with t3d/recipes/accelerate/gpus.yaml and set training.sharding to full"
+        )
+    if config.sharding == "full" and on("ACCELERATE_USE_DEEPSPEED", "deepspeed"):
+        raise ValueError(
+            "sharding: full and DeepSpeed split the same weights; "
+            "launch with t3d/recipes/accelerate/gpus.yaml, or set training.sharding to none"
+        )
