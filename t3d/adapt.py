@@ -25,7 +25,7 @@ def teacher_path(config: RunConfig) -> Path:
 def with_teacher(config: Recipe, *, progress: bool) -> Recipe:
     """The recipe with its teacher's directory as `model`, made where `adapt` says how.
 
-    A killed adaptation goes on from its last saved step.
+    A killed adaptation goes on from its last checkpoint.
 
     Raises:
         ValueError: for a source that cannot be converted, or settings that do not fit.

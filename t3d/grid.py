@@ -123,7 +123,7 @@ def evaluate_into(
         "measure_latency": config.measure_latency,
     }
     claim(output, recipe, lm.weights_hash)
-    plan = {describe(setting): {"prompt": len(problems)} for setting in config.settings}
+    plan = {evaluation_stage(identity, s): {"prompt": len(problems)} for s in config.settings}
     # Several processes decode all settings in one stage.
     with display(plan, show=progress and num_workers == 1):
         evaluations = evaluate_settings(
@@ -180,13 +180,13 @@ def evaluate_settings(
     evaluations = []
     for setting in config.settings:
         path = directory / file_name(setting)
-        if not is_finished(path):
-            model = model if isinstance(model, LanguageModel) else load(model)
-            teacher = None
-            if full is not None and is_finished(full):
-                teacher = Evaluation.load(full).final_answers
-            shards = decoded_shards(path)
-            with stage(describe(setting)):
+        with stage(evaluation_stage(identity, setting)):
+            if not is_finished(path):
+                model = model if isinstance(model, LanguageModel) else load(model)
+                teacher = None
+                if full is not None and is_finished(full):
+                    teacher = Evaluation.load(full).final_answers
+                shards = decoded_shards(path)
                 evaluation = evaluate(
                     model,
                     task,
@@ -200,8 +200,8 @@ def evaluate_settings(
                     shards=shards,
                     progress=progress,
                 )
-            evaluation.save(path)
-            shutil.rmtree(shards.directory)
+                evaluation.save(path)
+                shutil.rmtree(shards.directory)
         evaluations.append(Evaluation.load(path))
     return evaluations
 
@@ -274,9 +274,12 @@ def label(setting: DecodingConfig) -> str:
     return f"{name}-temperature{setting.temperature:g}"
 
 
-def describe(setting: DecodingConfig) -> str:
-    """A setting in words."""
-    words = [f"block {setting.window_size}"]
+def evaluation_stage(identity: Identity, setting: DecodingConfig) -> str:
+    """What the evaluation of a checkpoint under a setting is called while it is under way."""
+    words = [f"evaluation of {identity.method}"]
+    if identity.method != ORIGINAL:
+        words.append(f"seed {identity.seed}")
+    words.append(f"block {setting.window_size}")
     if setting.remasking == "low_confidence_dynamic":
         words.append(f"dynamic > {setting.confidence_threshold:g}")
     else:

@@ -2,32 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from t3d.adapt import with_teacher
+from t3d.decoding.config import DecodingConfig
 from t3d.evaluation.evaluate import Evaluation, Identity
 from t3d.evaluation.results import ORIGINAL, ResultRow, save_results
-from t3d.grid import check_evaluation, evaluate_settings, file_name, identify, load
+from t3d.grid import (
+    check_evaluation,
+    evaluate_settings,
+    evaluation_stage,
+    file_name,
+    identify,
+    load,
+)
 from t3d.models import LanguageModel
-from t3d.progress import display, stage
+from t3d.progress import Plan, display, hear, stage
 from t3d.provenance import claim, provenance
 from t3d.recipe import RunConfig
 from t3d.report.page import write_report
 from t3d.report.trajectories import Problem, view_of
 from t3d.rollout import encode_prompts
 from t3d.students import (
+    Part,
     check_training,
     own_rollout,
+    parts,
     record_trajectories,
+    rollout_stage,
     student_work,
     teacher_rollouts,
     train_prompts,
     train_student,
 )
 from t3d.tasks import Example
-from t3d.workers import launched
+from t3d.workers import launched, pool
 
 
 def run(config: RunConfig, *, progress: bool = True) -> list[ResultRow]:
@@ -46,26 +59,25 @@ def walk(config: RunConfig, *, progress: bool = True) -> tuple[list[ResultRow], 
     Processes that `torchrun` starts share rollouts and training; the first one evaluates, and the
     others return nothing.
     """
-    with display(stages(config), show=progress):
-        return _walk(config, progress=progress)
-
-
-def _walk(config: RunConfig, *, progress: bool) -> tuple[list[ResultRow], list[Problem]]:
-    config = with_teacher(config, progress=progress)
-    teacher, problems = prepare(config)
-    claim(config.output, asdict(config), teacher.weights_hash)
-    record_trajectories(config, teacher, progress=progress)
-    for name, method in config.methods.items():
-        output = config.output / "checkpoints" / name
-        with stage(_student(config, name)):
-            train_student(config, method, config.training, output, progress=progress)
-    rank, _ = launched()
-    if rank > 0:
-        return [], []
-    evaluations = {
-        name: evaluate_checkpoint(config, name, problems, progress=progress)
-        for name in (ORIGINAL, *config.methods)
-    }
+    units = [Unit(name, config.training.seed, Path(name)) for name in config.methods]
+    # What is timed has the machine to itself.
+    untimed = () if config.evaluation.measure_latency else config.evaluation.settings
+    plan = stages(config, units, untimed)
+    with display(plan, show=progress, num_workers=config.num_workers):
+        config = with_teacher(config, progress=progress)
+        teacher, problems = prepare(config)
+        claim(config.output, asdict(config), teacher.weights_hash)
+        for _ in finished(config, teacher, units, untimed, progress=progress):
+            pass
+        rank, _ = launched()
+        if rank > 0:
+            return [], []
+        evaluations = {
+            unit.method: evaluate_unit(
+                config, unit, config.evaluation.settings, timed=True, progress=progress
+            )
+            for unit in (TEACHER, *units)
+        }
     rows = [e.row for group in evaluations.values() for e in group]
     record = provenance(
         config=asdict(config),
@@ -79,40 +91,14 @@ def _walk(config: RunConfig, *, progress: bool) -> tuple[list[ResultRow], list[P
     return rows, shown
 
 
-def stages(config: RunConfig) -> dict[str, dict[str, int]]:
-    """What the route has before it, for `t3d.progress`."""
-    problems = len(config.evaluation.settings) * config.data.num_problems
-    return (
-        preparation(config)
-        | {_student(config, name): student_work(config, m) for name, m in config.methods.items()}
-        | {_evaluation(name): {"prompt": problems} for name in (ORIGINAL, *config.methods)}
-    )
-
-
-def preparation(config: RunConfig) -> dict[str, dict[str, int]]:
-    """The stages before the first student."""
-    adapt = config.adapt
-    teacher = {} if adapt is None else {"teacher": {"step": adapt.pretrain.training.steps}}
-    return teacher | {
-        name: {"prompt": config.data.num_prompts} for name in teacher_rollouts(config)
-    }
-
-
-def _student(config: RunConfig, name: str) -> str:
-    number = list(config.methods).index(name) + 1
-    return f"student {number} of {len(config.methods)}: {name}"
-
-
-def _evaluation(name: str) -> str:
-    return f"evaluation of {name}"
-
-
 def prepare(config: RunConfig) -> tuple[LanguageModel, list[Example]]:
     """The teacher and the problems of a recipe in which everything fits together.
 
     Raises:
         ValueError: for settings that do not fit; nothing has been written then.
     """
+    if config.num_workers > 1 and launched()[1] > 1:
+        raise ValueError("num_workers: the launcher's processes share the work; set it to 1")
     for name, method in config.methods.items():
         if name == ORIGINAL:
             raise ValueError(f"methods: {ORIGINAL!r} is the teacher's own name; choose another")
@@ -133,23 +119,160 @@ def prepare(config: RunConfig) -> tuple[LanguageModel, list[Example]]:
     return teacher, problems
 
 
-def evaluate_checkpoint(
-    config: RunConfig, name: str, problems: Sequence[Example], *, progress: bool
-) -> list[Evaluation]:
-    """All settings of one checkpoint of the run."""
-    directory = config.output / "evaluation"
-    checkpoint = config.output / "checkpoints" / name
-    with stage(_evaluation(name)):
-        return evaluate_settings(
-            config.model if name == ORIGINAL else str(checkpoint),
-            Identity(ORIGINAL) if name == ORIGINAL else identify(checkpoint),
-            config.problem_set(),
-            problems,
-            config.evaluation,
-            directory / name,
-            full=directory / ORIGINAL / file_name(config.evaluation.settings[0]),
+@dataclass(frozen=True)
+class Unit:
+    """A checkpoint of a recipe: one method with one seed."""
+
+    method: str
+    seed: int
+    path: Path
+    """Below checkpoints/ and evaluation/."""
+
+    def evaluations(self, settings: Sequence[DecodingConfig], num: int) -> Plan:
+        """Its evaluations on so many problems, as stages."""
+        identity = Identity(self.method, self.seed)
+        return {evaluation_stage(identity, setting): {"prompt": num} for setting in settings}
+
+
+TEACHER = Unit(ORIGINAL, 0, Path(ORIGINAL))
+
+
+def stages(
+    config: RunConfig, units: Sequence[Unit], untimed: Sequence[DecodingConfig]
+) -> dict[str, Mapping[str, int]]:
+    """What the route has before it, in the order of `finished`."""
+    plan: dict[str, Mapping[str, int]] = {}
+    if config.adapt is not None:
+        plan["teacher"] = {"step": config.adapt.pretrain.training.steps}
+    for part in parts(config):
+        for name, _ in teacher_rollouts(config).values():
+            num = config.data.num_prompts // config.num_workers
+            plan[rollout_stage(name, part)] = {"prompt": num}
+    num, titles = config.data.num_problems, _titles(units)
+    for unit in (TEACHER, *units):
+        if unit != TEACHER:
+            plan[titles[unit]] = student_work(config, config.methods[unit.method])
+        plan |= unit.evaluations(untimed, num)
+    timed = [setting for setting in config.evaluation.settings if setting not in untimed]
+    for unit in (TEACHER, *units):
+        plan |= unit.evaluations(timed, num)
+    return plan
+
+
+def _titles(units: Sequence[Unit]) -> dict[Unit, str]:
+    """What the training of each is called."""
+    return {
+        unit: f"student {number} of {len(units)}: {unit.method}, seed {unit.seed}"
+        for number, unit in enumerate(units, 1)
+    }
+
+
+def finished(
+    config: RunConfig,
+    teacher: LanguageModel,
+    units: Sequence[Unit],
+    settings: Sequence[DecodingConfig],
+    *,
+    progress: bool,
+) -> Iterator[Unit]:
+    """Units as each is trained and evaluated, by as many processes as the recipe says.
+
+    Args:
+        config: the recipe, whose trajectories are recorded before, and whose teacher is evaluated.
+        teacher: of the recipe.
+        units: to be trained, in this order.
+        settings: those of the recipe that are evaluated beside other work.
+    """
+    titles = _titles(units)
+    if config.num_workers == 1:
+        _, num_processes = launched()
+        # Ranks do not wait for the first one to evaluate.
+        settings = settings if num_processes == 1 else ()
+        record_trajectories(config, teacher, progress=progress)
+        evaluate_unit(config, TEACHER, settings, progress=progress)
+        for unit in units:
+            train_unit(config, unit, titles[unit], progress=progress)
+            evaluate_unit(config, unit, settings, progress=progress)
+            yield unit
+        return
+    with pool(config.num_workers, hear) as workers:
+        first: list[Future[Any]] = [
+            workers.submit(_record_part, config, part, progress=progress) for part in parts(config)
+        ]
+        # What all other rows are compared with.
+        full = [setting for setting in settings if setting == config.evaluation.settings[0]]
+        first.append(workers.submit(evaluate_unit, config, TEACHER, full, progress=progress))
+        for job in first:
+            job.result()
+        jobs: dict[Future[Any], Unit] = {}
+
+        def start(unit: Unit, own: Sequence[DecodingConfig]) -> None:
+            for setting in own:
+                job = workers.submit(evaluate_unit, config, unit, [setting], progress=progress)
+                jobs[job] = unit
+
+        for unit in units:
+            job = workers.submit(train_unit, config, unit, titles[unit], progress=progress)
+            jobs[job] = unit
+        # Settings one by one: nobody waits at the end while another has much to do.
+        trained = {TEACHER}
+        start(TEACHER, [setting for setting in settings if setting not in full])
+        while jobs:
+            for job in wait(jobs, return_when=FIRST_COMPLETED).done:
+                unit = jobs.pop(job)
+                job.result()
+                if unit not in trained:
+                    trained.add(unit)
+                    start(unit, settings)
+                if unit not in jobs.values() and unit != TEACHER:
+                    yield unit
+
+
+def _record_part(config: RunConfig, part: Part | None, *, progress: bool) -> None:
+    record_trajectories(config, load(config.model), part=part, progress=progress)
+
+
+def train_unit(config: RunConfig, unit: Unit, title: str, *, progress: bool) -> None:
+    """Train a student unless it is there; `title` is what the stage is called."""
+    with stage(title):
+        train_student(
+            config,
+            config.methods[unit.method],
+            replace(config.training, seed=unit.seed),
+            config.output / "checkpoints" / unit.path,
             progress=progress,
         )
+
+
+def evaluate_unit(
+    config: RunConfig,
+    unit: Unit,
+    settings: Sequence[DecodingConfig],
+    *,
+    timed: bool = False,
+    progress: bool,
+) -> list[Evaluation]:
+    """Evaluate a checkpoint under some of the recipe's settings; the finished ones are read.
+
+    Args:
+        timed: the machine has nothing else to do.
+    """
+    if not settings:
+        return []
+    directory = config.output / "evaluation"
+    checkpoint = config.output / "checkpoints" / unit.path
+    task = config.problem_set()
+    latency = config.evaluation.measure_latency and timed
+    return evaluate_settings(
+        config.model if unit == TEACHER else str(checkpoint),
+        Identity(ORIGINAL) if unit == TEACHER else identify(checkpoint, unit.method),
+        task,
+        task.examples(config.data.split, config.data.num_problems),
+        replace(config.evaluation, settings=tuple(settings), measure_latency=latency),
+        directory / unit.path,
+        full=directory / ORIGINAL / file_name(config.evaluation.settings[0]),
+        progress=progress,
+    )
 
 
 def _problem_views(

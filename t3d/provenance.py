@@ -103,7 +103,8 @@ def claim(directory: Path, recipe: dict[str, Any], weights_hash: str | None) -> 
     """
     path = directory / "recipe.json"
     recipe = json.loads(json.dumps(recipe, default=str)) | {"weights_hash": weights_hash}
-    recipe.pop("output", None)
+    for key in ("output", "num_workers"):
+        recipe.pop(key, None)
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -69,6 +69,7 @@ class RunConfig:
         watch: a few-step evaluation on the dev split while students train; the best checkpoint of
             a round is kept beside its log in OUTPUT's hidden training directories.
         evaluation: decoding settings to evaluate.
+        num_workers: processes that roll out, train and evaluate at the same time.
     """
 
     model: str = "mini_teacher"
@@ -82,6 +83,7 @@ class RunConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     watch: WatchConfig | None = None
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    num_workers: int = 1
 
     def __post_init__(self) -> None:
         if self.watch is not None and self.training.sharding == "full":
@@ -89,6 +91,8 @@ class RunConfig:
                 "watch: decodes with the model that one process holds; "
                 "set training.sharding to none, or leave watch out"
             )
+        if self.num_workers < 1:
+            raise ValueError(f"num_workers must be at least 1, got {self.num_workers}")
 
     def prompt_set(self) -> Task:
         """Where training prompts come from: the benchmark, or a file of one's own."""
@@ -116,13 +120,11 @@ class CompareConfig(RunConfig):
     Args:
         seeds: of training; each method is trained once with each.
         recommended: the method that the others are compared with, if any.
-        num_workers: processes that train and evaluate at the same time.
     """
 
     output: Path = Path("runs/compare")
     seeds: tuple[int, ...] = (0, 1, 2)
     recommended: str | None = None
-    num_workers: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -133,5 +135,3 @@ class CompareConfig(RunConfig):
                 f"recommended={self.recommended!r} is none of the methods: "
                 f"{', '.join(self.methods) or 'there are none'}"
             )
-        if self.num_workers < 1:
-            raise ValueError(f"num_workers must be at least 1, got {self.num_workers}")

@@ -29,9 +29,14 @@ def rollout(
     output: Path,
     config: RolloutConfig,
     *,
+    part: tuple[int, int] | None = None,
     progress: bool = True,
 ) -> TrajectoryStore:
     """Decode every prompt that the store at `output` lacks.
+
+    Args:
+        part: number of this process and how many share the prompts, where no launcher says so;
+            it decodes its share, and does not wait for the others.
 
     Under `torchrun` each rank takes every world_size-th run of `shard_size` prompts, writes its
     own shards, and waits until the store is complete. Ranks may be killed at any time; any number
@@ -42,7 +47,7 @@ def rollout(
             a store that something else made or is written to by another process as this rank;
             afterwards, naming prompts that were lost, or where other ranks are waited for in vain.
     """
-    rank, world_size = launched()
+    rank, world_size = part or launched()
     prompts = encode_prompts(lm, examples, config.decoding)
     share = config.memory_share
     decoder = make_decoder(lm, config.decoding, config.batch_size, memory_share=share)
@@ -91,7 +96,7 @@ def rollout(
     lost = [examples[i].id for chunk in chunks for i in chunk if i not in completed]
     if lost:
         raise ValueError(f"{output}: {len(lost)} rollouts were lost: {', '.join(lost[:10])}")
-    if world_size > 1:
+    if world_size > 1 and part is None:
         _wait(store, config.patience, progress=progress)
     return store
 

@@ -59,22 +59,45 @@ def store_path(config: RunConfig, method: MethodConfig) -> Path:
     return config.output / f"trajectories-{digest(decoding)}"
 
 
-def teacher_rollouts(config: RunConfig) -> dict[str, tuple[Path, RolloutConfig]]:
-    """The teacher's stores, one for every way of decoding that a method asks for, by its stage."""
-    stores = {"rollout": (config.output / "trajectories", config.rollout)}
+Part = tuple[int, int]
+"""A worker's number, and of how many."""
+
+
+def parts(config: RunConfig) -> list[Part | None]:
+    """How workers share the rollouts; None is all of them."""
+    num = config.num_workers
+    return [None] if num == 1 else [(number, num) for number in range(num)]
+
+
+def teacher_rollouts(config: RunConfig) -> dict[Path, tuple[str, RolloutConfig]]:
+    """The teacher's stores, one for every way of decoding that a method asks for.
+
+    With each the name of its stage.
+    """
+    stores = {config.output / "trajectories": ("rollout", config.rollout)}
     for name, method in config.methods.items():
-        settings = own_rollout(config, method)
-        if settings != config.rollout and build_method(method).data == "trajectories":
-            stores[f"rollout for {name}"] = store_path(config, method), settings
+        if build_method(method).data == "trajectories":
+            own = f"rollout for {name}", own_rollout(config, method)
+            stores.setdefault(store_path(config, method), own)
     return stores
 
 
-def record_trajectories(config: RunConfig, teacher: LanguageModel, *, progress: bool) -> None:
-    """Roll the teacher out as often as methods need it."""
+def rollout_stage(name: str, part: Part | None) -> str:
+    return name if part is None else f"{name}, part {part[0] + 1} of {part[1]}"
+
+
+def record_trajectories(
+    config: RunConfig, teacher: LanguageModel, *, part: Part | None = None, progress: bool
+) -> None:
+    """Roll the teacher out into all stores of the recipe.
+
+    Args:
+        part: as `rollout` has it.
+    """
     prompts = train_prompts(config)
-    for name, (path, settings) in teacher_rollouts(config).items():
-        with stage(name):
-            rollout(teacher, prompts, path, settings, progress=progress)
+    for path, (name, settings) in teacher_rollouts(config).items():
+        with stage(rollout_stage(name, part)):
+            rollout(teacher, prompts, path, settings, part=part, progress=progress)
 
 
 def student_work(config: RunConfig, method: MethodConfig) -> dict[str, int]:

@@ -6,12 +6,12 @@ import logging
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
 from multiprocessing.queues import SimpleQueue
+from multiprocessing.synchronize import Event
 from typing import Any
 
 _messages: SimpleQueue[Any] | None = None
@@ -36,7 +36,10 @@ def tell(message: object) -> None:
 
 @contextmanager
 def pool(num_workers: int, hear: Callable[[Any], None]) -> Iterator[ProcessPoolExecutor]:
-    """Worker processes, which end with their parent; each has its share of threads and GPUs.
+    """Worker processes; each has its share of threads and GPUs.
+
+    They end with their parent, and at once where it stops for an error or an interrupt: what they
+    were at is written so that it can be resumed.
 
     Args:
         hear: called in a thread of its own with whatever workers `tell`.
@@ -44,13 +47,14 @@ def pool(num_workers: int, hear: Callable[[Any], None]) -> Iterator[ProcessPoolE
     import torch
 
     context = get_context("spawn")
+    stopped = context.Event()
     numbers, messages = context.SimpleQueue(), context.SimpleQueue()
     for number in range(num_workers):
         numbers.put(number)
     threads = max(1, torch.get_num_threads() // num_workers)
     level = logging.root.manager.disable
-    shared = (numbers, messages, threads, torch.cuda.device_count(), os.getpid(), level)
-    executor = ProcessPoolExecutor(num_workers, context, _start, shared)
+    share = (numbers, messages, threads, torch.cuda.device_count(), level)
+    executor = ProcessPoolExecutor(num_workers, context, _start, (*share, stopped, os.getpid()))
     is_over = threading.Event()
 
     def listen() -> None:
@@ -64,6 +68,9 @@ def pool(num_workers: int, hear: Callable[[Any], None]) -> Iterator[ProcessPoolE
     listener.start()
     try:
         yield executor
+    except BaseException:
+        stopped.set()
+        raise
     finally:
         executor.shutdown(cancel_futures=True)
         is_over.set()
@@ -76,26 +83,27 @@ def _start(
     messages: SimpleQueue[Any],
     threads: int,
     num_devices: int,
-    parent: int,
     level: int,
+    stopped: Event,
+    parent: int,
 ) -> None:
-    """Give a worker its share of the machine, and end it with its parent."""
+    """Give a worker its share of the machine, and end it when its parent does or says so."""
     import torch
 
     global _messages
     _messages = messages
     # As quiet as its parent.
     logging.disable(level)
-    # The parent says that it was stopped.
-    signal.signal(signal.SIGINT, lambda *_: os._exit(1))
+    # A terminal interrupts workers as well, and what they would print is not for the user.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     number = numbers.get()
     torch.set_num_threads(threads)
     if num_devices:
         torch.cuda.set_device(number % num_devices)
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
+        while not stopped.wait(0.5) and os.getppid() == parent:
+            pass
         # A worker that went on would work beside the one of a resumed run.
         os._exit(1)
 

@@ -262,6 +262,17 @@ def test_ranks_share_the_prompts_and_others_may_finish(
     assert store.read() == whole.read()
 
 
+def test_parts_need_no_launcher_and_wait_for_nobody(lm: LanguageModel, tmp_path: Path) -> None:
+    examples, output = toy_examples(14), tmp_path / "parts"
+    whole = rollout(lm, examples, tmp_path / "whole", CONFIG, progress=False)
+    counts = [
+        len(rollout(lm, examples, output, CONFIG, part=(number, 2), progress=False))
+        for number in (1, 0)
+    ]
+    assert counts == [6, 14]
+    assert TrajectoryStore.open(output).read() == whole.read()
+
+
 def test_ranks_may_be_killed_and_be_more_or_fewer_afterwards(
     lm: LanguageModel, processes: ForkServerContext, tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
 import tempfile
@@ -218,7 +219,7 @@ def measure(
         training,
         steps=training.steps + (trace is not None),
         logging_steps=1,
-        save_steps=0,
+        save_seconds=math.inf,
         trainer=on_cpu | training.trainer,
     )
     # Before training, which may put an adapter between the layers.

@@ -122,7 +122,7 @@ def pretrain_command(
     """Train a small model from nothing, or adapt a checkpoint, such as a converted one.
 
     It learns a task's worked answers, or chats and texts of your own (`data`). A killed run
-    continues from its last saved step when the same command is given again.
+    continues from its last checkpoint when the same command is given again.
 
     Examples:
       t3d pretrain mini_teacher --output runs/teacher
@@ -212,7 +212,7 @@ def train_command(
 ) -> None:
     """Distill a teacher's trajectories into a student.
 
-    A killed run continues from its last saved step when the same command is given again.
+    A killed run continues from its last checkpoint when the same command is given again.
     This is one round on the trajectories given; `t3d run` walks the rounds of a method.
 
     Example:

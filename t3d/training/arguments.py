@@ -36,9 +36,9 @@ def training_arguments(config: TrainingConfig, output_dir: Path) -> TrainingArgu
         "lr_scheduler_type": "cosine_with_min_lr",
         "lr_scheduler_kwargs": {"min_lr_rate": 0.1},
         "max_grad_norm": config.max_grad_norm,
-        "save_strategy": "steps" if config.save_steps else "no",
-        "save_steps": config.save_steps or 500,
-        "save_total_limit": 2,
+        # `fit` asks for checkpoints by time; an older one goes when a newer one is whole.
+        "save_strategy": "no",
+        "save_total_limit": 1,
         "logging_steps": config.logging_steps,
         "logging_nan_inf_filter": False,
         "report_to": config.report_to or "none",
@@ -55,7 +55,7 @@ def training_arguments(config: TrainingConfig, output_dir: Path) -> TrainingArgu
     if clash:
         raise ValueError(f"trainer.{clash[0]} is owned by t3d; set the key of TrainingConfig")
     _check_launch(config)
-    # Processes on CPUs do not find each other without it, and train each for itconfig.
+    # Processes on CPUs do not find each other without it, and train each for itself.
     device: dict[str, Any] = {"use_cpu": not torch.accelerator.is_available()}
     try:
         arguments = TrainingArguments(**(device | own | config.trainer))

@@ -59,7 +59,8 @@ class TrainingConfig:
         beta2: of AdamW; beta1 is 0.9.
         warmup_steps: steps of linear warm-up, before a cosine to a tenth of the peak.
         max_grad_norm: gradient norm is clipped to it.
-        save_steps: steps between checkpoints that a killed run resumes from; 0 for none.
+        save_seconds: between checkpoints that a killed run resumes from; more where writing them
+            would take over a tenth of the time. 0 is after every step, .inf never.
         logging_steps: steps between logged metrics.
         report_to: trackers of transformers, such as tensorboard or wandb.
         bf16: compute in bfloat16, with float32 master weights.
@@ -83,7 +84,7 @@ class TrainingConfig:
     beta2: float = 0.999
     warmup_steps: int = 20
     max_grad_norm: float = 1.0
-    save_steps: int = 0
+    save_seconds: float = 30.0
     logging_steps: int = 10
     report_to: list[str] = field(default_factory=list)
     bf16: bool = False
@@ -103,7 +104,7 @@ class TrainingConfig:
             "weight_decay",
             "warmup_steps",
             "max_grad_norm",
-            "save_steps",
+            "save_seconds",
         ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")

@@ -11,7 +11,7 @@ from t3d.models import LanguageModel
 from t3d.provenance import hash_weights, provenance, write_json
 from t3d.training.config import MethodConfig, TrainingConfig
 from t3d.training.methods import build_method
-from t3d.training.run import fit
+from t3d.training.run import fit, remove_checkpoints
 from t3d.training.trainer import TrainingCallback
 
 
@@ -28,7 +28,7 @@ def distill(
 ) -> dict[str, Any]:
     """Train `lm` in place by one round of a method, and save it with its provenance.
 
-    A killed run continues from its last saved step. Of several processes the first one writes.
+    A killed run continues from its last checkpoint. Of several processes the first one writes.
 
     Args:
         lm: where the student starts.
@@ -71,5 +71,6 @@ def distill(
     record["tokens_seen"] = trainer.state.num_input_tokens_seen
     if trainer.args.should_save:
         write_json(output / "provenance.json", record)
+        remove_checkpoints(directory)
     trainer.accelerator.wait_for_everyone()
     return record

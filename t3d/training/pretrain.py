@@ -28,7 +28,7 @@ from t3d.tasks.chat import Chat, ChatData, OverLong, read_chats
 from t3d.tasks.tokenizer import END_TOKEN, PAD_TOKEN, train_tokenizer
 from t3d.training.config import MethodConfig, PretrainConfig
 from t3d.training.methods import Method, build_method
-from t3d.training.run import fit
+from t3d.training.run import fit, remove_checkpoints
 from t3d.trajectory import labelled_row
 
 
@@ -195,7 +195,7 @@ def _adaptation_rows(
 
 
 def pretrain(config: PretrainConfig, output: Path, *, progress: bool = True) -> Path:
-    """Train and save a checkpoint; a killed run continues from its last saved step.
+    """Train and save a checkpoint; a killed run continues from the last one on its way.
 
     Rows of `config.data` that are too long are told on stderr and in the provenance.
 
@@ -231,5 +231,7 @@ def pretrain(config: PretrainConfig, output: Path, *, progress: bool = True) -> 
     record["data"] = source
     record["optimizer_steps"] = trainer.state.global_step
     record["tokens_seen"] = trainer.state.num_input_tokens_seen
-    write_json(output / "provenance.json", record)
+    if trainer.args.should_save:
+        write_json(output / "provenance.json", record)
+        remove_checkpoints(directory)
     return output

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
+from accelerate.utils import broadcast
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerCallback, TrainerState
 
@@ -17,6 +21,8 @@ from t3d.training.config import TrainingConfig
 from t3d.training.methods import Method
 from t3d.training.trainer import DiffusionTrainer, TrainingCallback
 
+SAVING_SHARE = 0.1
+"""Of the time of training, that writing checkpoints may take."""
 _SHOWN = {
     "loss": "loss",
     "real_margin": "margin",
@@ -65,7 +71,7 @@ def fit(
         attention=config.attention,
         sharding=config.sharding,
     )
-    for callback in callbacks:
+    for callback in (*callbacks, Saving(config.save_seconds)):
         callback.trainer = trainer
         trainer.add_callback(callback)
     last = _last_checkpoint(directory)
@@ -109,6 +115,35 @@ class _Report(TrainerCallback):
         # Metrics of a watched student come by themselves, and the sum of the run at its end.
         self.shown |= found
         self.count.show(self.shown)
+
+
+def remove_checkpoints(directory: Path) -> None:
+    """Delete what training resumes from, once its result is written; what `Watch` keeps stays."""
+    for path in directory.glob("checkpoint-*"):
+        shutil.rmtree(path)
+    with suppress(OSError):
+        directory.rmdir()
+
+
+class Saving(TrainingCallback):
+    """Asks for a checkpoint whenever enough time has passed since the last one."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = self.pause = seconds
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.last = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.now = time.monotonic()
+        due = torch.tensor(int(self.now - self.last >= self.pause), device=args.device)
+        # Clocks differ, and no process saves alone: the first one's counts.
+        control.should_save = bool(broadcast(due))
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.last = time.monotonic()
+        rest = (self.last - self.now) * (1 / SAVING_SHARE - 1)
+        self.pause = max(self.seconds, rest) if self.seconds else 0.0
 
 
 def _step(checkpoint: Path) -> int:

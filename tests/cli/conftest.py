@@ -70,7 +70,7 @@ def recipe(checkpoint: Path) -> dict[str, Any]:
             "micro_batch_size": 4,
             "learning_rate": 0.01,
             "warmup_steps": 1,
-            "save_steps": 2,
+            "save_seconds": 0,
             "logging_steps": 2,
         },
         "evaluation": {

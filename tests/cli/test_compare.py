@@ -6,6 +6,7 @@ import json
 import re
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def comparison(checkpoint: Path) -> dict[str, Any]:
             "naive_td": {"method": "naive_td"},
             "again": {"method": "naive_td", "rounds": 2, "verify": True, "student_decoding": STEPS},
         },
-        "training": base["training"] | {"steps": 4, "save_steps": 0},
+        "training": base["training"] | {"steps": 4},
         "evaluation": base["evaluation"]
         | {"settings": [*base["evaluation"]["settings"], dynamic], "measure_latency": True},
         "seeds": [0, 1],
@@ -76,35 +77,50 @@ def test_later_rounds_train_on_the_students_own_trajectories(finished: Path) -> 
     assert last["seed"] == 0
 
 
-def test_killed_workers_end_and_the_rest_resumes_to_the_same_results(
+def test_stopped_workers_end_and_the_rest_resumes_to_the_same_results(
     finished: Path, tmp_path: Path, t3d: Run
 ) -> None:
     output = tmp_path / "killed"
     recipe_path = finished.parent / "recipe.yaml"
     command = ("compare", recipe_path, "--output", output, "--num_workers", "2")
-    process = start(*command)
     workers: list[str] = []
 
-    def ready() -> bool:
-        workers[:] = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        return (output / "results.json").exists()
+    def in_training() -> bool:
+        return any((output / "checkpoints").glob("*/.seed*.training/checkpoint-*"))
 
-    shown = stop_when(process, ready, signal.SIGKILL)
-    assert len(workers) >= 2
+    # An interrupt of the parent alone, in the middle of a student, and a kill after the first one.
+    shown = ""
+    for number, ready in (
+        (signal.SIGINT, in_training),
+        (signal.SIGKILL, (output / "results.json").exists),
+    ):
+        process = start(*command)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+
+        def is_time(children: Path = children, ready: Callable[[], bool] = ready) -> bool:
+            workers[:] = children.read_text().split()
+            return ready()
+
+        err = stop_when(process, is_time, number)
+        assert "Traceback" not in err
+        assert not {"\r", "\x1b"} & set(err)
+        assert len(workers) >= 2
+        deadline = time.monotonic() + 20
+        while any(map(_is_alive, workers)):
+            assert time.monotonic() < deadline, "workers outlive a stopped comparison"
+            time.sleep(0.1)
+        shown += err
+        assert len(list(output.glob("checkpoints/*/seed*/provenance.json"))) < 4
     # The parent tells what its workers do.
     for line in (
-        r"stage 1 of 7: rollout: 16 prompts in .*",
-        r"stage 3 of 7: student 1 of 4: again, seed 0, round 1 of 2: 0/2 steps.*",
-        r"stage 4 of 7: student 2 of 4: naive_td, seed 0: 0/4 steps.*",
+        r"stage 1 of 21: rollout, part 1 of 2: 8 prompts in .*",
+        r"stage 5 of 21: student 1 of 4: again, seed 0, round 1 of 2: 0/2 steps.*",
+        r"stage \d+ of 21: student \d of 4: .*: stopped at \d/\d steps",
+        r"stage \d+ of 21: evaluation of (again|naive_td), seed 0, block 4, 1 step: 8 prompts in .*",
     ):
         assert re.search(f"^{line}$", shown, re.MULTILINE), shown
-    assert not {"\r", "\x1b"} & set(shown)
-    deadline = time.monotonic() + 20
-    while any(map(_is_alive, workers)):
-        assert time.monotonic() < deadline, "workers outlive a killed comparison"
-        time.sleep(0.1)
     done = list((output / "checkpoints").glob("*/seed*/provenance.json"))
-    assert 1 <= len(done) < 4
+    assert done
     before = {path: path.stat().st_mtime_ns for path in done}
 
     resumed = t3d(*command, "--progress", "false")

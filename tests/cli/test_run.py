@@ -87,11 +87,12 @@ def finished(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def test_a_killed_run_resumes_to_the_same_results(finished: Path, tmp_path: Path) -> None:
     output = tmp_path / "killed"
     command = ("run", finished.parent / "recipe.yaml", "--output", output)
-    training = output / "checkpoints" / ".t3d.training"
-    saved = training / "checkpoint-2" / "reference.safetensors"
-    stop_when(start(*command), saved.exists, signal.SIGKILL)
-    assert (output / "checkpoints" / "naive_td" / "provenance.json").exists()
-    assert not (output / "checkpoints" / "t3d").exists()
+    students = output / "checkpoints"
+    for name, file in (("naive_td", "model.safetensors"), ("t3d", "reference.safetensors")):
+        saved = students / f".{name}.training" / "checkpoint-2" / file
+        stop_when(start(*command), saved.exists, signal.SIGKILL)
+        assert not (students / name).exists()
+    assert (students / "naive_td" / "provenance.json").exists()
     assert not (output / "results.json").exists()
 
     out, err = in_terminal(*command)
@@ -99,6 +100,8 @@ def test_a_killed_run_resumes_to_the_same_results(finished: Path, tmp_path: Path
     for name in ("naive_td", "t3d"):
         weights = Path("checkpoints", name, "model.safetensors")
         assert (output / weights).read_bytes() == (finished / weights).read_bytes()
+    # What students resume from goes when they are there.
+    assert sorted(path.name for path in students.iterdir()) == ["naive_td", "t3d"]
     for name in ("results.json", "report.md", "accuracy.png", "trajectories.html"):
         assert (output / name).stat().st_size > 0
         assert str(output / name) in out.splitlines()
@@ -106,13 +109,12 @@ def test_a_killed_run_resumes_to_the_same_results(finished: Path, tmp_path: Path
     lines = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", err).replace("\r", "\n").split("\n")
     amounts = {line.partition(" in ")[0] for line in lines if line.startswith("stage ")}
     assert {
-        "stage 3 of 6: student 2 of 2: t3d",
-        "stage 3 of 6: student 2 of 2: t3d: 6 steps",
-        "stage 4 of 6: evaluation of original, block 4, 1 step",
-        "stage 6 of 6: evaluation of t3d: 16 prompts",
+        "stage 7 of 9: student 2 of 2: t3d, seed 0",
+        "stage 7 of 9: student 2 of 2: t3d, seed 0: 6 steps",
+        "stage 9 of 9: evaluation of t3d, seed 0, block 4, 1 step: 8 prompts",
     } <= amounts
     assert any("loss " in line and "learning rate 0.0" in line for line in lines)
-    for text in ("stage 1 of 6", "stage 2 of 6", "{'", "it/s", "Warning", "deprecated", "shards"):
+    for text in ("stage 1 of 9", "stage 6 of 9", "{'", "it/s", "Warning", "deprecated", "shards"):
         assert text not in err
     assert err.rindex("\x1b[?25h") > err.rindex("\x1b[?25l")
 

@@ -38,7 +38,7 @@ SETTINGS = TrainingConfig(
     micro_batch_size=2,
     learning_rate=1e-2,
     warmup_steps=2,
-    save_steps=3,
+    save_seconds=0,
     logging_steps=1,
 )
 NUM_ROWS = 27
@@ -116,7 +116,7 @@ def half_precision(sharding: Sharding, directory: Path) -> None:
     layer = list(cast(nn.ModuleList, lm.model.base_model.layers))[1]
     layer.register_forward_hook(lambda module, inputs, out: dtypes.append(str(out.dtype)))
     half = sharding == "full"
-    settings = replace(SETTINGS, sharding=sharding, steps=1, save_steps=0)
+    settings = replace(SETTINGS, sharding=sharding, steps=1)
     settings = replace(settings, bf16=half, activation_checkpointing=half)
     trainer = fit(lm, METHOD, made.rows(NUM_ROWS), settings, directory, progress=False)
     facts = {
@@ -135,7 +135,7 @@ def rounds(sharding: Sharding, directory: Path) -> None:
         output=directory,
         data=DataConfig(num_prompts=12),
         rollout=RolloutConfig(DecodingConfig(max_new_tokens=8), batch_size=4, shard_size=2),
-        training=replace(SETTINGS, sharding=sharding, batch_size=4, save_steps=1),
+        training=replace(SETTINGS, sharding=sharding, batch_size=4),
     )
     method = MethodConfig("redi")
     # The processes find each other before the first rollout, as in `t3d run`.

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ from t3d.models import from_pretrained
 from t3d.provenance import hash_weights
 from t3d.training.config import MethodConfig, TrainingConfig
 from t3d.training.distill import distill
+from t3d.training.methods import build_method
+from t3d.training.run import fit
 
 TRAINING = TrainingConfig(
-    steps=3, batch_size=4, micro_batch_size=2, learning_rate=1e-3, warmup_steps=0, save_steps=2
+    steps=3, batch_size=4, micro_batch_size=2, learning_rate=1e-3, warmup_steps=0
 )
 
 
@@ -38,14 +41,16 @@ def test_distilling_saves_a_student_that_loads(bench: Any, tmp_path: Path, metho
 
 def test_a_student_that_was_trained_but_not_saved_is_only_saved(bench: Any, tmp_path: Path):
     """The last step has a checkpoint; training again would go one step too far."""
-    training = TrainingConfig(
-        steps=4, batch_size=4, micro_batch_size=4, learning_rate=1e-2, warmup_steps=0, save_steps=2
-    )
-    items, settings = bench.rows(9), MethodConfig("t3d", reference_every=3)
+    training = replace(TRAINING, steps=4, save_seconds=0)
+    rows, settings = bench.rows(9), MethodConfig("t3d", reference_every=3)
+    lm = bench.model(dtype=torch.float32)
+    fit(lm, build_method(settings), rows, training, tmp_path / ".killed.training", progress=False)
     records = []
-    for _ in range(2):
+    for name in ("killed", "whole"):
         lm = bench.model(dtype=torch.float32)
-        records.append(distill(lm, items, settings, training, tmp_path / "s", progress=False))
+        records.append(distill(lm, rows, settings, training, tmp_path / name, progress=False))
+    # What training resumes from goes once the student is there.
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["killed", "whole"]
     for key in ("optimizer_steps", "tokens_seen", "weights_hash"):
         assert records[0][key] == records[1][key]
 

@@ -180,7 +180,7 @@ def test_peft_reads_the_adapter(bench: Any, tmp_path: Path):
 
 def test_a_resumed_run_equals_an_uninterrupted_one(bench: Any, weights: Weights, tmp_path: Path):
     """Cut in the second micro-batch of steps 2 and 4: the reference is the base, then a copy."""
-    settings = replace(SETTINGS, steps=5, save_steps=1)
+    settings = replace(SETTINGS, steps=5, save_seconds=0)
     rows, whole, resumed, finished = bench.rows(19), bench.model(), bench.model(), bench.model()
     fit(whole, T3D, rows, settings, tmp_path / "whole", progress=False)
     references = []

@@ -23,9 +23,9 @@ from t3d.training.arguments import training_arguments
 from t3d.training.config import LoraSettings, MethodConfig, TrainingConfig
 from t3d.training.methods import build_method
 from t3d.training.run import fit
-from t3d.training.trainer import DiffusionTrainer
+from t3d.training.trainer import DiffusionTrainer, TrainingCallback
 from t3d.watch import Watch
-from tests.training.test_run import Interrupted, PowerCut
+from tests.training.test_run import PowerCut
 
 Weights = Callable[[LanguageModel], dict[str, Tensor]]
 METHOD = build_method(MethodConfig("t3d", reference_every=2))
@@ -146,23 +146,30 @@ def test_watching_changes_nothing_and_keeps_the_best(
     assert len(set(found.values())) > 1
 
 
+class Cut(TrainingCallback):
+    """The power goes off after the fourth step."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 4:
+            raise PowerCut
+
+
 def test_a_resumed_run_watches_as_an_uninterrupted_one(bench: Any, tmp_path: Path):
-    settings, rows = replace(SETTINGS, save_steps=3), bench.rows(8)
-    for name in ("whole", "cut"):
-        # In the fifth step: the log is a step ahead of the last checkpoint.
-        method = replace(METHOD, noiser=Interrupted(METHOD.noiser, 4 if name == "cut" else 99))
-        for _ in range(2 if name == "cut" else 1):
-            lm = student(bench)
-            callbacks = [watch_of(lm)]
-            try:
-                fit(
-                    lm, method, rows, settings, tmp_path / name, callbacks=callbacks, progress=False
-                )
-            except PowerCut:
-                steps = (tmp_path / name / "watch.jsonl").read_text().count("\n")
-                assert steps == 2
-                method = METHOD
+    settings, rows = replace(SETTINGS, save_seconds=0), bench.rows(8)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
+
+    def train(directory: Path, *callbacks: TrainingCallback) -> None:
+        lm = student(bench)
+        own = [watch_of(lm), *callbacks]
+        fit(lm, METHOD, rows, settings, directory, callbacks=own, progress=False)
+
+    train(whole)
+    with pytest.raises(PowerCut):
+        train(cut, Cut())
+    # The log is a step ahead of the last checkpoint.
+    assert (cut / "watch.jsonl").read_text().count("\n") == 2
+    assert [path.name for path in cut.glob("checkpoint-*")] == ["checkpoint-3"]
+    train(cut)
     assert (cut / "watch.jsonl").read_bytes() == (whole / "watch.jsonl").read_bytes()
     for file in ("model.safetensors", "watch.json"):
         assert (cut / "best" / file).read_bytes() == (whole / "best" / file).read_bytes()

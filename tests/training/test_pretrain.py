@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -20,6 +21,7 @@ from t3d.tasks.records import to_jsonl
 from t3d.training.config import ModelShape, PretrainConfig, TrainingConfig
 from t3d.training.pretrain import RowCounts, chat_rows, labelled_rows, new_model, pretrain
 
+Log = Callable[[Path], list[dict[str, float]]]
 MICRO = PretrainConfig(
     num_examples=64,
     vocab_size=320,
@@ -37,16 +39,27 @@ MICRO = PretrainConfig(
         micro_batch_size=8,
         learning_rate=1e-2,
         warmup_steps=2,
-        save_steps=24,
+        save_seconds=0,
         logging_steps=4,
     ),
 )
 
 
-def test_pretraining_learns_and_saves_what_loads(tmp_path: Path):
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> Log:
+    """What training into a directory logged; its last checkpoint stays for that."""
+    monkeypatch.setattr("t3d.training.pretrain.remove_checkpoints", lambda directory: None)
+
+    def read(output: Path) -> list[dict[str, float]]:
+        [state] = output.glob("training/checkpoint-24/trainer_state.json")
+        return [row for row in json.loads(state.read_text())["log_history"] if "loss" in row]
+
+    return read
+
+
+def test_pretraining_learns_and_saves_what_loads(tmp_path: Path, log: Log):
     output = pretrain(MICRO, tmp_path / "model", progress=False)
-    [state] = output.glob("training/checkpoint-24/trainer_state.json")
-    logs = [row for row in json.loads(state.read_text())["log_history"] if "loss" in row]
+    logs = log(output)
     assert [row["step"] for row in logs] == list(range(4, 25, 4))
     losses = [row["loss"] for row in logs]
     # Nats a token; a uniform guess costs 5.8.
@@ -212,7 +225,7 @@ def write_rows(path: Path, num: int, last: dict[str, str]) -> Path:
 
 
 def test_a_checkpoint_adapts_to_chats(
-    start: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    start: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], log: Log
 ) -> None:
     long = {"prompt": "x", "response": "1 2 " * 200}
     data = write_rows(tmp_path / "a.jsonl", 20, long)
@@ -228,15 +241,14 @@ def test_a_checkpoint_adapts_to_chats(
     assert (record["optimizer_steps"], record["weights_hash"]) == (24, hash_weights(output))
     lm, before = from_pretrained(output), from_pretrained(start)
     assert lm.tokenizer.get_vocab() == before.tokenizer.get_vocab()
-    [state] = output.glob("training/checkpoint-24/trainer_state.json")
-    losses = [row["loss"] for row in json.loads(state.read_text())["log_history"] if "loss" in row]
+    losses = [row["loss"] for row in log(output)]
     assert losses[-1] < losses[0] - 0.7
 
 
 def test_a_checkpoint_adapts_to_plain_text(start: Path, tmp_path: Path) -> None:
     data = tmp_path / "a.jsonl"
     data.write_text("".join(json.dumps({"text": f"{n} and {n}."}) + "\n" for n in range(9)))
-    training = replace(MICRO.training, steps=2, save_steps=0, logging_steps=1)
+    training = replace(MICRO.training, steps=2, logging_steps=1)
     config = replace(adapted(start, data, max_length=32), training=training)
     output = pretrain(config, tmp_path / "model", progress=False)
     new, old = (from_pretrained(path).model.state_dict() for path in (output, start))

@@ -12,20 +12,27 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import TrainerControl
 
 from t3d.blocks import BlockLayout
 from t3d.models import LanguageModel
 from t3d.noising import Noiser, View, Vocabulary
+from t3d.training import run
 from t3d.training.config import MethodConfig, TrainingConfig
 from t3d.training.methods import Method, build_method
 from t3d.training.run import fit
 from t3d.trajectory import TrajectoryBatch
+from tests.training.conftest import Recorder
 
 Weights = Callable[[LanguageModel], dict[str, Tensor]]
 NUM_ROWS = 27
@@ -35,7 +42,7 @@ SETTINGS = TrainingConfig(
     micro_batch_size=4,
     learning_rate=1e-2,
     warmup_steps=2,
-    save_steps=2,
+    save_seconds=0,
     logging_steps=1,
 )
 """Three steps an epoch, so that a run resumes inside an epoch and inside a round."""
@@ -89,13 +96,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     rows = bench.rows(NUM_ROWS)
     whole = fit(whole_lm, method, rows, SETTINGS, tmp_path / "whole", progress=False)
     directory = tmp_path / "resumed"
-    # In the second micro-batch of the sixth step: checkpoint 4 was the last.
-    interrupt(bench, method, 2 * 5 + 1, directory)
-    assert (directory / "checkpoint-4").is_dir()
-    assert not (directory / "checkpoint-6").exists()
-    # And once more, in the seventh step, the third after resuming.
-    interrupt(bench, method, 2 * 2 + 1, directory)
-    assert (directory / "checkpoint-6").is_dir()
+    # In the second micro-batch of the fifth step, and once more, in the third step after resuming.
+    for call, last in ((2 * 4 + 1, 4), (2 * 2 + 1, 6)):
+        interrupt(bench, method, call, directory)
+        assert [path.name for path in directory.iterdir()] == [f"checkpoint-{last}"]
     if method.reference_every is not None:
         checkpoint = load_file(directory / "checkpoint-6" / "model.safetensors")
         reference = load_file(directory / "checkpoint-6" / "reference.safetensors")
@@ -118,15 +122,17 @@ def test_a_checkpoint_that_was_not_written_to_its_end_is_passed_over(
 ):
     method, rows = METHODS["t3d"], bench.rows(NUM_ROWS)
     lm, again = bench.model(), bench.model()
-    fit(lm, method, rows, SETTINGS, tmp_path, progress=False)
-    last = tmp_path / "checkpoint-10"
-    assert (last / "reference.safetensors").is_file()
-    # Killed while the state was written, which comes last.
-    for name in ("trainer_state.json", "optimizer.pt", "scheduler.pt"):
-        (last / name).unlink()
+    fit(lm, method, rows, SETTINGS, tmp_path / "whole", progress=False)
+    directory = tmp_path / "killed"
+    interrupt(bench, method, 2 * 5 + 1, directory)
+    # Killed while the next one was written; the trainer's state comes last.
+    last = directory / "checkpoint-6"
+    last.mkdir()
     (last / "model.safetensors").write_bytes(b"half")
-    trainer = fit(again, method, rows, SETTINGS, tmp_path, progress=False)
-    assert trainer.state.global_step == 10
+    visits = Recorder(method.noiser)
+    fit(again, replace(method, noiser=visits), rows, SETTINGS, directory, progress=False)
+    assert len(visits.batches) == 2 * 5
+    assert [path.name for path in directory.iterdir()] == ["checkpoint-10"]
     assert all(torch.equal(weights(again)[k], value) for k, value in weights(lm).items())
 
 
@@ -140,6 +146,36 @@ def test_a_finished_run_is_not_trained_further(bench: Any, weights: Weights, tmp
     assert all(torch.equal(weights(again)[k], value) for k, value in weights(lm).items())
 
 
+@given(
+    seconds=st.sampled_from([0.0, 30.0]),
+    steps=st.lists(st.tuples(st.floats(0.01, 100), st.floats(0.01, 100)), max_size=40),
+)
+def test_little_is_lost_and_little_time_goes_to_saving(
+    seconds: float, steps: list[tuple[float, float]]
+) -> None:
+    """Steps and checkpoints of any length, on a clock of its own."""
+    arguments = SimpleNamespace(device="cpu")
+    control = TrainerControl()
+    now = saving = lost = 0.0
+    with patch.object(run, "time", SimpleNamespace(monotonic=lambda: now)):
+        callback = run.Saving(seconds)
+        callback.on_train_begin(arguments, None, control)
+        rest = seconds
+        for step, checkpoint in steps:
+            now += step
+            lost += step
+            # What a kill in this step loses.
+            assert lost <= max(seconds, rest) + step + 1e-6
+            callback.on_step_end(arguments, None, control)
+            if control.should_save:
+                assert lost >= rest - 1e-6
+                assert not seconds or saving <= now / 10 + 1e-6
+                now += checkpoint
+                saving += checkpoint
+                callback.on_save(arguments, None, control)
+                lost, rest = 0.0, max(seconds, 9 * checkpoint) if seconds else 0.0
+
+
 SCRIPT = """
 import sys
 from dataclasses import replace
@@ -151,7 +187,7 @@ from t3d.training.pretrain import ModelShape, PretrainConfig, pretrain
 
 shape = ModelShape(16, 16, 1, 2, 1, 8)
 training = TrainingConfig(
-    steps=5, batch_size=4, micro_batch_size=2, learning_rate=1e-2, warmup_steps=0, save_steps=2
+    steps=5, batch_size=4, micro_batch_size=2, learning_rate=1e-2, warmup_steps=0, save_seconds=0
 )
 config = PretrainConfig(num_examples=16, vocab_size=300, shape=shape, training=training)
 pretrain(config, Path(sys.argv[1]), progress=False)
