@@ -1,6 +1,6 @@
 """GPU tests and benchmarks in one command, one table at the end: `make gpu`.
 
-Needs torch, transformers, pyarrow, rich and tqdm; `--device cpu` rehearses it at toy size.
+Needs torch, transformers, pyarrow and rich; `--device cpu` rehearses it at toy size.
 """
 
 from __future__ import annotations

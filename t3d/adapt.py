@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from t3d.models.convert import convert
+from t3d.progress import stage
 from t3d.provenance import claim
 from t3d.recipe import RunConfig
 from t3d.students import check_training, is_trained
@@ -47,5 +48,6 @@ def with_teacher(config: Recipe, *, progress: bool) -> Recipe:
     if not is_trained(teacher):
         folder = adapt.pretrain.folder or config.data.folder
         settings = replace(adapt.pretrain, model=str(converted), folder=folder)
-        pretrain(settings, teacher, progress=progress)
+        with stage("teacher"):
+            pretrain(settings, teacher, progress=progress)
     return replace(config, model=str(teacher))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import logging
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -21,7 +23,6 @@ SWITCHES = ("dry_run", "smoke", "untie")
 
 _CLASS = re.compile(r"<class\s+'(?:\w+\.)*(\w+)'>")
 _UNKNOWN = re.compile(r"[Uu]nrecognized arguments: --([^\s=]+)|[Oo]ption '([^']+)' is not accepted")
-_QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,9 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         0; 1 for input that the command cannot use; 2 for a wrong call or recipe; 130 where
         the user stopped it.
     """
+    if argv is None:
+        _silence_libraries()
     name = ""
-    for variable, value in _QUIET.items():
-        os.environ.setdefault(variable, value)
     try:
         name, arguments = _command(sys.argv[1:] if argv is None else argv)
         function, settings = parse(name, arguments)
@@ -51,6 +52,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\nt3d: stopped{resume}", file=sys.stderr)
         return 130
     return 0
+
+
+def _silence_libraries() -> None:
+    """Keep warnings and notes of libraries off the screen, here and in the processes started."""
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    # Who asks Python for warnings, as tests do, gets them.
+    if sys.warnoptions:
+        return
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    os.environ["PYTHONWARNINGS"] = "ignore"
+    os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"
 
 
 def _command(argv: Sequence[str]) -> tuple[str, list[str]]:

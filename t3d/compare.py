@@ -9,7 +9,8 @@ from t3d.adapt import with_teacher
 from t3d.evaluation.evaluate import Evaluation, is_finished
 from t3d.evaluation.results import Cell
 from t3d.grid import file_name
-from t3d.pipeline import TEACHER, Unit, evaluate_unit, finished, prepare
+from t3d.pipeline import TEACHER, Unit, evaluate_unit, finished, prepare, stages
+from t3d.progress import display
 from t3d.provenance import claim, provenance
 from t3d.recipe import CompareConfig
 from t3d.report.comparison import write_comparison
@@ -28,21 +29,23 @@ def compare(config: CompareConfig, *, progress: bool = True) -> list[Cell]:
         ValueError: for settings that do not fit, before anything is written, and for a
             directory that holds a comparison under another budget.
     """
-    config = with_teacher(config, progress=progress)
-    teacher, _ = prepare(config)
-    recipe = asdict(config)
-    claim(config.output, {key: recipe[key] for key in _SHARED}, teacher.weights_hash)
-    for name, method in recipe["methods"].items():
-        claim(config.output / "methods" / name, method, teacher.weights_hash)
     settings = config.evaluation.settings
     # The table of speed reads them.
     timed = [s for s in settings if s.remasking == "low_confidence_dynamic"]
     untimed = [s for s in settings if s not in timed]
     units = _units(config)
-    for _ in finished(config, teacher, units, untimed, progress=progress):
-        _write(config, teacher.weights_hash)
-    for unit in (TEACHER, *units):
-        evaluate_unit(config, unit, timed, timed=True, progress=progress)
+    plan = stages(config, units, untimed)
+    with display(plan, show=progress, num_workers=config.num_workers):
+        config = with_teacher(config, progress=progress)
+        teacher, _ = prepare(config)
+        recipe = asdict(config)
+        claim(config.output, {key: recipe[key] for key in _SHARED}, teacher.weights_hash)
+        for name, method in recipe["methods"].items():
+            claim(config.output / "methods" / name, method, teacher.weights_hash)
+        for _ in finished(config, teacher, units, untimed, progress=progress):
+            _write(config, teacher.weights_hash)
+        for unit in (TEACHER, *units):
+            evaluate_unit(config, unit, timed, timed=True, progress=progress)
     _write(config, teacher.weights_hash)
     return read_cells(config)
 

@@ -14,7 +14,6 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from t3d.decoding.config import DecodingConfig
 from t3d.evaluation.config import EvaluationConfig
@@ -30,6 +29,7 @@ from t3d.evaluation.evaluate import (
 from t3d.evaluation.results import ORIGINAL, save_results
 from t3d.evaluation.samples import write_samples
 from t3d.models import LanguageModel, from_pretrained
+from t3d.progress import bar, display, hear, stage
 from t3d.provenance import claim, provenance
 from t3d.tasks import Example, Split, Task
 from t3d.workers import pool
@@ -123,16 +123,19 @@ def evaluate_into(
         "measure_latency": config.measure_latency,
     }
     claim(output, recipe, lm.weights_hash)
-    evaluations = evaluate_settings(
-        lm,
-        identity,
-        task,
-        problems,
-        config,
-        output / "evaluation",
-        num_workers=num_workers,
-        progress=progress,
-    )
+    plan = {evaluation_stage(identity, s): {"prompt": len(problems)} for s in config.settings}
+    # Several processes decode all settings in one stage.
+    with display(plan, show=progress and num_workers == 1):
+        evaluations = evaluate_settings(
+            lm,
+            identity,
+            task,
+            problems,
+            config,
+            output / "evaluation",
+            num_workers=num_workers,
+            progress=progress,
+        )
     record = provenance(
         config=recipe | asdict(config),
         seed=config.seed,
@@ -177,27 +180,28 @@ def evaluate_settings(
     evaluations = []
     for setting in config.settings:
         path = directory / file_name(setting)
-        if not is_finished(path):
-            model = model if isinstance(model, LanguageModel) else load(model)
-            teacher = None
-            if full is not None and is_finished(full):
-                teacher = Evaluation.load(full).final_answers
-            shards = decoded_shards(path)
-            evaluation = evaluate(
-                model,
-                task,
-                problems,
-                setting,
-                identity,
-                batch_size=config.batch_size,
-                seed=config.seed,
-                teacher_answers=teacher,
-                measure_latency=config.measure_latency,
-                shards=shards,
-                progress=progress,
-            )
-            evaluation.save(path)
-            shutil.rmtree(shards.directory)
+        with stage(evaluation_stage(identity, setting)):
+            if not is_finished(path):
+                model = model if isinstance(model, LanguageModel) else load(model)
+                teacher = None
+                if full is not None and is_finished(full):
+                    teacher = Evaluation.load(full).final_answers
+                shards = decoded_shards(path)
+                evaluation = evaluate(
+                    model,
+                    task,
+                    problems,
+                    setting,
+                    identity,
+                    batch_size=config.batch_size,
+                    seed=config.seed,
+                    teacher_answers=teacher,
+                    measure_latency=config.measure_latency,
+                    shards=shards,
+                    progress=progress,
+                )
+                evaluation.save(path)
+                shutil.rmtree(shards.directory)
         evaluations.append(Evaluation.load(path))
     return evaluations
 
@@ -216,20 +220,24 @@ def _decode_shared(
     missing = [(setting, path) for setting, path in paths if not is_finished(path)]
     if not missing:
         return
-    bar = tqdm(total=len(missing) * len(problems), unit="problem", disable=not progress)
-    with pool(num_workers) as workers, bar:
+    num = len(missing) * len(problems)
+    with (
+        pool(num_workers, hear) as workers,
+        stage(f"decoding in {num_workers} processes"),
+        bar("decoding", num, "prompt", show=progress) as count,
+    ):
         shares = [
             workers.submit(_decode_share, model, problems, setting, config, path, rank, num_workers)
             for setting, path in missing
             for rank in range(num_workers)
         ]
-        while wait(shares, timeout=1.0, return_when=FIRST_EXCEPTION).not_done:
+        is_waiting = True
+        while is_waiting:
+            is_waiting = bool(wait(shares, timeout=1.0, return_when=FIRST_EXCEPTION).not_done)
             for share in shares:
                 if share.done():
                     share.result()
-            bar.update(sum(len(decoded_shards(path)) for _, path in missing) - bar.n)
-        for share in shares:
-            share.result()
+            count.advance(sum(len(decoded_shards(path)) for _, path in missing) - count.done)
 
 
 def _decode_share(
@@ -264,6 +272,24 @@ def label(setting: DecodingConfig) -> str:
     if setting.remasking == "low_confidence_dynamic":
         name += f"-{setting.confidence_threshold:g}"
     return f"{name}-temperature{setting.temperature:g}"
+
+
+def evaluation_stage(identity: Identity, setting: DecodingConfig) -> str:
+    """What the evaluation of a checkpoint under a setting is called while it is under way."""
+    words = [f"evaluation of {identity.method}"]
+    if identity.method != ORIGINAL:
+        words.append(f"seed {identity.seed}")
+    words.append(f"block {setting.window_size}")
+    if setting.remasking == "low_confidence_dynamic":
+        words.append(f"dynamic > {setting.confidence_threshold:g}")
+    else:
+        words.append(f"{setting.denoising_steps} step{'s' * (setting.denoising_steps > 1)}")
+    default = DecodingConfig()
+    if setting.remasking not in (default.remasking, "low_confidence_dynamic"):
+        words.append(setting.remasking)
+    if setting.temperature != default.temperature:
+        words.append(f"temperature {setting.temperature:g}")
+    return ", ".join(words)
 
 
 def digest(setting: DecodingConfig) -> str:

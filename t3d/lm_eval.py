@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from tqdm import tqdm
 
 from t3d.decoding.build import make_decoder
 from t3d.decoding.config import DecodingConfig
 from t3d.decoding.request import Completion, Request
 from t3d.evaluation.metrics import decoding_metrics
 from t3d.models.loading import LanguageModel, from_pretrained
+from t3d.progress import bar
 from t3d.provenance import provenance, write_json
 from t3d.rng import derive_key
 from t3d.tasks import Example
@@ -194,8 +194,8 @@ class BlockDiffusionLM(LM):
             [Example("", "", verbatim=r.arguments[0]) for r in requests]
         )
         texts: dict[int, str] = {}
-        hidden = disable_tqdm or not self.progress
-        with tqdm(total=len(requests), desc="t3d", unit="request", disable=hidden) as bar:
+        show = self.progress and not disable_tqdm
+        with bar("lm-eval", len(requests), "request", show=show) as count:
             # What may not fit the model or its memory comes first.
             for decoding in sorted(groups, key=lambda d: -d.max_new_tokens):
                 members = groups[decoding]
@@ -214,7 +214,7 @@ class BlockDiffusionLM(LM):
                     self.cache_hook.add_partial(
                         "generate_until", requests[index].arguments, texts[index]
                     )
-                    bar.update()
+                    count.advance()
 
                 decoder = make_decoder(self.lm, decoding, self.batch_size)
                 chosen = [Request(prompts[index], seeds[index]) for index in members]

@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from t3d.adapt import with_teacher
 from t3d.decoding.config import DecodingConfig
 from t3d.evaluation.evaluate import Evaluation, Identity
 from t3d.evaluation.results import ORIGINAL, ResultRow, save_results
-from t3d.grid import check_evaluation, evaluate_settings, file_name, identify, load
+from t3d.grid import (
+    check_evaluation,
+    evaluate_settings,
+    evaluation_stage,
+    file_name,
+    identify,
+    load,
+)
 from t3d.models import LanguageModel
+from t3d.progress import Plan, display, hear, stage
 from t3d.provenance import claim, provenance
 from t3d.recipe import RunConfig
 from t3d.report.page import write_report
 from t3d.report.trajectories import Problem, view_of
 from t3d.rollout import encode_prompts
 from t3d.students import (
+    Part,
     check_training,
     own_rollout,
+    parts,
     record_trajectories,
+    rollout_stage,
+    student_work,
+    teacher_rollouts,
     train_prompts,
     train_student,
 )
@@ -48,23 +59,25 @@ def walk(config: RunConfig, *, progress: bool = True) -> tuple[list[ResultRow], 
     Processes that `torchrun` starts share rollouts and training; the first one evaluates, and the
     others return nothing.
     """
-    config = with_teacher(config, progress=progress)
-    teacher, problems = prepare(config)
-    claim(config.output, asdict(config), teacher.weights_hash)
     units = [Unit(name, config.training.seed, Path(name)) for name in config.methods]
     # What is timed has the machine to itself.
     untimed = () if config.evaluation.measure_latency else config.evaluation.settings
-    for _ in finished(config, teacher, units, untimed, progress=progress):
-        pass
-    rank, _ = launched()
-    if rank > 0:
-        return [], []
-    evaluations = {
-        unit.method: evaluate_unit(
-            config, unit, config.evaluation.settings, timed=True, progress=progress
-        )
-        for unit in (TEACHER, *units)
-    }
+    plan = stages(config, units, untimed)
+    with display(plan, show=progress, num_workers=config.num_workers):
+        config = with_teacher(config, progress=progress)
+        teacher, problems = prepare(config)
+        claim(config.output, asdict(config), teacher.weights_hash)
+        for _ in finished(config, teacher, units, untimed, progress=progress):
+            pass
+        rank, _ = launched()
+        if rank > 0:
+            return [], []
+        evaluations = {
+            unit.method: evaluate_unit(
+                config, unit, config.evaluation.settings, timed=True, progress=progress
+            )
+            for unit in (TEACHER, *units)
+        }
     rows = [e.row for group in evaluations.values() for e in group]
     record = provenance(
         config=asdict(config),
@@ -115,8 +128,43 @@ class Unit:
     path: Path
     """Below checkpoints/ and evaluation/."""
 
+    def evaluations(self, settings: Sequence[DecodingConfig], num: int) -> Plan:
+        """Its evaluations on so many problems, as stages."""
+        identity = Identity(self.method, self.seed)
+        return {evaluation_stage(identity, setting): {"prompt": num} for setting in settings}
+
 
 TEACHER = Unit(ORIGINAL, 0, Path(ORIGINAL))
+
+
+def stages(
+    config: RunConfig, units: Sequence[Unit], untimed: Sequence[DecodingConfig]
+) -> dict[str, Mapping[str, int]]:
+    """What the route has before it, in the order of `finished`."""
+    plan: dict[str, Mapping[str, int]] = {}
+    if config.adapt is not None:
+        plan["teacher"] = {"step": config.adapt.pretrain.training.steps}
+    for part in parts(config):
+        for name, _ in teacher_rollouts(config).values():
+            num = config.data.num_prompts // config.num_workers
+            plan[rollout_stage(name, part)] = {"prompt": num}
+    num, titles = config.data.num_problems, _titles(units)
+    for unit in (TEACHER, *units):
+        if unit != TEACHER:
+            plan[titles[unit]] = student_work(config, config.methods[unit.method])
+        plan |= unit.evaluations(untimed, num)
+    timed = [setting for setting in config.evaluation.settings if setting not in untimed]
+    for unit in (TEACHER, *units):
+        plan |= unit.evaluations(timed, num)
+    return plan
+
+
+def _titles(units: Sequence[Unit]) -> dict[Unit, str]:
+    """What the training of each is called."""
+    return {
+        unit: f"student {number} of {len(units)}: {unit.method}, seed {unit.seed}"
+        for number, unit in enumerate(units, 1)
+    }
 
 
 def finished(
@@ -135,21 +183,7 @@ def finished(
         units: to be trained, in this order.
         settings: those of the recipe that are evaluated beside other work.
     """
-    with tqdm(total=len(units), desc="students", unit="student", disable=not progress) as bar:
-        for unit in _finished(config, teacher, units, settings, progress=progress):
-            bar.update()
-            bar.set_postfix_str(f"{unit.method}, seed {unit.seed}")
-            yield unit
-
-
-def _finished(
-    config: RunConfig,
-    teacher: LanguageModel,
-    units: Sequence[Unit],
-    settings: Sequence[DecodingConfig],
-    *,
-    progress: bool,
-) -> Iterator[Unit]:
+    titles = _titles(units)
     if config.num_workers == 1:
         _, num_processes = launched()
         # Ranks do not wait for the first one to evaluate.
@@ -157,28 +191,29 @@ def _finished(
         record_trajectories(config, teacher, progress=progress)
         evaluate_unit(config, TEACHER, settings, progress=progress)
         for unit in units:
-            train_unit(config, unit, progress=progress)
+            train_unit(config, unit, titles[unit], progress=progress)
             evaluate_unit(config, unit, settings, progress=progress)
             yield unit
         return
-    with pool(config.num_workers) as workers:
+    with pool(config.num_workers, hear) as workers:
         first: list[Future[Any]] = [
-            workers.submit(_record_part, config, (number, config.num_workers))
-            for number in range(config.num_workers)
+            workers.submit(_record_part, config, part, progress=progress) for part in parts(config)
         ]
         # What all other rows are compared with.
         full = [setting for setting in settings if setting == config.evaluation.settings[0]]
-        first.append(workers.submit(evaluate_unit, config, TEACHER, full, progress=False))
+        first.append(workers.submit(evaluate_unit, config, TEACHER, full, progress=progress))
         for job in first:
             job.result()
         jobs: dict[Future[Any], Unit] = {}
 
         def start(unit: Unit, own: Sequence[DecodingConfig]) -> None:
             for setting in own:
-                jobs[workers.submit(evaluate_unit, config, unit, [setting], progress=False)] = unit
+                job = workers.submit(evaluate_unit, config, unit, [setting], progress=progress)
+                jobs[job] = unit
 
         for unit in units:
-            jobs[workers.submit(train_unit, config, unit, progress=False)] = unit
+            job = workers.submit(train_unit, config, unit, titles[unit], progress=progress)
+            jobs[job] = unit
         # Settings one by one: nobody waits at the end while another has much to do.
         trained = {TEACHER}
         start(TEACHER, [setting for setting in settings if setting not in full])
@@ -193,19 +228,20 @@ def _finished(
                     yield unit
 
 
-def _record_part(config: RunConfig, part: tuple[int, int]) -> None:
-    record_trajectories(config, load(config.model), part=part, progress=False)
+def _record_part(config: RunConfig, part: Part | None, *, progress: bool) -> None:
+    record_trajectories(config, load(config.model), part=part, progress=progress)
 
 
-def train_unit(config: RunConfig, unit: Unit, *, progress: bool) -> None:
-    """Train a student unless it is there."""
-    train_student(
-        config,
-        config.methods[unit.method],
-        replace(config.training, seed=unit.seed),
-        config.output / "checkpoints" / unit.path,
-        progress=progress,
-    )
+def train_unit(config: RunConfig, unit: Unit, title: str, *, progress: bool) -> None:
+    """Train a student unless it is there; `title` is what the stage is called."""
+    with stage(title):
+        train_student(
+            config,
+            config.methods[unit.method],
+            replace(config.training, seed=unit.seed),
+            config.output / "checkpoints" / unit.path,
+            progress=progress,
+        )
 
 
 def evaluate_unit(

@@ -9,13 +9,12 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
-from tqdm import tqdm
-
 from t3d.blocks import BlockLayout
 from t3d.decoding.build import make_decoder
 from t3d.decoding.config import DecodingConfig, RolloutConfig
 from t3d.decoding.request import Completion, Request
 from t3d.models.loading import LanguageModel
+from t3d.progress import bar, stage
 from t3d.provenance import package_versions
 from t3d.rng import derive_key
 from t3d.store import Manifest, TrajectoryStore, hash_prompts
@@ -72,17 +71,14 @@ def rollout(
     completed = store.completed()
     todo = [[i for i in chunk if i not in completed] for chunk in chunks]
     num, num_missing = sum(map(len, chunks)), sum(map(len, todo))
-    silent = not progress or rank > 0
     with (
-        tqdm(
-            total=num, initial=num - num_missing, desc="rollout", unit="prompt", disable=silent
-        ) as bar,
+        bar("rollout", num, "prompt", done=num - num_missing, show=progress) as count,
         # Nothing is written in a store that is complete.
         store.shards.writing() if num_missing else nullcontext(),
     ):
 
         def tick(_: int, completion: Completion) -> None:
-            bar.update()
+            count.advance()
             store.shards.touch()
 
         for missing in filter(None, todo):
@@ -101,19 +97,20 @@ def rollout(
     if lost:
         raise ValueError(f"{output}: {len(lost)} rollouts were lost: {', '.join(lost[:10])}")
     if world_size > 1 and part is None:
-        _wait(store, config.patience, silent=silent)
+        _wait(store, config.patience, progress=progress)
     return store
 
 
-def _wait(store: TrajectoryStore, patience: float, *, silent: bool) -> None:
+def _wait(store: TrajectoryStore, patience: float, *, progress: bool) -> None:
     """Return when the other ranks have written their rows, too."""
     wanted, last, since = store.manifest.num_prompts, None, time.monotonic()
-    with tqdm(
-        total=wanted, desc="waiting for other ranks", unit="prompt", disable=silent, leave=False
-    ) as bar:
+    with (
+        stage("waiting for other ranks"),
+        bar("waiting", wanted, "rollout", show=progress) as count,
+    ):
         # Marks are quick to count; rows that two runs decoded are told apart by reading them.
         while (num := len(store.shards)) < wanted or (num := len(store)) < wanted:
-            bar.update(num - bar.n)
+            count.advance(num - count.done)
             if (signs := (num, store.shards.touched())) != last:
                 last, since = signs, time.monotonic()
             elif time.monotonic() - since > patience:

@@ -13,6 +13,7 @@ from accelerate import PartialState
 from t3d.decoding.config import RolloutConfig
 from t3d.grid import digest, load
 from t3d.models import LanguageModel
+from t3d.progress import stage
 from t3d.provenance import write_json
 from t3d.recipe import RunConfig
 from t3d.rng import derive_key
@@ -58,25 +59,53 @@ def store_path(config: RunConfig, method: MethodConfig) -> Path:
     return config.output / f"trajectories-{digest(decoding)}"
 
 
+Part = tuple[int, int]
+"""A worker's number, and of how many."""
+
+
+def parts(config: RunConfig) -> list[Part | None]:
+    """How workers share the rollouts; None is all of them."""
+    num = config.num_workers
+    return [None] if num == 1 else [(number, num) for number in range(num)]
+
+
+def teacher_rollouts(config: RunConfig) -> dict[Path, tuple[str, RolloutConfig]]:
+    """The teacher's stores, one for every way of decoding that a method asks for.
+
+    With each the name of its stage.
+    """
+    stores = {config.output / "trajectories": ("rollout", config.rollout)}
+    for name, method in config.methods.items():
+        if build_method(method).data == "trajectories":
+            own = f"rollout for {name}", own_rollout(config, method)
+            stores.setdefault(store_path(config, method), own)
+    return stores
+
+
+def rollout_stage(name: str, part: Part | None) -> str:
+    return name if part is None else f"{name}, part {part[0] + 1} of {part[1]}"
+
+
 def record_trajectories(
-    config: RunConfig,
-    teacher: LanguageModel,
-    *,
-    part: tuple[int, int] | None = None,
-    progress: bool,
+    config: RunConfig, teacher: LanguageModel, *, part: Part | None = None, progress: bool
 ) -> None:
-    """Roll the teacher out once for every way of decoding that a method asks for.
+    """Roll the teacher out into all stores of the recipe.
 
     Args:
         part: as `rollout` has it.
     """
     prompts = train_prompts(config)
-    stores = {config.output / "trajectories": config.rollout}
-    for method in config.methods.values():
-        if build_method(method).data == "trajectories":
-            stores[store_path(config, method)] = own_rollout(config, method)
-    for path, settings in stores.items():
-        rollout(teacher, prompts, path, settings, part=part, progress=progress)
+    for path, (name, settings) in teacher_rollouts(config).items():
+        with stage(rollout_stage(name, part)):
+            rollout(teacher, prompts, path, settings, part=part, progress=progress)
+
+
+def student_work(config: RunConfig, method: MethodConfig) -> dict[str, int]:
+    """What `train_student` does, at most."""
+    rounds = build_method(method).rounds
+    prompts = min(method.num_sequences or config.data.num_prompts, config.data.num_prompts)
+    num = min(prompts, config.training.steps // rounds * config.training.batch_size)
+    return {"step": config.training.steps, "prompt": (rounds - 1) * num}
 
 
 def is_trained(checkpoint: Path) -> bool:
@@ -119,36 +148,37 @@ def train_student(
         steps = training.steps // built.rounds + (number < training.steps % built.rounds)
         warmup = round(training.warmup_steps / built.rounds)
         seed = derive_key(training.seed, "round", number) % 2**31
-        if not is_trained(directory):
-            if number == 0:
-                rows = _rows(config, method, student, store_path(config, method))
-            else:
-                num = steps * training.batch_size
-                prompts = _rotated(_prompts(config, method), number, num)
-                settings = replace(own_rollout(config, method, student=True), seed=seed)
-                path = rounds / f"trajectories{number}"
-                own = rollout(student, prompts, path, settings, progress=progress).read()
-                if built.verify:
-                    first = TrajectoryStore.open(store_path(config, method)).read()
-                    own = verified(config.prompt_set(), prompts, student, own, first)
-                rows = training_rows(own)
-            rate = method.learning_rate or training.learning_rate
-            distill(
-                student,
-                rows,
-                replace(method, learning_rate=rate * built.round_rate(number)),
-                replace(training, steps=steps, warmup_steps=warmup, seed=seed),
-                directory,
-                # By default a copy of where the round starts.
-                teacher=load(config.model) if built.objective.needs_teacher else None,
-                callbacks=_watch(config, student),
-                progress=progress,
-            )
+        with stage(f"round {number + 1} of {built.rounds}"):
+            if not is_trained(directory):
+                if number == 0:
+                    rows = _rows(config, method, student, store_path(config, method))
+                else:
+                    num = steps * training.batch_size
+                    prompts = _rotated(_prompts(config, method), number, num)
+                    settings = replace(own_rollout(config, method, student=True), seed=seed)
+                    path = rounds / f"trajectories{number}"
+                    own = rollout(student, prompts, path, settings, progress=progress).read()
+                    if built.verify:
+                        first = TrajectoryStore.open(store_path(config, method)).read()
+                        own = verified(config.prompt_set(), prompts, student, own, first)
+                    rows = training_rows(own)
+                rate = method.learning_rate or training.learning_rate
+                distill(
+                    student,
+                    rows,
+                    replace(method, learning_rate=rate * built.round_rate(number)),
+                    replace(training, steps=steps, warmup_steps=warmup, seed=seed),
+                    directory,
+                    # By default a copy of where the round starts.
+                    teacher=load(config.model) if built.objective.needs_teacher else None,
+                    callbacks=_watch(config, student),
+                    progress=progress,
+                )
         records.append(json.loads((directory / "provenance.json").read_text(encoding="utf-8")))
         if number + 1 < built.rounds:
             student = load(directory)
     # The arguments know the processes, even where all rounds were trained before.
-    if training_arguments(training, output, progress=False).should_save:
+    if training_arguments(training, output).should_save:
         _finish(method, training, records, directories[-1], output)
     PartialState().wait_for_everyone()
 
@@ -239,7 +269,7 @@ def check_training(
                 f"method {method.method!r}: {rounds} rounds need as many optimizer steps, "
                 f"got steps={config.steps}"
             )
-    training_arguments(config, output, progress=False)
+    training_arguments(config, output)
     if num_sequences < config.batch_size:
         raise ValueError(
             f"{num_sequences} training sequences are fewer than batch_size={config.batch_size}; "

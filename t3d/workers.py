@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
 from multiprocessing.queues import SimpleQueue
 from multiprocessing.synchronize import Event
+from typing import Any
 
-import torch
+_messages: SimpleQueue[Any] | None = None
+"""A worker's way to its parent."""
 
 
 def launched() -> tuple[int, int]:
@@ -20,21 +23,49 @@ def launched() -> tuple[int, int]:
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
+def is_worker() -> bool:
+    """Whether this process is one of a pool."""
+    return _messages is not None
+
+
+def tell(message: object) -> None:
+    """Send a message from a worker to its parent."""
+    assert _messages is not None
+    _messages.put(message)
+
+
 @contextmanager
-def pool(num_workers: int) -> Iterator[ProcessPoolExecutor]:
+def pool(num_workers: int, hear: Callable[[Any], None]) -> Iterator[ProcessPoolExecutor]:
     """Worker processes; each has its share of threads and GPUs.
 
     They end with their parent, and at once where it stops for an error or an interrupt: what they
     were at is written so that it can be resumed.
+
+    Args:
+        hear: called in a thread of its own with whatever workers `tell`.
     """
+    import torch
+
     context = get_context("spawn")
     stopped = context.Event()
-    numbers = context.SimpleQueue()
+    numbers, messages = context.SimpleQueue(), context.SimpleQueue()
     for number in range(num_workers):
         numbers.put(number)
     threads = max(1, torch.get_num_threads() // num_workers)
-    share = (numbers, threads, torch.cuda.device_count())
+    level = logging.root.manager.disable
+    share = (numbers, messages, threads, torch.cuda.device_count(), level)
     executor = ProcessPoolExecutor(num_workers, context, _start, (*share, stopped, os.getpid()))
+    is_over = threading.Event()
+
+    def listen() -> None:
+        last = False
+        while not last:
+            last = is_over.wait(0.1)
+            while not messages.empty():
+                hear(messages.get())
+
+    listener = threading.Thread(target=listen, daemon=True)
+    listener.start()
     try:
         yield executor
     except BaseException:
@@ -42,12 +73,27 @@ def pool(num_workers: int) -> Iterator[ProcessPoolExecutor]:
         raise
     finally:
         executor.shutdown(cancel_futures=True)
+        is_over.set()
+        # A worker that was killed may have sent half a message.
+        listener.join(timeout=1.0)
 
 
 def _start(
-    numbers: SimpleQueue[int], threads: int, num_devices: int, stopped: Event, parent: int
+    numbers: SimpleQueue[int],
+    messages: SimpleQueue[Any],
+    threads: int,
+    num_devices: int,
+    level: int,
+    stopped: Event,
+    parent: int,
 ) -> None:
     """Give a worker its share of the machine, and end it when its parent does or says so."""
+    import torch
+
+    global _messages
+    _messages = messages
+    # As quiet as its parent.
+    logging.disable(level)
     # A terminal interrupts workers as well, and what they would print is not for the user.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     number = numbers.get()

@@ -16,7 +16,6 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from tqdm import tqdm
 
 from t3d.analysis.config import AnalysisConfig
 from t3d.analysis.estimators import Estimate, Marginals, leave_one_out
@@ -24,6 +23,7 @@ from t3d.analysis.full_steps import exact_marginals, sample_paths
 from t3d.analysis.states import Denoiser, State, select_states
 from t3d.decoding.build import banned_token_ids
 from t3d.models import BlockDiffusionLM, LanguageModel
+from t3d.progress import bar
 from t3d.provenance import write_bytes, write_json
 from t3d.trajectory import Trajectory
 
@@ -148,9 +148,7 @@ def measure(
             f"of at most {MAX_EXACT_BLOCK} tokens, not {vocabulary} and {size}; set exact to false"
         )
     columns: list[list[Tensor]] = [[] for _ in models]
-    with tqdm(
-        total=len(states) * len(models), desc="analyze", unit="state", disable=not progress
-    ) as bar:
+    with bar("analysis", len(states) * len(models), "state", show=progress) as count:
         for first in range(0, len(states), config.batch_size):
             part = states[first : first + config.batch_size]
             target: Marginals | None = None
@@ -165,7 +163,7 @@ def measure(
                 risk = target.on_policy_risk(denoiser.roots())
                 mismatch = risk - target.total_correlation()
                 column.append(torch.stack([risk, mismatch, low, high]).cpu())
-                bar.update(len(part))
+                count.advance(len(part))
     measurements = [
         Measurement(name, *(Estimate.of(row, config.seed) for row in torch.cat(column, 1)))
         for (name, _), column in zip(models, columns, strict=True)

@@ -10,8 +10,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from t3d.blocks import BlockLayout
 from t3d.decoding.build import make_decoder
 from t3d.decoding.config import DecodingConfig
@@ -28,6 +26,7 @@ from t3d.evaluation.samples import (
     write_samples,
 )
 from t3d.models import LanguageModel
+from t3d.progress import bar
 from t3d.provenance import write_json
 from t3d.rng import derive_key
 from t3d.shards import Shards
@@ -116,7 +115,7 @@ def decode_problems(
     batch_size: int,
     seed: int,
     shards: Shards | None = None,
-    label: str = "",
+    label: str = "decoding",
     progress: bool = True,
 ) -> list[Decoded]:
     """Decode problems in their order.
@@ -174,17 +173,12 @@ def decode_problems(
             shards.append([decoded_row(decoded) for decoded in fresh])
         started = time.perf_counter()
 
-    with tqdm(
-        total=len(examples),
-        initial=len(examples) - len(missing),
-        desc=label,
-        unit="problem",
-        disable=not progress,
-    ) as bar:
+    done = len(examples) - len(missing)
+    with bar(label, len(examples), "prompt", done=done, show=progress) as count:
 
         def finish(number: int, completion: Completion) -> None:
             pending.append((number, completion))
-            bar.update()
+            count.advance()
             if shards is not None and time.perf_counter() - started > _FLUSH_SECONDS:
                 flush()
 
@@ -237,7 +231,6 @@ def evaluate(
     if not examples:
         raise ValueError(f"{task.name}: no problems to evaluate")
     identity = identity or Identity(lm.name)
-    label = f"{identity.method}, block {decoding.window_size} x {decoding.denoising_steps}"
     outputs = decode_problems(
         lm,
         examples,
@@ -245,7 +238,7 @@ def evaluate(
         batch_size=batch_size,
         seed=seed,
         shards=shards,
-        label=label,
+        label=f"evaluation of {identity.method}",
         progress=progress,
     )
     grades = task.grade(examples, [decoded.output for decoded in outputs])

@@ -149,33 +149,40 @@ def download(
         ValueError: for an unknown name, a Hub that cannot be reached, or another content than
             the one that the digests were taken of.
     """
-    from tqdm import tqdm
+    from t3d.progress import bar
 
     unknown = next((name for name in names if name not in DATASETS), None)
     if unknown is not None:
         raise ValueError(f"unknown data set {unknown!r}; choose among {', '.join(DATASETS)}")
     folder = folder or data_folder()
     paths = [folder / file for file, source in FILES.items() if source.dataset in names]
-    for path in tqdm(paths, desc="data", unit="file", disable=not progress):
-        if path.is_file():
-            _check(path, read_records(path, {}))
-            continue
-        source = FILES[path.name]
-        rows = [_fetch(source, name) for name in source.paths]
-        origin = f"{source.repository}@{source.revision[:8]}"
-        records = source.convert(*rows, source=origin)
-        found = content_digest(records)
-        if found != source.digest:
-            raise ValueError(
-                f"{path}: what {origin} gives has the digest {found}, not {source.digest}; "
-                "give --data FOLDER with files of your own"
-            )
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"{folder}: cannot be made: {error.strerror}") from None
-        write_bytes(path, to_jsonl(records))
+    with bar("download", len(paths), "file", show=progress) as count:
+        for path in paths:
+            _provide(path)
+            count.advance()
     return paths
+
+
+def _provide(path: Path) -> None:
+    """Check the file that is there, or fetch it."""
+    if path.is_file():
+        _check(path, read_records(path, {}))
+        return
+    source = FILES[path.name]
+    rows = [_fetch(source, name) for name in source.paths]
+    origin = f"{source.repository}@{source.revision[:8]}"
+    records = source.convert(*rows, source=origin)
+    found = content_digest(records)
+    if found != source.digest:
+        raise ValueError(
+            f"{path}: what {origin} gives has the digest {found}, not {source.digest}; "
+            "give --data FOLDER with files of your own"
+        )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{path.parent}: cannot be made: {error.strerror}") from None
+    write_bytes(path, to_jsonl(records))
 
 
 def _fetch(source: Source, name: str) -> list[dict[str, Any]]:

@@ -19,9 +19,7 @@ _CHECKPOINTING = (
 )
 
 
-def training_arguments(
-    config: TrainingConfig, output_dir: Path, *, progress: bool
-) -> TrainingArguments:
+def training_arguments(config: TrainingConfig, output_dir: Path) -> TrainingArguments:
     """A run's settings as transformers' Trainer takes them.
 
     Raises:
@@ -51,13 +49,13 @@ def training_arguments(
         "dataloader_drop_last": True,
         "ddp_find_unused_parameters": False,
         "dataloader_pin_memory": torch.accelerator.is_available(),
-        "disable_tqdm": not progress,
+        "disable_tqdm": True,
     }
     clash = sorted(set(config.trainer) & set(own))
     if clash:
         raise ValueError(f"trainer.{clash[0]} is owned by t3d; set the key of TrainingConfig")
     _check_launch(config)
-    # Processes on CPUs do not find each other without it, and train each for itconfig.
+    # Processes on CPUs do not find each other without it, and train each for itself.
     device: dict[str, Any] = {"use_cpu": not torch.accelerator.is_available()}
     try:
         arguments = TrainingArguments(**(device | own | config.trainer))

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_callback import TrainerState
+from transformers.trainer_callback import TrainerCallback, TrainerState
 
 from t3d.models import LanguageModel
+from t3d.progress import Stage, bar
 from t3d.training.arguments import training_arguments
 from t3d.training.config import TrainingConfig
 from t3d.training.methods import Method
@@ -22,6 +23,15 @@ from t3d.training.trainer import DiffusionTrainer, TrainingCallback
 
 SAVING_SHARE = 0.1
 """Of the time of training, that writing checkpoints may take."""
+_SHOWN = {
+    "loss": "loss",
+    "real_margin": "margin",
+    "accuracy": "accuracy",
+    "few_step_accuracy": "few-step accuracy",
+    "cross_entropy": "cross entropy",
+    "learning_rate": "learning rate",
+}
+"""Logged metrics, and how the display calls them."""
 
 
 def fit(
@@ -49,7 +59,7 @@ def fit(
         raise ValueError(
             f"{len(rows)} training sequences are fewer than batch_size={config.batch_size}"
         )
-    arguments = training_arguments(config, directory, progress=progress)
+    arguments = training_arguments(config, directory)
     trainer = DiffusionTrainer(
         lm,
         method,
@@ -65,16 +75,46 @@ def fit(
         callback.trainer = trainer
         trainer.add_callback(callback)
     last = _last_checkpoint(directory)
-    if last is not None and _step(last) >= config.steps:
+    done = 0 if last is None else _step(last)
+    if last is not None and done >= config.steps:
         # Nothing is left to train; transformers would go on for another step.
         trainer._load_from_checkpoint(str(last))
         trainer.state = TrainerState.load_from_json(str(last / TRAINER_STATE_NAME))
     else:
-        trainer.train(resume_from_checkpoint=None if last is None else str(last))
+        with bar("training", config.steps, "step", done=done, show=progress) as count:
+            trainer.add_callback(_Report(count))
+            trainer.train(resume_from_checkpoint=None if last is None else str(last))
     if trainer.adapter is not None:
         trainer.adapter.merge()
     lm.model.eval()
     return trainer
+
+
+class _Report(TrainerCallback):
+    """Shows the optimizer steps, and of the logged metrics those that tell whether it goes well."""
+
+    def __init__(self, count: Stage) -> None:
+        self.count = count
+        self.shown: dict[str, float] = {}
+        self.since = 0, time.monotonic()
+        """Tokens and time at the last log."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.since = state.num_input_tokens_seen, time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.count.advance()
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        logs: dict[str, float] = kwargs["logs"]
+        found = {label: logs[name] for name, label in _SHOWN.items() if name in logs}
+        if "loss" in found:
+            (before, then), now = self.since, (state.num_input_tokens_seen, time.monotonic())
+            found["tokens/s"] = (now[0] - before) / (now[1] - then)
+            self.since = now
+        # Metrics of a watched student come by themselves, and the sum of the run at its end.
+        self.shown |= found
+        self.count.show(self.shown)
 
 
 def remove_checkpoints(directory: Path) -> None:

@@ -16,7 +16,13 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from t3d.blocks import BlockLayout
 from t3d.models import BlockDiffusionLM, LanguageModel
@@ -72,6 +78,8 @@ class DiffusionTrainer(Trainer):
             processing_class=lm.tokenizer,
             callbacks=callbacks,
         )
+        # It would print every log.
+        self.remove_callback(PrinterCallback)
         plugin = self.accelerator.state.deepspeed_plugin if self.is_deepspeed_enabled else None
         if plugin is not None and plugin.zero_stage == 3:
             raise ValueError(

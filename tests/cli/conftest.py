@@ -71,6 +71,7 @@ def recipe(checkpoint: Path) -> dict[str, Any]:
             "learning_rate": 0.01,
             "warmup_steps": 1,
             "save_seconds": 0,
+            "logging_steps": 2,
         },
         "evaluation": {
             "settings": [{"denoising_steps": steps, "max_new_tokens": 16} for steps in (4, 1)],

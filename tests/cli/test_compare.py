@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -88,6 +89,7 @@ def test_stopped_workers_end_and_the_rest_resumes_to_the_same_results(
         return any((output / "checkpoints").glob("*/.seed*.training/checkpoint-*"))
 
     # An interrupt of the parent alone, in the middle of a student, and a kill after the first one.
+    shown = ""
     for number, ready in (
         (signal.SIGINT, in_training),
         (signal.SIGKILL, (output / "results.json").exists),
@@ -101,12 +103,22 @@ def test_stopped_workers_end_and_the_rest_resumes_to_the_same_results(
 
         err = stop_when(process, is_time, number)
         assert "Traceback" not in err
+        assert not {"\r", "\x1b"} & set(err)
         assert len(workers) >= 2
         deadline = time.monotonic() + 20
         while any(map(_is_alive, workers)):
             assert time.monotonic() < deadline, "workers outlive a stopped comparison"
             time.sleep(0.1)
+        shown += err
         assert len(list(output.glob("checkpoints/*/seed*/provenance.json"))) < 4
+    # The parent tells what its workers do.
+    for line in (
+        r"stage 1 of 21: rollout, part 1 of 2: 8 prompts in .*",
+        r"stage 5 of 21: student 1 of 4: again, seed 0, round 1 of 2: 0/2 steps.*",
+        r"stage \d+ of 21: student \d of 4: .*: stopped at \d/\d steps",
+        r"stage \d+ of 21: evaluation of \w+, seed 0, block 4, 1 step: 8 prompts in .*",
+    ):
+        assert re.search(f"^{line}$", shown, re.MULTILINE), shown
     done = list((output / "checkpoints").glob("*/seed*/provenance.json"))
     assert done
     before = {path: path.stat().st_mtime_ns for path in done}
@@ -144,7 +156,9 @@ def test_what_stops_a_worker_stops_the_comparison(finished: Path, tmp_path: Path
     command = ("compare", finished.parent / "recipe.yaml", "--output", tmp_path / "wild")
     stopped = t3d(*command, "--num_workers", 2, "--training.learning_rate", "1e30")
     assert stopped.code == 1
-    assert "is not finite; lower learning_rate" in stopped.err.splitlines()[-1]
+    *shown, last = stopped.err.splitlines()
+    assert "is not finite; lower learning_rate" in last
+    assert any(re.search(r"student .*: stopped at \d/\d steps", line) for line in shown)
 
 
 @pytest.mark.parametrize(

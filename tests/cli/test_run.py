@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +36,28 @@ def start(*arguments: object) -> subprocess.Popen[str]:
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
+
+
+def in_terminal(*arguments: object) -> tuple[str, str]:
+    """stdout, and what a terminal of 100 columns is sent, of a command that succeeds."""
+    screen, stderr = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "t3d", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+        env=os.environ | {"TERM": "xterm", "COLUMNS": "100"},
+    )
+    os.close(stderr)
+    sent = b""
+    # Linux tells the end of a terminal by an error.
+    with suppress(OSError):
+        while part := os.read(screen, 4096):
+            sent += part
+    os.close(screen)
+    out, _ = process.communicate()
+    assert process.returncode == 0, sent
+    return out, sent.decode()
 
 
 def stop_when(process: subprocess.Popen[str], ready: Callable[[], bool], number: int) -> str:
@@ -69,9 +95,7 @@ def test_a_killed_run_resumes_to_the_same_results(finished: Path, tmp_path: Path
     assert (students / "naive_td" / "provenance.json").exists()
     assert not (output / "results.json").exists()
 
-    resumed = start(*command)
-    out, err = resumed.communicate()
-    assert resumed.returncode == 0, err
+    out, err = in_terminal(*command)
     assert rows(output) == rows(finished)
     for name in ("naive_td", "t3d"):
         weights = Path("checkpoints", name, "model.safetensors")
@@ -81,12 +105,18 @@ def test_a_killed_run_resumes_to_the_same_results(finished: Path, tmp_path: Path
     for name in ("results.json", "report.md", "accuracy.png", "trajectories.html"):
         assert (output / name).stat().st_size > 0
         assert str(output / name) in out.splitlines()
-    # Progress and the notes of libraries stay away from what a pipe reads.
-    assert "it/s" not in out
-    assert "train_loss" not in out
-    assert "deprecated" not in err
-    assert "model shards" not in err
-    assert "Loading weights" not in err
+    # The screen has the stages, without what an earlier run did and what libraries say.
+    lines = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", err).replace("\r", "\n").split("\n")
+    amounts = {line.partition(" in ")[0] for line in lines if line.startswith("stage ")}
+    assert {
+        "stage 7 of 9: student 2 of 2: t3d, seed 0",
+        "stage 7 of 9: student 2 of 2: t3d, seed 0: 6 steps",
+        "stage 9 of 9: evaluation of t3d, seed 0, block 4, 1 step: 8 prompts",
+    } <= amounts
+    assert any("loss " in line and "learning rate 0.0" in line for line in lines)
+    for text in ("stage 1 of 9", "stage 6 of 9", "{'", "it/s", "Warning", "deprecated", "shards"):
+        assert text not in err
+    assert err.rindex("\x1b[?25h") > err.rindex("\x1b[?25l")
 
 
 def test_the_results_have_a_row_a_checkpoint_and_setting(finished: Path) -> None:
@@ -173,8 +203,11 @@ def test_interrupt_says_how_to_go_on(checkpoint: Path, tmp_path: Path, t3d: Run)
     process = start(*command)
     err = stop_when(process, (output / "shards/part-00000-000000.json").exists, signal.SIGINT)
     assert process.returncode == 130
-    assert err.endswith("t3d: stopped; run the same command again to resume\n")
-    assert "Traceback" not in err
+    first, *_, stopped, empty, last = err.split("\n")[:-1]
+    assert first == "rollout: 0/80 prompts"
+    assert re.fullmatch(r"rollout: stopped at \d+/80 prompts", stopped)
+    assert (empty, last) == ("", "t3d: stopped; run the same command again to resume")
+    assert not {"\r", "\x1b"} & set(err)
     num = len(list((output / "shards").glob("*.json")))
     assert 0 < num < 20
     outcome = t3d(*command, "--progress", "false")

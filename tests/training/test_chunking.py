@@ -69,7 +69,7 @@ def test_no_tensor_holds_the_logits_of_all_loss_tokens(
     # Its tokenizer names a mask of its own.
     model.config.mask_token_id = None
     lm = wrap(model, bench.tokenizer, "wide")
-    arguments = training_arguments(TrainingConfig(), tmp_path, progress=False)
+    arguments = training_arguments(TrainingConfig(), tmp_path)
     trainer = DiffusionTrainer(lm, ALL[name], bench.rows(64), arguments, [4])
     head = model.get_output_embeddings()
     assert head is not None

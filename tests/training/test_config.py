@@ -27,7 +27,7 @@ def test_settings_reach_transformers(tmp_path: Path):
         seed=5,
         trainer={"adam_beta1": 0.5, "use_cpu": True},
     )
-    arguments = training_arguments(config, tmp_path, progress=False)
+    arguments = training_arguments(config, tmp_path)
     assert arguments.output_dir == str(tmp_path)
     assert arguments.max_steps == 7
     assert arguments.per_device_train_batch_size == 3
@@ -52,4 +52,4 @@ def test_settings_reach_transformers(tmp_path: Path):
 )
 def test_mistakes_are_named(tmp_path: Path, settings: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
-        training_arguments(TrainingConfig(**settings), tmp_path, progress=False)
+        training_arguments(TrainingConfig(**settings), tmp_path)

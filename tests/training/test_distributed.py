@@ -136,7 +136,7 @@ def test_another_way_of_sharding_is_refused(
     if switch is not None:
         monkeypatch.setenv(switch, "true")
     with pytest.raises(ValueError, match=message):
-        training_arguments(config, tmp_path, progress=False)
+        training_arguments(config, tmp_path)
 
 
 def test_what_shards_cannot_do_is_refused() -> None:

@@ -64,7 +64,7 @@ def test_an_accumulated_batch_is_a_large_batch(
 @pytest.mark.parametrize("name", list(METHODS))
 def test_every_model_runs_at_most_once_a_micro_batch(bench: Any, tmp_path: Path, name: str):
     lm, settings = bench.model(), config(micro_batch_size=2)
-    arguments = training_arguments(settings, tmp_path, progress=False)
+    arguments = training_arguments(settings, tmp_path)
     trainer = DiffusionTrainer(lm, METHODS[name], bench.rows(4), arguments, [4])
     calls: dict[str, int] = {}
 
@@ -87,7 +87,7 @@ def test_the_teacher_is_what_training_started_from(bench: Any, weights: Weights,
     before, results = weights(other), []
     for number, teacher in enumerate([None, bench.model(), other]):
         lm, settings = bench.model(), config(steps=3)
-        arguments = training_arguments(settings, tmp_path / str(number), progress=False)
+        arguments = training_arguments(settings, tmp_path / str(number))
         trainer = DiffusionTrainer(
             lm, METHODS["cdlm"], bench.rows(4), arguments, [4], teacher=teacher
         )

@@ -46,7 +46,7 @@ def trainer_of(
     lm: LanguageModel, method: Method, rows: Any, directory: Path, **changes: Any
 ) -> DiffusionTrainer:
     settings = replace(SETTINGS, **changes)
-    arguments = training_arguments(settings, directory, progress=False)
+    arguments = training_arguments(settings, directory)
     return DiffusionTrainer(lm, method, rows, arguments, [4, 8], lora=settings.lora)
 
 

@@ -72,7 +72,7 @@ def test_the_logged_gradient_norm_is_that_of_the_trained_weights(bench: Any, tmp
         bench.model(),
         METHOD,
         bench.rows(8),
-        training_arguments(settings, tmp_path, progress=False),
+        training_arguments(settings, tmp_path),
         [4],
         callbacks=[squares],
         lora=lora,

@@ -37,7 +37,7 @@ Step = Callable[[list[dict[str, Any]]], list[Tensor]]
 def trainer(bench: Any, tmp_path: Path, request: pytest.FixtureRequest) -> DiffusionTrainer:
     """Of a method, with a student that has left its reference and teacher."""
     lm: LanguageModel = bench.model()
-    arguments = training_arguments(TrainingConfig(), tmp_path, progress=False)
+    arguments = training_arguments(TrainingConfig(), tmp_path)
     trainer = DiffusionTrainer(lm, ALL[request.param], bench.rows(64), arguments, [4])
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():

@@ -148,7 +148,7 @@ def test_the_reference_is_refreshed_at_every_round_and_frozen_between(
         lm,
         build_method(MethodConfig("t3d", reference_every=every)),
         bench.rows(19),
-        training_arguments(settings, tmp_path, progress=False),
+        training_arguments(settings, tmp_path),
         settings.block_sizes,
     )
     watch.trainer = trainer
@@ -179,7 +179,7 @@ def test_one_student_and_one_reference_pass_with_logits_only_at_loss_positions(
     method, recorder = recorded(build_method(MethodConfig("t3d", noiser={"num_views": num_views})))
     settings = config(steps=2, micro_batch_size=2)
     trainer = DiffusionTrainer(
-        lm, method, bench.rows(19), training_arguments(settings, tmp_path, progress=False), [4]
+        lm, method, bench.rows(19), training_arguments(settings, tmp_path), [4]
     )
     assert trainer.reference is not None
     student, reference = count_projections(monkeypatch, lm.model, trainer.reference)
@@ -262,7 +262,7 @@ def test_in_bfloat16_a_fresh_reference_equals_the_student(bench: Any, tmp_path: 
     settings = config(steps=1, bf16=True, trainer={"use_cpu": True})
     method = build_method(MethodConfig("t3d"))
     trainer = DiffusionTrainer(
-        lm, method, bench.rows(8), training_arguments(settings, tmp_path, progress=False), [4]
+        lm, method, bench.rows(8), training_arguments(settings, tmp_path), [4]
     )
     assert trainer.reference is not None
     dtypes: list[torch.dtype] = []
