@@ -195,7 +195,7 @@ def _finish(
     if "rounds" not in record:
         for key in ("optimizer_steps", "tokens_seen"):
             record[key] = sum(r[key] for r in records)
-        record |= {"rounds": len(records), "seed": training.seed}
+        record |= {"rounds": len(records), "seed": training.seed, "model": records[0]["model"]}
         record["config"] = {"method": asdict(method), "training": asdict(training)}
         write_json(last / "provenance.json", record)
     output.parent.mkdir(parents=True, exist_ok=True)

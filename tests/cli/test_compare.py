@@ -75,6 +75,7 @@ def test_later_rounds_train_on_the_students_own_trajectories(finished: Path) -> 
     assert last["optimizer_steps"] == 4
     assert last["tokens_seen"] > first["tokens_seen"]
     assert last["seed"] == 0
+    assert last["model"] == first["model"]
 
 
 def test_stopped_workers_end_and_the_rest_resumes_to_the_same_results(
