@@ -7,10 +7,10 @@ import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from multiprocessing.queues import SimpleQueue
-from multiprocessing.synchronize import Event
 
 import torch
 
@@ -28,26 +28,24 @@ def pool(num_workers: int) -> Iterator[ProcessPoolExecutor]:
     were at is written so that it can be resumed.
     """
     context = get_context("spawn")
-    stopped = context.Event()
+    alive, lifeline = context.Pipe(duplex=False)
     numbers = context.SimpleQueue()
     for number in range(num_workers):
         numbers.put(number)
     threads = max(1, torch.get_num_threads() // num_workers)
-    share = (numbers, threads, torch.cuda.device_count())
-    executor = ProcessPoolExecutor(num_workers, context, _start, (*share, stopped, os.getpid()))
+    share = (numbers, threads, torch.cuda.device_count(), alive)
+    executor = ProcessPoolExecutor(num_workers, context, _start, share)
     try:
-        yield executor
-    except BaseException:
-        stopped.set()
-        raise
+        with lifeline:
+            yield executor
+            executor.shutdown()
     finally:
         executor.shutdown(cancel_futures=True)
+        alive.close()
 
 
-def _start(
-    numbers: SimpleQueue[int], threads: int, num_devices: int, stopped: Event, parent: int
-) -> None:
-    """Give a worker its share of the machine, and end it when its parent does or says so."""
+def _start(numbers: SimpleQueue[int], threads: int, num_devices: int, alive: Connection) -> None:
+    """Give a worker its share of the machine, and end it when nobody holds `alive`'s other end."""
     # A terminal interrupts workers as well, and what they would print is not for the user.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     number = numbers.get()
@@ -56,8 +54,8 @@ def _start(
         torch.cuda.set_device(number % num_devices)
 
     def watch() -> None:
-        while not stopped.wait(0.5) and os.getppid() == parent:
-            pass
+        with suppress(EOFError):
+            alive.recv()
         # A worker that went on would work beside the one of a resumed run.
         os._exit(1)
 
