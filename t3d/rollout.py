@@ -34,13 +34,13 @@ def rollout(
 ) -> TrajectoryStore:
     """Decode every prompt that the store at `output` lacks.
 
-    Args:
-        part: number of this process and how many share the prompts, where no launcher says so;
-            it decodes its share, and does not wait for the others.
-
     Under `torchrun` each rank takes every world_size-th run of `shard_size` prompts, writes its
     own shards, and waits until the store is complete. Ranks may be killed at any time; any number
     of them goes on.
+
+    Args:
+        part: number of this process and how many share the prompts, where no launcher says so;
+            it decodes its share, and does not wait for the others.
 
     Raises:
         ValueError: before anything is decoded, for prompts that cannot be decoded and for

@@ -8,10 +8,10 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from multiprocessing.queues import SimpleQueue
-from multiprocessing.synchronize import Event
 from typing import Any
 
 _messages: SimpleQueue[Any] | None = None
@@ -47,14 +47,14 @@ def pool(num_workers: int, hear: Callable[[Any], None]) -> Iterator[ProcessPoolE
     import torch
 
     context = get_context("spawn")
-    stopped = context.Event()
+    alive, lifeline = context.Pipe(duplex=False)
     numbers, messages = context.SimpleQueue(), context.SimpleQueue()
     for number in range(num_workers):
         numbers.put(number)
     threads = max(1, torch.get_num_threads() // num_workers)
     level = logging.root.manager.disable
-    share = (numbers, messages, threads, torch.cuda.device_count(), level)
-    executor = ProcessPoolExecutor(num_workers, context, _start, (*share, stopped, os.getpid()))
+    share = (numbers, messages, threads, torch.cuda.device_count(), level, alive)
+    executor = ProcessPoolExecutor(num_workers, context, _start, share)
     is_over = threading.Event()
 
     def listen() -> None:
@@ -67,12 +67,12 @@ def pool(num_workers: int, hear: Callable[[Any], None]) -> Iterator[ProcessPoolE
     listener = threading.Thread(target=listen, daemon=True)
     listener.start()
     try:
-        yield executor
-    except BaseException:
-        stopped.set()
-        raise
+        with lifeline:
+            yield executor
+            executor.shutdown()
     finally:
         executor.shutdown(cancel_futures=True)
+        alive.close()
         is_over.set()
         # A worker that was killed may have sent half a message.
         listener.join(timeout=1.0)
@@ -84,10 +84,9 @@ def _start(
     threads: int,
     num_devices: int,
     level: int,
-    stopped: Event,
-    parent: int,
+    alive: Connection,
 ) -> None:
-    """Give a worker its share of the machine, and end it when its parent does or says so."""
+    """Give a worker its share of the machine, and end it when nobody holds `alive`'s other end."""
     import torch
 
     global _messages
@@ -102,8 +101,8 @@ def _start(
         torch.cuda.set_device(number % num_devices)
 
     def watch() -> None:
-        while not stopped.wait(0.5) and os.getppid() == parent:
-            pass
+        with suppress(EOFError):
+            alive.recv()
         # A worker that went on would work beside the one of a resumed run.
         os._exit(1)
 
