@@ -86,7 +86,9 @@ def test_every_option_of_an_example_exists(t3d: Run) -> None:
             assert known & parents, (name, option)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "t3d/recipes").glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "t3d/recipes").glob("*.yaml")), ids=lambda p: p.stem
+)
 def test_shipped_recipes_are_accepted(t3d: Run, path: Path) -> None:
     keys = set(yaml.safe_load(path.read_text()))
     call: tuple[object, ...] = ("pretrain", path, "--output", "x")
