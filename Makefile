@@ -1,12 +1,15 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# The exact version of every package; empty for the newest ones that pyproject.toml allows.
+LOCK ?= constraints.txt
+UV := build/uv/bin/uv
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check gpu clean
+.PHONY: help demo test check test-newest test-lowest lock gpu clean
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-8s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-13s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.stamp-base  ## Distil and evaluate a small model on this machine's CPU
 	$(BIN)/t3d run demo
@@ -21,6 +24,20 @@ check: $(VENV)/.stamp-dev  ## Lint, format, types, import floors, spelling
 	$(BIN)/lint-imports
 	$(BIN)/codespell
 
+test-newest:  ## Run the tests with the newest releases that pyproject.toml allows
+	rm -rf build/newest
+	$(MAKE) test VENV=build/newest LOCK=
+
+test-lowest: $(UV)  ## Run the tests with the lowest ones
+	$(UV) pip compile --quiet --resolution lowest-direct --python $(PYTHON) --extra dev \
+		--output-file build/lowest.txt pyproject.toml
+	$(MAKE) test VENV=build/lowest LOCK=build/lowest.txt
+
+lock: $(UV)  ## Renew the exact versions in constraints.txt
+	$(UV) pip compile --quiet --upgrade --universal --fork-strategy fewest --python-version 3.11 \
+		--extra dev --no-annotate --custom-compile-command 'make lock' \
+		--output-file $(LOCK) pyproject.toml constraints.in
+
 gpu:  ## Run the GPU benchmark with the Python at hand; installs nothing
 	$(PYTHON) -m benchmarks.gpu
 
@@ -28,10 +45,15 @@ clean:  ## Remove the environment and all caches
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# One rule for every environment: the stamp is older than pyproject.toml after a change.
+# One rule for every environment: its stamp is older than pyproject.toml or the lock after a change.
 EXTRAS_base :=
 EXTRAS_dev := [dev]
-$(VENV)/.stamp-%: pyproject.toml
+$(VENV)/.stamp-%: pyproject.toml $(LOCK)
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.$(EXTRAS_$*)'
+	PIP_CONSTRAINT=$(LOCK) PIP_BUILD_CONSTRAINT=$(LOCK) \
+		$(BIN)/python -m pip install --quiet --editable '.$(EXTRAS_$*)'
 	touch $@
+
+$(UV):
+	$(PYTHON) -m venv build/uv
+	build/uv/bin/pip install --quiet uv

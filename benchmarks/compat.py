@@ -1,7 +1,8 @@
 """Exported folders in other hands, side by side with t3d: `python -m benchmarks.compat --help`.
 
 Tiny random models of every layout are exported, and run (a) by the authors' modeling file and
-generate.py, (b) by the folder's modeling file under transformers 4 and 5, also under generate.py.
+generate.py, (b) by the folder's modeling file under other releases of transformers, from 4.52 to
+the newest, also under generate.py.
 Logits must agree to 1e-5 of the largest, decoded tokens exactly. Writes benchmarks/compat.json.
 """
 
@@ -153,10 +154,16 @@ def prompts(lm: LanguageModel) -> Tensor:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--python", required=True, help="with transformers 4.52.4")
+    parser.add_argument(
+        "--python",
+        nargs="+",
+        required=True,
+        help="Pythons of environments with other releases; the first, with transformers 4.52.4, "
+        "runs the authors' code too",
+    )
     parser.add_argument("--sdar", type=Path, required=True, help="checkout of JetAstra/SDAR")
     asked = parser.parse_args()
-    pythons = {asked.python: "", sys.executable: ""}
+    pythons = dict.fromkeys([*asked.python, sys.executable], "")
     for python in pythons:
         line = "from importlib.metadata import version as v; "
         line += 'print(f\'transformers {v("transformers")}, torch {v("torch")}\')'
@@ -171,7 +178,7 @@ def main() -> int:
             for python, version in pythons.items()
             for row in by_folder(python, version.partition(",")[0], models)
         ]
-        rows += by_generate(asked.python, asked.sdar, models)
+        rows += by_generate(asked.python[0], asked.sdar, models)
     table = Table("model", "run by", "what", "difference", "same")
     for row in rows:
         difference = "" if row.difference is None else f"{row.difference:.1e}"

@@ -92,7 +92,7 @@ class Runner:
             # The library makes a causal mask of anything that has not four dimensions.
             token.new_empty(1, 1, 1, 1),
             position,
-            past_key_values=self._cache,
+            self._cache,
             select=torch.tensor(select, dtype=torch.int64, device=device),
             groups=groups,
         ).logits

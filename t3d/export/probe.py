@@ -26,13 +26,14 @@ def probe(directory: str, inputs: str, outputs: str) -> None:
     model = AutoModelForCausalLM.from_pretrained(directory, **settings).eval()
     size = model.config.block_size
     cache = DynamicCache()
-    model(ids[:, :-size], past_key_values=cache, use_cache=True, store_kv=True)
+    # By position, the mask and positions before it left out: releases of transformers differ in
+    # its name.
+    model(ids[:, :-size], None, None, cache, use_cache=True, store_kv=True)
     found = {"logits": model(ids).logits}
     # Twice: what is not stored must leave no trace.
     for _ in range(2):
-        found["cached"] = model(
-            ids[:, -size:], past_key_values=cache, use_cache=True, store_kv=False
-        ).logits
+        block = model(ids[:, -size:], None, None, cache, use_cache=True, store_kv=False)
+        found["cached"] = block.logits
     base = AutoModel.from_pretrained(directory, **settings).eval()
     found["hidden"] = base(ids).last_hidden_state
     tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)

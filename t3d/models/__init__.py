@@ -85,8 +85,8 @@ def tiny(
     classes = family_of(family)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        settings = classes.config_class.from_dict(
-            {
+        settings = classes.config_class(
+            **{
                 "vocab_size": vocab_size,
                 "block_size": block_size,
                 "mask_token_id": vocab_size - 1,

@@ -63,7 +63,7 @@ class BlockDiffusionLM(PreTrainedModel):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | BlockMask | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         select: Tensor | None = None,
         with_head: bool = True,
         **kwargs: Any,
@@ -75,7 +75,7 @@ class BlockDiffusionLM(PreTrainedModel):
             attention_mask: a block mask in the form of `t3d.models.attention`; by default
                 the block-causal mask of `config.block_size` over whole sequences.
             position_ids: int64 [B, L]; by default 0..L-1.
-            past_key_values: a cache whose `update` places keys and values.
+            cache: one whose `update` places keys and values.
             select: the positions whose logits are wanted: bool [B, L], or int64 [M], their numbers
                 in row-major order. The vocabulary is wide, so hidden states are gathered before
                 the head.
@@ -98,16 +98,17 @@ class BlockDiffusionLM(PreTrainedModel):
         assert len(attention_mask.shape) == 4
         decoder, head = self.base_model, self.get_output_embeddings()
         assert isinstance(head, nn.Linear)
+        # By position: the library has renamed its fourth argument, the cache, but never moved it.
         hidden = decoder(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            use_cache=past_key_values is not None,
+            input_ids,
+            attention_mask,
+            position_ids,
+            cache,
+            use_cache=cache is not None,
             **kwargs,
         ).last_hidden_state
         if select is not None:
             hidden = hidden.flatten(0, 1)[select.flatten()]
         if not with_head:
             return CausalLMOutputWithPast(hidden_states=(hidden,))
-        return CausalLMOutputWithPast(logits=head(hidden), past_key_values=past_key_values)
+        return CausalLMOutputWithPast(logits=head(hidden))

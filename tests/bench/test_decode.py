@@ -38,10 +38,11 @@ def recorded(model: BlockDiffusionLM) -> Iterator[list[NeededPass]]:
     """What the layers and the head are given, one sequence at a time."""
     seen: list[NeededPass] = []
 
-    def layers(_: Any, __: Any, given: dict[str, Any]) -> None:
-        assert len(given["input_ids"]) == 1
-        stored, tokens = int(given["position_ids"].min()), given["input_ids"].shape[1]
-        [group] = given["groups"]
+    def layers(_: Any, given: tuple[Any, ...], settings: dict[str, Any]) -> None:
+        ids, _, position, *_ = given
+        assert len(ids) == 1
+        stored, tokens = int(position.min()), ids.shape[1]
+        [group] = settings["groups"]
         pairs = int(group.mask[:, :, :tokens].sum())
         seen.append(NeededPass(stored, tokens, pairs, -1))
 

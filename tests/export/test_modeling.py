@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 import sys
 import types
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 from transformers import DynamicCache
 
@@ -16,6 +18,8 @@ from t3d.export.layout import write_code
 from t3d.models import tiny
 
 SIZE, LENGTH = 4, 12
+NAMES = ("cache", "past_key_values")
+"""Of the cache, in transformers since 5.24 and before it."""
 
 
 @pytest.fixture(scope="module")
@@ -62,16 +66,33 @@ def test_padding_is_not_seen(model: Any) -> None:
 
 
 @torch.no_grad()
-def test_a_block_that_is_not_stored_leaves_no_trace(model: Any) -> None:
-    whole, cache = model(ids()).logits, DynamicCache()
+def decode_with_cache(model: Any, name: str) -> list[Any]:
+    """The outputs of every block, twice not stored and then stored; checked against no cache."""
+    whole, cache, outputs = model(ids()).logits, DynamicCache(), []
     for start in range(0, LENGTH, SIZE):
         block = ids()[:, start : start + SIZE]
         for store in (False, False, True):
-            found = model(block, past_key_values=cache, use_cache=True, store_kv=store)
+            outputs.append(model(block, **{name: cache}, use_cache=True, store_kv=store))
             wanted = whole[:, start : start + SIZE]
-            torch.testing.assert_close(found.logits, wanted)
-            assert found.past_key_values is cache
+            torch.testing.assert_close(outputs[-1].logits, wanted)
             assert cache.get_seq_length() == start + (SIZE if store else 0)
+            assert sum(value is cache for value in outputs[-1].values()) == 1
+    return outputs
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_block_that_is_not_stored_leaves_no_trace(model: Any, name: str) -> None:
+    decode_with_cache(model, name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_releases_differ_in_the_name_of_the_cache(
+    model: Any, name: str, rename_cache: Callable[[type], str]
+) -> None:
+    """Callers may use either name, whichever one the library has."""
+    library = rename_cache(transformers.Qwen3ForCausalLM)
+    for output in decode_with_cache(model, name):
+        assert isinstance(output[library], DynamicCache)
 
 
 def test_it_refuses_what_would_be_wrong(model: Any) -> None:

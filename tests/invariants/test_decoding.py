@@ -262,7 +262,7 @@ def test_a_static_block_costs_exactly_its_steps(denoising_steps: int) -> None:
     config = DecodingConfig(4, denoising_steps, temperature=0.0, max_new_tokens=16)
     sizes: list[int] = []
     hook = MODEL.model.register_forward_pre_hook(
-        lambda module, args, kwargs: sizes.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+        lambda module, args: sizes.append(args[0].shape[1])
     )
     decoder = BlockDecoder(MODEL, config, mask_token_id=MASK, stop_token_ids=(), batch_size=3)
     try:

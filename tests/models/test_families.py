@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -112,8 +113,9 @@ def test_all_attention_implementations_agree(family: str):
 
 
 @torch.no_grad()
-def test_cached_logits_are_those_of_a_full_pass(family: str):
+def test_cached_logits_are_those_of_a_full_pass(family: str, rename_cache: Callable[[type], str]):
     model, x, size = tiny(family=family), ids(2, 14), 4
+    rename_cache(type(model.base_model))
     cache = SlotCache(model.config, 2, 14, dtype=model.dtype, device=model.device)
     expected = model(x).logits
     for start in range(0, 14, size):
