@@ -21,7 +21,7 @@ def assert_refused(outcome: Outcome, code: int, *parts: str) -> None:
 
 
 RECIPES = [
-    ("taks: mini_gsm", "option 'taks' is not accepted; did you mean task?"),
+    ("tassk: mini_gsm", "option 'tassk' is not accepted; did you mean task?"),
     ("nonsense: 1", "option 'nonsense' is not accepted"),
     ("training: {step: 1}", "group 'training' does not accept option 'step'"),
     ("methods: {a: {method: t3d, lambda: 1}}", "methods: option 'lambda' is not accepted"),
@@ -89,7 +89,7 @@ def test_wrong_calls(
         (("runx", "x.yaml"), "unknown command 'runx'; did you mean run?"),
         (("evaluate",), "unknown command 'evaluate'; did you mean eval?"),
         (("bench",), "unknown command 'bench'; did you mean bench decode or bench train?"),
-        (("data", "downlod"), "unknown command 'data'; did you mean data download or data conv"),
+        (("data", "downloadd"), "unknown command 'data'; did you mean data download or data conv"),
         (("xyz",), "unknown command 'xyz'; `t3d --help` lists them"),
         (("--nosuch",), "arguments"),
         (("run", "demmo"), "no recipe file or shipped recipe 'demmo'; did you mean demo?"),
