@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -173,23 +174,32 @@ def _finished(
         for job in first:
             job.result()
         jobs: dict[Future[Any], Unit] = {}
+        ahead = iter(units)
 
-        def start(unit: Unit, own: Sequence[DecodingConfig]) -> None:
+        def train_next() -> None:
+            for unit in islice(ahead, 1):
+                jobs[workers.submit(train_unit, config, unit, progress=False)] = unit
+
+        def evaluate_later(unit: Unit, own: Sequence[DecodingConfig]) -> None:
+            # Settings one by one: nobody waits at the end while another has much to do.
             for setting in own:
                 jobs[workers.submit(evaluate_unit, config, unit, [setting], progress=False)] = unit
 
-        for unit in units:
-            jobs[workers.submit(train_unit, config, unit, progress=False)] = unit
-        # Settings one by one: nobody waits at the end while another has much to do.
+        for _ in range(config.num_workers):
+            train_next()
+        owed = [(TEACHER, [setting for setting in settings if setting not in full])]
         trained = {TEACHER}
-        start(TEACHER, [setting for setting in settings if setting not in full])
         while jobs:
             for job in wait(jobs, return_when=FIRST_COMPLETED).done:
                 unit = jobs.pop(job)
                 job.result()
                 if unit not in trained:
                     trained.add(unit)
-                    start(unit, settings)
+                    # What takes longest begins first.
+                    train_next()
+                    for evaluation in (*owed, (unit, settings)):
+                        evaluate_later(*evaluation)
+                    owed.clear()
                 if unit not in jobs.values() and unit != TEACHER:
                     yield unit
 
