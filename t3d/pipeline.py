@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -205,25 +206,34 @@ def finished(
         for job in first:
             job.result()
         jobs: dict[Future[Any], Unit] = {}
+        ahead = iter(units)
 
-        def start(unit: Unit, own: Sequence[DecodingConfig]) -> None:
+        def train_next() -> None:
+            for unit in islice(ahead, 1):
+                job = workers.submit(train_unit, config, unit, titles[unit], progress=progress)
+                jobs[job] = unit
+
+        def evaluate_later(unit: Unit, own: Sequence[DecodingConfig]) -> None:
+            # Settings one by one: nobody waits at the end while another has much to do.
             for setting in own:
                 job = workers.submit(evaluate_unit, config, unit, [setting], progress=progress)
                 jobs[job] = unit
 
-        for unit in units:
-            job = workers.submit(train_unit, config, unit, titles[unit], progress=progress)
-            jobs[job] = unit
-        # Settings one by one: nobody waits at the end while another has much to do.
+        for _ in range(config.num_workers):
+            train_next()
+        owed = [(TEACHER, [setting for setting in settings if setting not in full])]
         trained = {TEACHER}
-        start(TEACHER, [setting for setting in settings if setting not in full])
         while jobs:
             for job in wait(jobs, return_when=FIRST_COMPLETED).done:
                 unit = jobs.pop(job)
                 job.result()
                 if unit not in trained:
                     trained.add(unit)
-                    start(unit, settings)
+                    # What takes longest begins first.
+                    train_next()
+                    for evaluation in (*owed, (unit, settings)):
+                        evaluate_later(*evaluation)
+                    owed.clear()
                 if unit not in jobs.values() and unit != TEACHER:
                     yield unit
 
