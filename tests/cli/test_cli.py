@@ -222,7 +222,7 @@ def test_rollout_of_own_prompts(checkpoint: Path, tmp_path: Path, t3d: Run) -> N
     command = ("rollout", "--model", checkpoint, "--prompts", prompts, "--output", output, *SHORT)
     outcome = t3d(*command)
     assert (outcome.code, outcome.out) == (0, f"{output}: 2 trajectories\n")
-    assert "rollout: 100%" in outcome.err
+    assert "rollout: 2 prompts in 0:00:0" in outcome.err
     found = TrajectoryStore.open(output).read()
     assert [(row.prompt_id, row.answer) for row in found] == [("a", "3"), ("mine/2", None)]
     # The same again decodes nothing; another seed is another store.
