@@ -51,7 +51,9 @@ def test_errors_give_the_numbers_and_the_remedy() -> None:
 DECODE = """
 import psutil, torch
 from t3d.bench.roofline import peak_bytes, reset_peak
-from t3d.decoding import BlockDecoder, DecodingConfig, Request
+from t3d.decoding.config import DecodingConfig
+from t3d.decoding.engine import BlockDecoder
+from t3d.decoding.request import Request
 from t3d.decoding.budget import fitting_cache
 from t3d.models import tiny
 

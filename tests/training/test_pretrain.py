@@ -19,7 +19,14 @@ from t3d.tasks.base import Example
 from t3d.tasks.chat import Chat, ChatData, OverLong
 from t3d.tasks.records import to_jsonl
 from t3d.training.config import ModelShape, PretrainConfig, TrainingConfig
-from t3d.training.pretrain import RowCounts, chat_rows, labelled_rows, new_model, pretrain
+from t3d.training.pretrain import (
+    RowCounts,
+    chat_rows,
+    labelled_rows,
+    new_model,
+    pretrain,
+    pretraining_method,
+)
 
 Log = Callable[[Path], list[dict[str, float]]]
 MICRO = PretrainConfig(
@@ -293,4 +300,4 @@ def test_too_little_data_leaves_nothing(start: Path, tmp_path: Path) -> None:
 )
 def test_settings_that_do_not_fit(changes: dict[str, Any], part: str) -> None:
     with pytest.raises(ValueError, match=part):
-        replace(MICRO, **changes)
+        pretraining_method(replace(MICRO, **changes))

@@ -182,8 +182,8 @@ from dataclasses import replace
 from pathlib import Path
 from t3d.training.methods import METHODS
 from t3d.tasks import get_task
-from t3d.training.config import TrainingConfig
-from t3d.training.pretrain import ModelShape, PretrainConfig, pretrain
+from t3d.training.config import ModelShape, PretrainConfig, TrainingConfig
+from t3d.training.pretrain import pretrain
 
 shape = ModelShape(16, 16, 1, 2, 1, 8)
 training = TrainingConfig(
