@@ -7,7 +7,7 @@ from pathlib import Path
 
 from t3d.adapt import with_teacher
 from t3d.evaluation.evaluate import Evaluation, is_finished
-from t3d.evaluation.results import Cell
+from t3d.evaluation.results import DYNAMIC, Cell
 from t3d.grid import file_name
 from t3d.pipeline import TEACHER, Unit, evaluate_unit, finished, prepare, stages
 from t3d.progress import display
@@ -31,7 +31,7 @@ def compare(config: CompareConfig, *, progress: bool = True) -> list[Cell]:
     """
     settings = config.evaluation.settings
     # The table of speed reads them.
-    timed = [s for s in settings if s.remasking == "low_confidence_dynamic"]
+    timed = [s for s in settings if s.remasking == DYNAMIC]
     untimed = [s for s in settings if s not in timed]
     units = _units(config)
     plan = stages(config, units, untimed)
@@ -45,7 +45,7 @@ def compare(config: CompareConfig, *, progress: bool = True) -> list[Cell]:
         for _ in finished(config, teacher, units, untimed, progress=progress):
             _write(config, teacher.weights_hash)
         for unit in (TEACHER, *units):
-            evaluate_unit(config, unit, timed, timed=True, progress=progress)
+            evaluate_unit(config, unit, settings, timed=True, progress=progress)
     _write(config, teacher.weights_hash)
     return read_cells(config)
 

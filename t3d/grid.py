@@ -26,7 +26,7 @@ from t3d.evaluation.evaluate import (
     is_finished,
     requests_of,
 )
-from t3d.evaluation.results import ORIGINAL, save_results
+from t3d.evaluation.results import DYNAMIC, ORIGINAL, save_results
 from t3d.evaluation.samples import write_samples
 from t3d.models import LanguageModel, from_pretrained
 from t3d.progress import bar, display, hear, stage
@@ -269,7 +269,7 @@ def _loaded(model: str) -> LanguageModel:
 def label(setting: DecodingConfig) -> str:
     """What the rows and tables of results tell settings apart by."""
     name = f"block{setting.window_size}-steps{setting.denoising_steps}-{setting.remasking}"
-    if setting.remasking == "low_confidence_dynamic":
+    if setting.remasking == DYNAMIC:
         name += f"-{setting.confidence_threshold:g}"
     return f"{name}-temperature{setting.temperature:g}"
 
@@ -280,12 +280,12 @@ def evaluation_stage(identity: Identity, setting: DecodingConfig) -> str:
     if identity.method != ORIGINAL:
         words.append(f"seed {identity.seed}")
     words.append(f"block {setting.window_size}")
-    if setting.remasking == "low_confidence_dynamic":
+    if setting.remasking == DYNAMIC:
         words.append(f"dynamic > {setting.confidence_threshold:g}")
     else:
         words.append(f"{setting.denoising_steps} step{'s' * (setting.denoising_steps > 1)}")
     default = DecodingConfig()
-    if setting.remasking not in (default.remasking, "low_confidence_dynamic"):
+    if setting.remasking not in (default.remasking, DYNAMIC):
         words.append(setting.remasking)
     if setting.temperature != default.temperature:
         words.append(f"temperature {setting.temperature:g}")

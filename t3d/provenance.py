@@ -95,6 +95,15 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
+def _without_circumstances(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A recipe without what changes no result."""
+    return {
+        key: _without_circumstances(value) if isinstance(value, dict) else value
+        for key, value in recipe.items()
+        if key not in ("output", "num_workers", "save_seconds")
+    }
+
+
 def claim(directory: Path, recipe: dict[str, Any], weights_hash: str | None) -> None:
     """Record in a new directory what will be made there, or check that it is the same.
 
@@ -103,8 +112,7 @@ def claim(directory: Path, recipe: dict[str, Any], weights_hash: str | None) -> 
     """
     path = directory / "recipe.json"
     recipe = json.loads(json.dumps(recipe, default=str)) | {"weights_hash": weights_hash}
-    for key in ("output", "num_workers"):
-        recipe.pop(key, None)
+    recipe = _without_circumstances(recipe)
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -115,7 +123,7 @@ def claim(directory: Path, recipe: dict[str, Any], weights_hash: str | None) -> 
         write_json(path, recipe)
         return
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = _without_circumstances(json.loads(path.read_text(encoding="utf-8")))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid JSON ({error}); choose another output") from None
     changed = sorted(key for key in recipe | before if recipe.get(key) != before.get(key))

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-def show(what: RenderableType) -> None:
-    """Print a table or text on stdout."""
+def show(*parts: RenderableType) -> None:
+    """Print tables or texts on stdout."""
     from rich.console import Console
 
-    Console().print(what)
+    Console().print(*parts)
 
 
 def plan_table(rows: Iterable[tuple[str, str, str]]) -> Table:

@@ -7,7 +7,7 @@ import sys
 from contextlib import redirect_stdout
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from t3d.analysis.config import AnalysisConfig
 from t3d.commands.common import distinct_rows, print_paths, show
@@ -16,9 +16,6 @@ from t3d.evaluation.config import EvaluationConfig, Speed
 from t3d.evaluation.results import Cell
 from t3d.provenance import provenance, write_json
 from t3d.tasks import ProtocolName, Split, get_task
-
-if TYPE_CHECKING:
-    pass
 
 
 def eval_command(
@@ -65,6 +62,7 @@ def eval_command(
     """
     config = _longer(EvaluationConfig(**settings), max_new_tokens)
     benchmark = get_task(task, data=data, protocol=protocol, unsafe_exec=unsafe_exec)
+
     from t3d.grid import evaluate_into
     from t3d.report.tables import terminal_tables
 

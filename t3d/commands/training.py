@@ -41,8 +41,6 @@ def run_command(
     """
     config = RunConfig(**recipe)
 
-    from rich.console import Console
-
     from t3d import pipeline
     from t3d.plan import SMOKE, plan, shrink
     from t3d.report.tables import terminal_tables
@@ -59,17 +57,16 @@ def run_command(
         rows, problems = pipeline.walk(config, progress=progress)
     if not rows:
         return
-    console = Console()
     if smoke:
         print(SMOKE)
-    console.print(terminal_tables(rows))
+    show(terminal_tables(rows))
     if problems:
         question, _, views = problems[0]
         settings = config.evaluation.settings
         fewest = min(range(len(settings)), key=lambda i: settings[i].denoising_steps)
         # The original at full steps, then every checkpoint at the fewest.
         full = views[:1] if fewest else []
-        console.print(render_terminal(question, [*full, *views[fewest :: len(settings)]]), "")
+        show(render_terminal(question, [*full, *views[fewest :: len(settings)]]), "")
     print_paths(config.output, "results.json", "report.md", "accuracy.png", "trajectories.html")
 
 

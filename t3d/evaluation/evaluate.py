@@ -15,7 +15,7 @@ from t3d.decoding.build import make_decoder
 from t3d.decoding.config import DecodingConfig
 from t3d.decoding.request import Completion, Request
 from t3d.evaluation.metrics import decoding_metrics, wilson_interval
-from t3d.evaluation.results import ResultRow
+from t3d.evaluation.results import DYNAMIC, ResultRow
 from t3d.evaluation.samples import (
     DECODED,
     Decoded,
@@ -257,7 +257,7 @@ def evaluate(
         remasking=decoding.remasking,
         denoising_steps=decoding.denoising_steps,
         confidence_threshold=decoding.confidence_threshold
-        if decoding.remasking == "low_confidence_dynamic"
+        if decoding.remasking == DYNAMIC
         else None,
         temperature=decoding.temperature,
         accuracy=correct / len(samples),

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import (
@@ -284,9 +285,16 @@ class DiffusionTrainer(Trainer):
                 save_model(self.reference, str(directory / REFERENCE_FILE))
         super()._save_checkpoint(model, trial)
 
-    def _save(
-        self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
-    ) -> None:
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        # Older releases of torch log one process's share of it otherwise.
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        # transformers calls this in every process, `_save` in some releases in the first alone.
+        if self.sharding == "none" and self.adapter is None:
+            super().save_model(output_dir, _internal_call)
+            return
         assert output_dir is not None
         if self.sharding == "full":
             state = shards.tensors("model", self.lm.model)
@@ -295,9 +303,8 @@ class DiffusionTrainer(Trainer):
             assert isinstance(self.optimizer, Optimizer)
             state |= shards.optimizer_tensors(self.lm.model, self.optimizer)
             shards.save(Path(output_dir), state)
-        elif self.adapter is None:
-            super()._save(output_dir, state_dict)
-        else:
+        elif self.args.should_save:
+            assert self.adapter is not None
             self.adapter.save(Path(output_dir))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
