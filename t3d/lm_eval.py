@@ -124,6 +124,8 @@ class BlockDiffusionLM(LM):
         self.tokenizer = lm.tokenizer
         self._device = lm.model.device
         self._completions: dict[DecodingConfig, list[Completion]] = {}
+        self._templated = False
+        """Whether prompts come through the chat template, whose control tokens they then hold."""
 
     @classmethod
     def create_from_arg_string(
@@ -190,9 +192,12 @@ class BlockDiffusionLM(LM):
             problem = (request.task_name, request.doc_id)
             seeds.append(derive_key(self.seed, "lm_eval", *map(str, problem), seen[problem]))
             seen[problem] += 1
-        prompts = self.lm.encode_examples(
-            [Example("", "", verbatim=r.arguments[0]) for r in requests]
-        )
+        examples = []
+        for request in requests:
+            name, text = f"{request.task_name}, problem {request.doc_id}", request.arguments[0]
+            content = "" if self._templated else text
+            examples.append(Example(name, content, verbatim=text))
+        prompts = self.lm.encode_examples(examples)
         texts: dict[int, str] = {}
         show = self.progress and not disable_tqdm
         with bar("lm-eval", len(requests), "request", show=show) as count:
@@ -247,12 +252,20 @@ class BlockDiffusionLM(LM):
                 f"t3d uses the tokenizer's own chat template, not {chat_template!r}; "
                 "give --apply_chat_template without a name"
             )
+        self._templated = True
         return self.lm.tokenizer.get_chat_template()
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """A conversation as text, up to where the model goes on."""
+        """A conversation as text, up to where the model goes on.
+
+        Raises:
+            ValueError: for a turn that holds a control token.
+        """
+        self._templated = True
+        for turn in chat_history:
+            self.lm.check_content(f"the turn {turn['content']!r:.60}", *turn.values())
         return str(
             self.lm.tokenizer.apply_chat_template(
                 chat_history,

@@ -289,10 +289,6 @@ def _problem_views(
     lm: LanguageModel, shown: Sequence[Example], evaluations: dict[str, list[Evaluation]]
 ) -> list[Problem]:
     """The first problems as every checkpoint decoded them, slowest setting first."""
-
-    def text(token: int) -> str:
-        return str(lm.tokenizer.decode([token]))
-
     problems: list[Problem] = []
     for number, example in enumerate(shown):
         views = []
@@ -306,7 +302,7 @@ def _problem_views(
                 views.append(
                     view_of(
                         sample.completion,
-                        text,
+                        lambda token: lm.text([token]),
                         title=f"{name}, {pace}",
                         prompt_length=len(sample.prompt_ids),
                         block_size=row.block_size,

@@ -118,7 +118,7 @@ def generate_command(
     if sys.stdout.isatty() if show_steps is None else show_steps:
         view = view_of(
             completion,
-            lambda token: str(lm.tokenizer.decode([token])),
+            lambda token: lm.text([token]),
             title=f"{model}, {decoding.denoising_steps} steps a block of {decoding.block_size}",
             prompt_length=len(prompt),
             block_size=decoding.block_size,

@@ -16,17 +16,17 @@ _SCALES = {
     "billion": 10**9,
     "trillion": 10**12,
 }
-_NUMBER_WORDS = frozenset(
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
-    "sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety "
-    "half halves third thirds quarter fourth fourths fifth fifths sixth sixths eighth eighths "
-    "tenth tenths hundredth hundredths thousandth thousandths not neither nor pi sqrt".split()
+_NUMBER_WORDS = re.compile(
+    r"(?<!\\)\b(?:zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thir(?:d|teen|ty)"
+    r"|(?:four|fif|six|seven|eigh|nine)t(?:een|y)|twenty|forty|hal(?:f|ves)|thirds|quarter"
+    r"|(?:four|fif|six|seven|eigh|nin|ten|hundred|thousand)ths?|not|neither|nor|pi|sqrt)\b",
+    re.IGNORECASE,
 )
 """Beside digits they say another number than the digits do."""
 _CODES = "USD|EUR|GBP|JPY|CNY|INR|CAD|AUD|NZD|CHF|SEK|NOK|DKK|KRW|MXN|BRL|ZAR|SGD|HKD|Rs|RM"
 
 _GOLD = re.compile(
-    r"\\?\$?[-+]?(?=\.?\d|\\[dt]?frac)(?:(?:\d{1,3}(?:,\d{3})+|\d*)(?:\.?\d+)?|\d+/\d+|\\[dt]?frac\{\d+\}\{\d+\})"
+    r"\\?\$?[-+]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+|\d+/\d+|\\[dt]?frac\{\d+\}\{\d+\})"
     r"\.?(?:\\?%)?\$?"
 )
 _WRAPPER = re.compile(
@@ -47,7 +47,7 @@ _NAME = re.compile(r"\\?[^\W\d_]+\s*=")
 _WORD = re.compile(r"(?<![\\A-Za-z])[^\W\d_]{2,}")
 _TWO_NUMBERS = re.compile(rf"\d.*?{_WORD.pattern}.*?\d", re.DOTALL)
 _THOUSANDS = re.compile(r"(?<=\d)\s*kk?(?![A-Za-z])")
-_TAIL = re.compile(r"(?:[^\W_]|[\s/.,·()'’:&-]|\\cdot)*")
+_TAIL = re.compile(r"(?:[^\W_]|[\s/.,·()':&\u2019-]|\\cdot)*")
 
 
 def _unwrapped(match: re.Match[str]) -> str:
@@ -82,11 +82,10 @@ def one_number(answer: str, gold: str) -> str | None:
     text = _THOUSANDS.sub(" thousand", text).strip().rstrip(".,")
     if not re.search(r"\d", text):
         return answer
-    words = [word.lower() for word in _WORD.findall(text)]
-    if not words:
+    if not _WORD.search(text):
         return text
     text = _POWER.sub(r"\1 ", text)  # That of a unit is no second number.
-    if _TWO_NUMBERS.search(text) or not _NUMBER_WORDS.isdisjoint(words):
+    if _TWO_NUMBERS.search(text) or _NUMBER_WORDS.search(text):
         return None
     if name := _NAME.match(text):
         text = text[name.end() :]

@@ -105,20 +105,22 @@ def _align(
     lm: LanguageModel, responses: Sequence[Response], block_size: int, prompt_suffix: str
 ) -> tuple[list[Trajectory], list[Skipped]]:
     """Trajectories of what can be taken, and the rest."""
-    prompts = lm.encode_examples(
-        [Example(r.prompt_id, r.question + prompt_suffix, verbatim=r.prompt) for r in responses]
-    )
     ids = encode(lm, [response.text for response in responses])
     texts = decode(lm, ids)
     rows: list[Trajectory] = []
     skipped: list[Skipped] = []
-    for response, prompt_ids, row_ids, text in zip(responses, prompts, ids, texts, strict=True):
+    for response, row_ids, text in zip(responses, ids, texts, strict=True):
+        question = response.question + prompt_suffix
         try:
+            try:
+                (prompt_ids,) = lm.encode_examples(
+                    [Example(response.prompt_id, question, verbatim=response.prompt)]
+                )
+            except ValueError as error:
+                raise UnalignedError("prompt", str(error)) from None
             if not row_ids or not response.step_map:
                 raise UnalignedError("lost", "no response, or none with steps")
             check_text(lm, row_ids, text, text == response.text)
-            if lm.mask_token_id in prompt_ids:
-                raise UnalignedError("mask", "the prompt holds the mask token")
             rows.append(
                 make_trajectory(
                     lm,

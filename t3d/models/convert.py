@@ -28,6 +28,7 @@ from transformers import (
 
 from t3d.models.checkpoint import check_checkpoint
 from t3d.models.families import FAMILIES, Family
+from t3d.models.files import read_generation
 from t3d.models.loading import MASK_TOKEN, wrap
 from t3d.provenance import hash_file, hash_weights, provenance, write_json
 
@@ -96,6 +97,7 @@ def convert(
     settings = _load(AutoConfig, found, "config.json")
     family = _family(found.name, settings)
     tokenizer = _load_tokenizer(found, metadata)
+    read_generation(found.folder)
     model, report = _load(
         AutoModelForCausalLM,
         found,

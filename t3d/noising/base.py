@@ -26,6 +26,8 @@ class Vocabulary:
 
     size: int
     mask_token_id: int
+    banned: tuple[int, ...] = ()
+    """Further ids that are not drawn as noise."""
 
 
 @dataclass(frozen=True)

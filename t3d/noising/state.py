@@ -170,7 +170,7 @@ class TrajectoryState:
         if self.random_in == "full":
             chosen &= full
         own = position_keys(keys, width, TOKEN)
-        token = other_token(own, vocabulary.size, vocabulary.mask_token_id)
+        token = other_token(own, vocabulary.size, {vocabulary.mask_token_id, *vocabulary.banned})
         xt = torch.where(chosen, token, view.xt)
         return View(xt, view.loss_mask, view.weight, view.masked)
 

@@ -340,7 +340,7 @@ def test_rows_and_base_give_back_the_settings(
         ('{"block_size": true}', "block_size must be a whole number"),
         ('{"block_size": null}', "block_size must be a whole number"),
         ('{"block_size": 4, "temperature": "hot"}', "temperature must be a number"),
-        ('{"block_size": 4, "temperature": NaN}', "temperature must be a number"),
+        ('{"block_size": 4, "temperature": NaN}', "NaN is no number"),
         ('{"window": 1.5}', "window must be a whole number or null"),
         ('{"remasking": ["random"]}', "remasking must be a string"),
         ('{"remasking": "best"}', "remasking must be one of .*; correct it or run"),

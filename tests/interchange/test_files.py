@@ -165,7 +165,7 @@ def test_every_response_is_taken_or_reported(bpe: LanguageModel, tmp_path: Path)
         (5, 0, "blocks"),
         (6, 0, "mask"),
         (7, 0, "lost"),
-        (8, 0, "mask"),
+        (8, 0, "prompt"),
         (9, 1, "lost"),
     ]
     assert report.counts["lost"] == 3
