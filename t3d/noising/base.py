@@ -61,11 +61,6 @@ class Noiser(Protocol):
     ) -> list[View]: ...
 
 
-def check_views(num_views: int) -> None:
-    if num_views < 1:
-        raise ValueError(f"num_views must be at least 1, got {num_views}")
-
-
 def to_blocks(values: Tensor, layout: BlockLayout, fill: int) -> Tensor:
     """[B, L] -> [B, N, S], filled up to whole blocks."""
     width = layout.ceil(values.shape[1])
