@@ -24,7 +24,7 @@ from t3d.decoding.request import Completion, Request
 from t3d.evaluation.metrics import decoding_metrics
 from t3d.models.loading import LanguageModel, from_pretrained
 from t3d.progress import bar
-from t3d.provenance import provenance, write_json
+from t3d.provenance import check_output, provenance, write_json
 from t3d.rng import derive_key
 from t3d.tasks import Example
 
@@ -351,6 +351,7 @@ def evaluate_tasks(
                 f"task {name} is of output_type {task.OUTPUT_TYPE}, which needs a left-to-right "
                 "likelihood; a masked diffusion model runs generate_until tasks only"
             )
+    check_output(output, RESULTS)
     output.mkdir(parents=True, exist_ok=True)
     results = simple_evaluate(
         model=BlockDiffusionLM(lm, decoding, batch_size=batch_size, seed=seed, progress=progress),

@@ -30,7 +30,7 @@ from t3d.report.trajectories import Problem, view_of
 from t3d.rollout import encode_prompts
 from t3d.students import (
     Part,
-    check_training,
+    check_recipe,
     own_rollout,
     parts,
     record_trajectories,
@@ -100,12 +100,7 @@ def prepare(config: RunConfig) -> tuple[LanguageModel, list[Example]]:
     """
     if config.num_workers > 1 and launched()[1] > 1:
         raise ValueError("num_workers: the launcher's processes share the work; set it to 1")
-    for name, method in config.methods.items():
-        if name == ORIGINAL:
-            raise ValueError(f"methods: {ORIGINAL!r} is the teacher's own name; choose another")
-        if Path(name).name != name:
-            raise ValueError(f"methods: {name!r} is to name a directory; choose another name")
-        check_training(method, config.training, config.data.num_prompts, config.output)
+    check_recipe(config)
     teacher = load(config.model)
     prompts = train_prompts(config)
     decodings = {

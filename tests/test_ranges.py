@@ -59,6 +59,8 @@ def test_every_number_of_every_config_has_a_range(config: Any, name: str, kind: 
             given = (value, value) if kind == "tuple[int, int]" else (value,)
         with pytest.raises(ValueError, match=rf"{name} must "):
             replace(config, **{name: given})
+    with pytest.raises(ValueError, match=rf"{name} must be a "):
+        replace(config, **{name: 1 if kind.startswith(("list", "tuple")) else [1]})
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ from typing import Any, Literal, get_args
 from t3d.decoding.config import DecodingConfig
 from t3d.ranges import check_ranges
 
+DECODE, TRAIN = "decode.json", "train.json"
+"""What is measured, as files of one folder."""
 Device = Literal["auto", "cpu", "cuda"]
 Shape = dict[str, Any] | str
 Engine = Literal["t3d", "t3d_unfused", "oracle"]

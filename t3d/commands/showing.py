@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from pathlib import Path
 
 from t3d.commands.common import distinct_rows, print_paths, show
 from t3d.decoding.config import DecodingConfig
+from t3d.provenance import check_output, read_object
 from t3d.rng import derive_key
 from t3d.tasks import Example, Grade, ProtocolName, Split, Task, get_task
 from t3d.tasks.mini_gsm import MiniGSM, is_problem
@@ -26,6 +26,8 @@ def report_command(runs: list[Path], output: Path | None = None) -> None:
         runs: directories that hold a results.json.
         output: also write report.md and accuracy.png to this directory.
     """
+    if output is not None:
+        check_output(output, "report.md")
     rows = distinct_rows(runs)
 
     from t3d.report.page import write_report
@@ -159,7 +161,7 @@ def _only_task(model: str) -> str | None:
     path = BUILT_IN.get(model, Path(model)) / "provenance.json"
     if not path.is_file():
         return None
-    record = json.loads(path.read_text(encoding="utf-8"))
+    record = read_object(path)
     if record["model"] == "new":
         return record["config"]["task"]
     return _only_task(record["model"])

@@ -20,7 +20,7 @@ from t3d.interchange.alignment import (
 )
 from t3d.interchange.rows import Format, Response, read_responses
 from t3d.models import LanguageModel
-from t3d.provenance import hash_file, package_versions, write_json
+from t3d.provenance import check_output, hash_file, package_versions, write_json
 from t3d.store import Manifest, TrajectoryStore, hash_prompts
 from t3d.tasks import Example
 from t3d.trajectory import Trajectory
@@ -54,12 +54,11 @@ def import_rollouts(
             key `prompt`, which holds the whole prompt.
 
     Raises:
-        ValueError: for a file of another format, an output that exists, or a file of which
+        ValueError: for a file of another format, an output that holds something, or a file of which
             nothing can be taken.
     """
     BlockLayout(block_size)
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise ValueError(f"{output}: exists already; choose another directory")
+    check_output(output)
     responses = read_responses(source, format)
     if prompt_suffix and all(response.prompt for response in responses):
         raise ValueError(

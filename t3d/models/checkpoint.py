@@ -17,7 +17,8 @@ from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from t3d.models.families import Family, family_of
-from t3d.models.files import check_links, first_words, read_generation, read_object
+from t3d.models.files import check_links, read_generation
+from t3d.provenance import first_words, read_object
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"

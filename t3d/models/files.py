@@ -1,13 +1,11 @@
-"""Files of a checkpoint that are read before anything is built: bounded JSON, and no links."""
+"""What is read of a checkpoint's files before anything is built."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-MAX_JSON_BYTES = 10 * 2**20
-"""Of config.json and of the index; the largest published index has 2 MiB."""
+from t3d.provenance import read_object
 
 
 def check_links(directory: Path) -> None:
@@ -35,29 +33,3 @@ def read_generation(directory: Path) -> dict[str, Any]:
     """
     path = directory / "generation_config.json"
     return read_object(path, "correct or delete it") if path.is_file() else {}
-
-
-def read_object(path: Path, remedy: str = "copy it again") -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        ValueError: if the file holds none, or is too large to be one of a checkpoint.
-    """
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise ValueError(f"{path}: larger than {MAX_JSON_BYTES} bytes; {remedy}")
-    try:
-        text = path.read_text(encoding="utf-8")
-        document = json.loads(text, parse_constant=_refuse_constant)
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not valid JSON: {first_words(error)}; {remedy}") from None
-    if not isinstance(document, dict):
-        raise ValueError(f"{path}: not a JSON object; {remedy}")
-    return document
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number")
-
-
-def first_words(error: BaseException) -> str:
-    return " ".join((str(error) or type(error).__name__).split())[:200]

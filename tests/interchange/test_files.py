@@ -261,7 +261,7 @@ def test_outputs_are_never_mixed_or_overwritten(chars: LanguageModel, tmp_path: 
 
     (tmp_path / "empty").mkdir()
     run(tmp_path / "empty")
-    with pytest.raises(ValueError, match="empty: exists already; choose another directory"):
+    with pytest.raises(ValueError, match="empty: exists already and holds import.json"):
         run(tmp_path / "empty")
     with pytest.raises(ValueError, match="a.json: exists already"):
         run(source)
