@@ -165,14 +165,15 @@ def check_finite(name: str, weights: Mapping[str, torch.Tensor]) -> None:
     """One pass over a model's weights.
 
     Raises:
-        ValueError: naming the first that holds NaN or infinity.
+        ValueError: naming the first that holds NaN, infinity, or numbers whose squares overflow, as
+            they would in a layer.
     """
     for key, weight in weights.items():
-        # A sum keeps what is not finite, and needs no second tensor; it may overflow by itself.
-        if not weight.sum(dtype=torch.float32).isfinite() and not weight.isfinite().all():
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        if not torch.linalg.vector_norm(weight, dtype=dtype).isfinite():
             raise ValueError(
-                f"{name}: {key} holds NaN or infinity; train again with a lower learning_rate, or "
-                "copy the weights again"
+                f"{name}: {key} holds NaN, infinity or numbers near it; train again with a lower "
+                "learning_rate, or copy the weights again"
             )
 
 

@@ -27,6 +27,8 @@ CASES = [
     (r"18 dollars", "19", False),
     (r"5 eggs", "50", False),
     (r"\frac{3}{4} cups", "3", False),
+    (r"10 percent", "10", True),
+    (r"the answer is 7", "8", False),
     # Units that no library lists.
     (r"25 km/h", "25", True),
     (r"10 cm^2", "10", True),

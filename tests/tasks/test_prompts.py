@@ -9,8 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from t3d.tasks.base import Example
+from t3d.tasks.chat import ChatData, read_chats
+from t3d.tasks.data import load_records
 from t3d.tasks.own import OwnQuestions
 from t3d.tasks.prompts import load_prompts
+from t3d.tasks.upstream import convert_upstream
 
 TEXT = st.text(min_size=1).filter(lambda text: text.strip())
 EXAMPLES = st.lists(
@@ -117,6 +120,21 @@ def test_a_gold_that_is_never_right_is_named_by_its_line(tmp_path: Path, gold: s
     assert len(task.examples("test", 1)) == 1
     with pytest.raises(ValueError, match=r"mine.jsonl, line 3: the answer .* not equal to itself"):
         task.examples("test", 2)
+
+
+def test_a_byte_order_mark_is_no_part_of_any_file(tmp_path: Path) -> None:
+    path, mark = tmp_path / "a.jsonl", "\ufeff"
+    path.write_text(mark + '{"question": "a", "answer": "1"}')
+    assert load_prompts(path) == [Example("a/1", "a", "1")]
+    (chat,) = read_chats(ChatData(str(path)), 1)
+    assert (chat.prompt[0]["content"], chat.response) == ("a", "1")
+    theirs = tmp_path / "theirs.json"
+    theirs.write_text(mark + '[{"question": "a", "ground_truth_answer": "1"}]')
+    records = tmp_path / "math500.jsonl"
+    assert convert_upstream(theirs, records, "math500") == 1
+    records.write_text(mark + records.read_text())
+    (record,) = load_records("math500.jsonl", tmp_path, {})
+    assert record.question == "a"
 
 
 def test_missing_file(tmp_path: Path) -> None:
