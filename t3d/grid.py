@@ -12,6 +12,7 @@ from concurrent.futures import FIRST_EXCEPTION, wait
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -81,12 +82,10 @@ def identify(checkpoint: Path, name: str | None = None) -> Identity:
     facts = read_object(record) if record.exists() else {}
     if "optimizer_steps" not in facts:
         return Identity(name or ORIGINAL)
-    counts = [facts.get(key) for key in ("seed", "optimizer_steps", "tokens_seen")]
-    for count in counts:
-        check_number(
-            f"{record}: seed, optimizer_steps and tokens_seen", count, "[0, inf)", whole=True
-        )
-    return Identity(name or checkpoint.name, *counts)
+    counts = {key: facts.get(key) for key in ("seed", "optimizer_steps", "tokens_seen")}
+    for key, count in counts.items():
+        check_number(f"{record}: {key}", count, "[0, inf)", whole=True)
+    return Identity(name or checkpoint.name, **cast("dict[str, int]", counts))
 
 
 def evaluate_into(

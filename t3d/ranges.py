@@ -54,8 +54,10 @@ def check_ranges(config: Any, ranges: Mapping[str, str], *, where: str = "") -> 
             value, kind = getattr(config, name), kinds[name]
             if value is None and "None" in kind:
                 continue
-            many = kind.startswith(("list", "tuple"))
-            if many and not isinstance(value, list | tuple):
-                raise ValueError(f"{where}{name} must be a list of numbers, got {value!r}")
-            for number in value if many else [value]:
+            numbers = [value]
+            if kind.startswith(("list", "tuple")):
+                if not isinstance(value, list | tuple):
+                    raise ValueError(f"{where}{name} must be a list of numbers, got {value!r}")
+                numbers = value
+            for number in numbers:
                 check_number(f"{where}{name}", number, interval, whole="float" not in kind)

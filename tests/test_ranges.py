@@ -107,4 +107,4 @@ def test_the_ends_belong_to_an_interval_or_not() -> None:
 def test_settings_of_methods_are_checked(method: str, part: str, setting: dict[str, Any]) -> None:
     (name,) = setting
     with pytest.raises(ValueError, match=f"method {method}: {part}: {name} must "):
-        build_method(MethodConfig(method, **{part: setting}))
+        build_method(replace(MethodConfig(method), **{part: setting}))

@@ -17,13 +17,14 @@ _SCALES = {
     "trillion": 10**12,
 }
 _NUMBER_WORDS = re.compile(
-    r"(?<!\\)\b(?:zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thir(?:d|teen|ty)"
-    r"|(?:four|fif|six|seven|eigh|nine)t(?:een|y)|twenty|forty|hal(?:f|ves)|thirds|quarter"
-    r"|(?:four|fif|six|seven|eigh|nin|ten|hundred|thousand)ths?|not|neither|nor|pi|sqrt)\b",
+    r"(?<!\\)\b(?:zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|thirty"
+    r"|(?:four|fif|six|seven|eigh|nine)t(?:een|y)|twenty|forty|half|halves|quarter"
+    r"|(?:third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|hundredth|thousandth)s?"
+    r"|not|neither|nor|pi|sqrt)\b",
     re.IGNORECASE,
 )
 """Beside digits they say another number than the digits do."""
-_CODES = "USD|EUR|GBP|JPY|CNY|INR|CAD|AUD|NZD|CHF|SEK|NOK|DKK|KRW|MXN|BRL|ZAR|SGD|HKD|Rs|RM"
+_CODES = "USD|EUR|GBP|JPY|CNY|INR|CAD|AUD|NZD|CHF|SEK|NOK|DKK|KRW|MXN|BRL|SGD|HKD|Rs|RM"
 
 _GOLD = re.compile(
     r"\\?\$?[-+]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+|\d+/\d+|\\[dt]?frac\{\d+\}\{\d+\})"
