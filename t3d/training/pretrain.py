@@ -194,6 +194,12 @@ def _adaptation_rows(
     return rows, {"path": data.path, "hash": found, **asdict(counts)}
 
 
+def _all_response(row: dict[str, Any], mask_id: int) -> dict[str, Any]:
+    """The row without a prompt: all of its tokens take loss. Its last block is filled already."""
+    ids = row["input_ids"]
+    return labelled_row([], ids, row["index"], fill_id=mask_id, mask_id=mask_id, block_size=1)
+
+
 def pretrain(config: PretrainConfig, output: Path, *, progress: bool = True) -> Path:
     """Train and save a checkpoint; a killed run continues from the last one on its way.
 
@@ -217,6 +223,8 @@ def pretrain(config: PretrainConfig, output: Path, *, progress: bool = True) -> 
         rows = labelled_rows(lm, examples, max(block_sizes))
     else:
         rows, source = _adaptation_rows(lm, config, config.data)
+    if config.prompt_loss:
+        rows = [_all_response(row, lm.mask_token_id) for row in rows]
     directory = output / "training"
     trainer = fit(
         lm, pretraining_method(config), rows, config.training, directory, progress=progress

@@ -109,6 +109,47 @@ def test_labelled_rows_end_with_the_stop_token_and_whole_blocks():
     assert length % 8 == 0
 
 
+def test_problems_of_several_tasks_take_turns():
+    config = replace(MICRO, task=["mini_gsm", "mini_week"], num_examples=7)
+    examples = config.examples()
+    found = [[e for e in examples if e.id.startswith(task)] for task in config.tasks]
+    assert [e for turn in zip(*found, strict=False) for e in turn] == examples[:6]
+    for task, own in zip(config.tasks, found, strict=True):
+        assert own == replace(config, task=task).examples()[: len(own)]
+    assert [len(own) for own in found] == [4, 3]
+
+
+@pytest.mark.parametrize("with_data", [False, True])
+def test_prompts_take_loss_where_it_is_asked(
+    start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_data: bool
+):
+    data = write_rows(tmp_path / "a.jsonl", 9, {"prompt": "x", "response": "y"})
+    base = adapted(start, data, max_length=64) if with_data else replace(MICRO, model=str(start))
+
+    def rows(prompt_loss: bool) -> list[dict[str, Any]]:
+        seen: list[list[dict[str, Any]]] = []
+
+        def stop(lm: Any, method: Any, rows: list[dict[str, Any]], *args: Any, **kwargs: Any):
+            seen.append(rows)
+            raise InterruptedError
+
+        monkeypatch.setattr("t3d.training.pretrain.fit", stop)
+        with pytest.raises(InterruptedError):
+            pretrain(replace(base, prompt_loss=prompt_loss), tmp_path / "model", progress=False)
+        return seen[0]
+
+    mask = from_pretrained(start).mask_token_id
+    for row, whole in zip(rows(False), rows(True), strict=True):
+        length = len(row["input_ids"])
+        assert row["prompt_length"] > 0
+        assert whole == row | {
+            "prompt_length": 0,
+            "num_response_tokens": length,
+            "decode_order": list(range(length)),
+            "initial_ids": [mask] * length,
+        }
+
+
 def test_labelled_rows_need_worked_answers():
     example = Example("mini/7", "What is 1 + 1?", "2")
     lm = new_model(MICRO, [example])
@@ -294,6 +335,7 @@ def test_too_little_data_leaves_nothing(start: Path, tmp_path: Path) -> None:
             {"model": "m", "data": ChatData("a.jsonl"), "folder": Path()},
             "folder: holds a task's files; leave it out beside data",
         ),
+        ({"task": []}, "task: the list is empty"),
         ({"num_views": 0}, "num_views must be at least 1"),
         ({"weighting": "none"}, "weighting must be one of nelbo, uniform"),
     ],
