@@ -152,16 +152,18 @@ def _problem(task: Task, split: Split, index: int) -> Example:
 def _only_tasks(model: str) -> list[str]:
     """The generated tasks that a checkpoint, or the one it was made of, learned from nothing.
 
-    None for a model that knows more, or of which provenance does not say.
+    None of them for a model that knows more, or of which provenance does not say.
     """
     from t3d.models.loading import BUILT_IN
 
     path = BUILT_IN.get(model, Path(model)) / "provenance.json"
-    if not path.is_file():
+    record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    while record is not None and record["model"] != "new":
+        if "base" not in record:
+            return _only_tasks(record["model"])
+        record = record["base"]
+    if record is None:
         return []
-    record = json.loads(path.read_text(encoding="utf-8"))
-    if record["model"] != "new":
-        return _only_tasks(record["model"])
     task = record["config"]["task"]
     names = [task] if isinstance(task, str) else task
     return names if set(names) <= set(GENERATED) else []

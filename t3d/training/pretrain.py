@@ -22,7 +22,9 @@ from t3d.models import (
     from_pretrained,
     wrap,
 )
+from t3d.models.loading import BUILT_IN
 from t3d.provenance import hash_file, hash_weights, provenance, write_json
+from t3d.shards import read_object
 from t3d.tasks.base import Example
 from t3d.tasks.chat import Chat, ChatData, OverLong, read_chats
 from t3d.tasks.tokenizer import END_TOKEN, PAD_TOKEN, train_tokenizer
@@ -237,6 +239,10 @@ def pretrain(config: PretrainConfig, output: Path, *, progress: bool = True) -> 
         weights_hash=hash_weights(output),
     )
     record["data"] = source
+    if config.model is not None:
+        base = BUILT_IN.get(config.model, Path(config.model)) / "provenance.json"
+        # By itself the name of a directory says little once the directory is gone.
+        record["base"] = read_object(base) if base.is_file() else None
     record["optimizer_steps"] = trainer.state.global_step
     record["tokens_seen"] = trainer.state.num_input_tokens_seen
     if trainer.args.should_save:

@@ -85,6 +85,15 @@ def test_pretraining_learns_and_saves_what_loads(tmp_path: Path, log: Log):
     assert record["config"]["training"]["learning_rate"] == 1e-2
 
 
+def test_a_checkpoint_tells_what_it_was_trained_from(tmp_path: Path):
+    config = replace(MICRO, training=replace(MICRO.training, steps=1))
+    first = pretrain(config, tmp_path / "first", progress=False)
+    second = pretrain(replace(config, model=str(first)), tmp_path / "second", progress=False)
+    records = [json.loads((path / "provenance.json").read_text()) for path in (first, second)]
+    assert "base" not in records[0]
+    assert (records[1]["model"], records[1]["base"]) == (str(first), records[0])
+
+
 def test_a_new_model_depends_on_the_seed_alone():
     examples = [Example("a", "What is 1 + 1?", "2", "It is \\boxed{2}.")]
 
@@ -285,6 +294,8 @@ def test_a_checkpoint_adapts_to_chats(
     counts = {"rows": 20, "cut": 0, "dropped": 1}
     assert record["data"] == {"path": str(data), "hash": hash_file(data), **counts}
     assert record["model"] == str(start)
+    # It was saved without.
+    assert record["base"] is None
     assert record["config"]["weighting"] == "uniform"
     assert (record["optimizer_steps"], record["weights_hash"]) == (24, hash_weights(output))
     lm, before = from_pretrained(output), from_pretrained(start)
