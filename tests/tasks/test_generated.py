@@ -95,8 +95,8 @@ def test_a_word_or_number_that_is_exchanged_is_unfaithful(
 QUESTION = {
     "mini_gsm": "Ben has 4 pens. On Monday Ben finds 3. Ben gets 5 more on Tuesday. How many "
     "pens are left?",
-    "mini_week": "Ben has a game on Friday. The trip is 3 days later. The test is 1 day earlier. "
-    "On which day is the test?",
+    "mini_week": "Ben has a game on Friday. The game is moved 3 days later. Then the game comes 1 "
+    "day sooner. On which day is the game?",
 }
 ANSWER = {"mini_gsm": "12", "mini_week": "Sunday"}
 REFERENCE = {
