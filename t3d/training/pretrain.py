@@ -64,9 +64,8 @@ def new_model(config: PretrainConfig, examples: list[Example]) -> LanguageModel:
         model = SDARForCausalLM(settings)
         # At the library's 0.02 words that are used alike, such as names, grow into one vector
         # before the model tells them apart, and it never learns to copy them.
-        torch.nn.init.normal_(
-            model.get_input_embeddings().weight, std=config.shape.hidden_size**-0.5
-        )
+        embedding = model.model.embed_tokens.weight
+        torch.nn.init.normal_(embedding, std=config.shape.hidden_size**-0.5)
     return wrap(model, tokenizer, "new")
 
 
