@@ -7,6 +7,7 @@ import inspect
 import logging
 import os
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -30,10 +31,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0; 1 for input that the command cannot use; 2 for a wrong call or recipe; 130 where
-        the user stopped it.
+        the user or the system stopped it.
     """
     if argv is None:
         _silence_libraries()
+        # Clusters stop a job so before they kill it; it ends as tidily as with Ctrl-C.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     name = ""
     try:
         name, arguments = _command(sys.argv[1:] if argv is None else argv)

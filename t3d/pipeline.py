@@ -301,7 +301,7 @@ def _problem_views(
                         title=f"{name}, {pace}",
                         prompt_length=len(sample.prompt_ids),
                         block_size=row.block_size,
-                        correct=sample.grade.correct,
+                        grade=sample.grade,
                     )
                 )
         problems.append((example.question, example.answer, views))

@@ -81,7 +81,7 @@ def plan(config: RunConfig, rates: Path | None = None) -> list[Row]:
         rows.append(("model", "family", str(shape["model_type"])))
     if config.adapt is not None:
         pretrain = config.adapt.pretrain
-        examples = pretrain.task if pretrain.data is None else pretrain.data.path
+        examples = ", ".join(pretrain.tasks) if pretrain.data is None else pretrain.data.path
         rows += [
             ("adapt", "convert", config.adapt.source),
             ("adapt", "examples", f"{pretrain.num_examples:,} at most, of {examples}"),
@@ -121,7 +121,7 @@ def plan_pretraining(config: PretrainConfig) -> list[Row]:
     shape = _local_shape(config.model) if config.model is not None else None
     weights = num_parameters(shape)
     name = config.model or "a new model, whose tokenizer is learned first"
-    data = config.task if config.data is None else config.data.path
+    data = ", ".join(config.tasks) if config.data is None else config.data.path
     return [
         ("model", "name", name),
         ("model", "parameters", _count(weights)),

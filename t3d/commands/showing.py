@@ -10,8 +10,7 @@ from t3d.commands.common import distinct_rows, print_paths, show
 from t3d.decoding.config import DecodingConfig
 from t3d.provenance import check_output, read_object
 from t3d.rng import derive_key
-from t3d.tasks import Example, Grade, ProtocolName, Split, Task, get_task
-from t3d.tasks.mini_gsm import MiniGSM, is_problem
+from t3d.tasks import GENERATED, Example, Grade, ProtocolName, Split, Task, get_task
 
 
 def report_command(runs: list[Path], output: Path | None = None) -> None:
@@ -99,10 +98,11 @@ def generate_command(
     from t3d.report.trajectories import render_terminal, view_of
 
     lm = load(model)
-    if _only_task(model) == MiniGSM.name and not is_problem(problem.question):
+    known = _only_tasks(model)
+    if known and not any(GENERATED[name]().is_problem(problem.question) for name in known):
         print(
-            f"t3d: {model} knows generated word problems of {MiniGSM.name} only, and this is none: "
-            f"its answer means nothing; see one with `t3d generate --task {MiniGSM.name}`",
+            f"t3d: {model} knows generated problems of {' and '.join(known)} only, and this is "
+            f"none: its answer means nothing; see one with `t3d generate --task {known[0]}`",
             file=sys.stderr,
         )
     if decoding == DecodingConfig():
@@ -124,7 +124,7 @@ def generate_command(
             title=f"{model}, {decoding.denoising_steps} steps a block of {decoding.block_size}",
             prompt_length=len(prompt),
             block_size=decoding.block_size,
-            correct=None if grade is None else grade.correct,
+            grade=grade,
         )
         Console(stderr=True).print(render_terminal(problem.question, [view]), "")
     if grade is None:
@@ -151,20 +151,24 @@ def _problem(task: Task, split: Split, index: int) -> Example:
     return problems[index]
 
 
-def _only_task(model: str) -> str | None:
-    """The task that a checkpoint, or the one it was made of, learned from nothing.
+def _only_tasks(model: str) -> list[str]:
+    """The generated tasks that a checkpoint, or the one it was made of, learned from nothing.
 
-    None for a model that knows more, or of which provenance does not say.
+    None of them for a model that knows more, or of which provenance does not say.
     """
     from t3d.models.loading import BUILT_IN
 
     path = BUILT_IN.get(model, Path(model)) / "provenance.json"
-    if not path.is_file():
-        return None
-    record = read_object(path)
-    if record["model"] == "new":
-        return record["config"]["task"]
-    return _only_task(record["model"])
+    record = read_object(path) if path.is_file() else None
+    while record is not None and record["model"] != "new":
+        if "base" not in record:
+            return _only_tasks(record["model"])
+        record = record["base"]
+    if record is None:
+        return []
+    task = record["config"]["task"]
+    names = [task] if isinstance(task, str) else task
+    return names if set(names) <= set(GENERATED) else []
 
 
 def _print_graded(problem: Example, output: str, grade: Grade) -> None:

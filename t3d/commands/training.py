@@ -143,7 +143,8 @@ def pretrain_command(
     if output is None:
         raise ValueError("pretrain writes a checkpoint; name its directory with --output")
     if config.data is None:
-        get_task(config.task, data=config.folder)
+        for task in config.tasks:
+            get_task(task, data=config.folder)
     check_training(None, config.training, config.num_examples, output)
     claim(output, asdict(config), None)
     if not is_trained(output):

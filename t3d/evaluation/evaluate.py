@@ -247,7 +247,6 @@ def evaluate(
         for example, decoded, grade in zip(examples, outputs, grades, strict=True)
     ]
     correct = sum(grade.correct for grade in grades)
-    strings = [grade.string_correct for grade in grades]
     row = ResultRow(
         task=task.name,
         method=identity.method,
@@ -269,11 +268,17 @@ def evaluate(
         latency_seconds=_latency(lm, decoding, examples, seed) if measure_latency else None,
         optimizer_steps=identity.optimizer_steps,
         tokens_seen=identity.tokens_seen,
-        string_accuracy=None if None in strings else sum(map(bool, strings)) / len(samples),
+        string_accuracy=_share([grade.string_correct for grade in grades]),
         no_answer=sum(grade.final_answer is None for grade in grades) / len(samples),
         timed_out=sum(grade.reason == "timeout" for grade in grades) / len(samples),
+        faithful=_share([grade.faithful for grade in grades]),
     )
     return Evaluation(row, samples)
+
+
+def _share(verdicts: Sequence[bool | None]) -> float | None:
+    """Of the true ones; None where the task does not grade so."""
+    return None if None in verdicts else sum(map(bool, verdicts)) / len(verdicts)
 
 
 def _agreement(

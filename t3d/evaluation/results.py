@@ -18,7 +18,7 @@ ORIGINAL = "original"
 _RANGES = {
     "(-inf, inf)": "seed",
     "[1, inf)": "block_size denoising_steps n",
-    "[0, 1]": "accuracy ci95 truncated agreement string_accuracy no_answer timed_out "
+    "[0, 1]": "accuracy ci95 truncated agreement string_accuracy no_answer timed_out faithful "
     "confidence_threshold",
     "[0, inf)": "temperature passes average_steps average_length latency_seconds optimizer_steps "
     "tokens_seen",
@@ -44,7 +44,7 @@ class ResultRow:
     """None where the strategy has no threshold."""
     temperature: float
     accuracy: float
-    """Share of correct answers, 0 to 1."""
+    """Share of correct answers, 0 to 1; of the generated tasks, right and faithful ones."""
     n: int
     ci95: tuple[float, float]
     """Wilson interval of the accuracy."""
@@ -73,6 +73,9 @@ class ResultRow:
     """Share of outputs without a final answer; None in files of earlier versions."""
     timed_out: float | None = None
     """Share of outputs whose grading ran out of time; None in files of earlier versions."""
+    faithful: float | None = None
+    """Share of responses that speak of what the question does, in true equations; None where that
+    is not graded, as in files of earlier versions."""
 
     @property
     def tokens_per_step(self) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +70,10 @@ SAMPLES = pa.schema(
         pa.field("correct", pa.bool_(), nullable=False),
         pa.field("string_correct", pa.bool_()),
         pa.field("reason", pa.string()),
+        pa.field("faithful", pa.bool_()),
     ]
 )
+_GRADE = tuple(field.name for field in fields(Grade))
 _PASSES = ("prefill", "denoising", "commit")
 
 
@@ -120,7 +122,7 @@ def read_samples(path: Path) -> list[tuple[str, Sample]]:
 def _sample(row: dict[str, Any]) -> Sample:
     return Sample(
         **_decoded_fields(row),
-        grade=Grade(row["correct"], row["final_answer"], row["string_correct"], row["reason"]),
+        grade=Grade(**{name: row[name] for name in _GRADE}),
         answer=row["answer"],
     )
 

@@ -178,6 +178,7 @@ def _speed_sheet(rows: Sequence[ResultRow], where: str) -> Sheet:
 
 def _grading_sheet(rows: Sequence[ResultRow], where: str) -> Sheet:
     """Why answers count as wrong: for rows graded by more than one exact rule."""
+    strict = any(row.faithful is not None for row in rows)
     rank = {method: i for i, method in enumerate(method_order(rows))}
     order = sorted(rows, key=lambda r: (Setting.of(r).rank, rank[r.method], r.seed))
     lines = [
@@ -187,17 +188,29 @@ def _grading_sheet(rows: Sequence[ResultRow], where: str) -> Sheet:
             Entry(Setting.of(row).short),
             *(
                 Entry(percent(share))
-                for share in (row.accuracy, row.string_accuracy, row.no_answer, row.timed_out)
+                for share in (
+                    row.accuracy,
+                    row.string_accuracy,
+                    *([row.faithful] if strict else []),
+                    row.no_answer,
+                    row.timed_out,
+                )
             ),
         ]
         for row in order
     ]
     header = ["method", "seed", "tokens/\nstep", "correct\n(%)", "as strings\n(%)"]
+    header += ["faithful\n(%)"] if strict else []
     header += ["no answer\n(%)", "timed out\n(%)"]
     note = (
         "Correct is what accuracy is elsewhere. As strings: equal to the gold answer by a plain "
         "comparison of strings. Timed out: grading ran out of time, which counts as wrong."
     )
+    if strict:
+        note += (
+            " Faithful: the response names no other person, thing or day than its question, and "
+            "every equation in it is true; correct is right and faithful."
+        )
     return Sheet(f"Grading, {where}", header, [lines], note)
 
 

@@ -16,7 +16,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from t3d.decoding.request import Completion
-
+    from t3d.tasks import Grade
 
 RGB = tuple[int, int, int]
 
@@ -52,6 +52,10 @@ class TrajectoryView:
     """None where nothing was graded."""
     passes: int
     """All forward passes of the response."""
+    faithful: bool | None = None
+    """None where that is not graded."""
+    reason: str | None = None
+    """What makes a response with the right answer unfaithful."""
 
     def __post_init__(self) -> None:
         assert len(self.tokens) == len(self.step_map) == len(self.log_probs)
@@ -71,7 +75,9 @@ class TrajectoryView:
 
     @property
     def verdict(self) -> str:
-        return {True: "✓ right", False: "✗ wrong", None: ""}[self.correct]
+        if self.correct is not False or self.faithful is not False:
+            return {True: "✓ right", False: "✗ wrong", None: ""}[self.correct]
+        return "✗ wrong, unfaithful" if self.reason is None else f"✗ unfaithful: {self.reason}"
 
 
 Problem = tuple[str, str | None, Sequence[TrajectoryView]]
@@ -85,7 +91,7 @@ def view_of(
     title: str,
     prompt_length: int,
     block_size: int,
-    correct: bool | None = None,
+    grade: Grade | None = None,
 ) -> TrajectoryView:
     """The view of a completion; `token_text` turns one token id into its text."""
     num = completion.num_response_tokens
@@ -96,8 +102,10 @@ def view_of(
         log_probs=completion.log_probs[:num],
         block_offset=prompt_length % block_size,
         block_size=block_size,
-        correct=correct,
+        correct=None if grade is None else grade.correct,
         passes=completion.passes.total,
+        faithful=None if grade is None else grade.faithful,
+        reason=None if grade is None else grade.reason,
     )
 
 
@@ -169,8 +177,9 @@ def _view_html(view: TrajectoryView, most_passes: int) -> str:
     mark = {True: "right", False: "wrong", None: ""}[view.correct]
     width = 100 * view.passes / max(most_passes, 1)
     return (
-        f'<article><header><h3>{escape(view.title)}</h3><span class="mark {mark}">{view.verdict}'
-        f'</span><span class="cost">{view.cost}</span></header>'
+        f"<article><header><h3>{escape(view.title)}</h3>"
+        f'<span class="mark {mark}">{escape(view.verdict)}</span>'
+        f'<span class="cost">{view.cost}</span></header>'
         f'<div class="bar"><i style="width:{width:.1f}%"></i></div>'
         f'<div class="text">{"".join(tokens)}</div></article>'
     )

@@ -6,20 +6,32 @@ from pathlib import Path
 
 from t3d.tasks.base import Example, Grade, Split, Task
 from t3d.tasks.benchmark import Benchmark
+from t3d.tasks.generated import GeneratedTask
 from t3d.tasks.gsm8k import GSM8K
 from t3d.tasks.humaneval import HumanEval
 from t3d.tasks.math500 import MATH500
 from t3d.tasks.mbpp import MBPP, SanitizedMBPP
 from t3d.tasks.mini_gsm import MiniGSM
+from t3d.tasks.mini_week import MiniWeek
 from t3d.tasks.own import OwnQuestions
 from t3d.tasks.protocols import ProtocolName
 
 _BENCHMARKS: dict[str, type[Benchmark]] = {
     benchmark.name: benchmark for benchmark in (GSM8K, MATH500, HumanEval, MBPP, SanitizedMBPP)
 }
-TASKS = ("mini_gsm", *_BENCHMARKS)
+GENERATED: dict[str, type[GeneratedTask]] = {task.name: task for task in (MiniGSM, MiniWeek)}
+TASKS = (*GENERATED, *_BENCHMARKS)
 
-__all__ = ["TASKS", "Example", "Grade", "MiniGSM", "ProtocolName", "Split", "Task", "get_task"]
+__all__ = [
+    "GENERATED",
+    "TASKS",
+    "Example",
+    "Grade",
+    "ProtocolName",
+    "Split",
+    "Task",
+    "get_task",
+]
 
 
 def get_task(
@@ -47,10 +59,10 @@ def get_task(
         if data is not None:
             raise ValueError(f"{name}: holds its problems itself; leave out data")
         return OwnQuestions(Path(name), protocol)
-    if name == "mini_gsm":
+    if name in GENERATED:
         if data is not None or protocol != "standard":
-            raise ValueError("mini_gsm is generated; leave out data and protocol")
-        return MiniGSM()
+            raise ValueError(f"{name} is generated; leave out data and protocol")
+        return GENERATED[name]()
     if name not in _BENCHMARKS:
         raise ValueError(
             f"unknown task {name!r}; choose one of {', '.join(TASKS)}, "

@@ -32,12 +32,17 @@ class Grade:
     """The verdict on one output."""
 
     correct: bool
+    """The headline verdict; of a generated task, that the answer is right and `faithful`."""
     final_answer: str | None
     """What was graded; None where the output gives no final answer."""
     string_correct: bool | None = None
     """The verdict of a plain comparison of strings beside `correct`; None where there is none."""
     reason: str | None = None
-    """Why it is wrong, where the grader knows more than that: `timeout`, an error's name."""
+    """Why it is wrong, where the grader knows more than that: `timeout`, an error's name,
+    what makes it unfaithful."""
+    faithful: bool | None = None
+    """Whether the response speaks of what the question does, in true equations; None where that
+    is not graded."""
 
 
 class Task(Protocol):

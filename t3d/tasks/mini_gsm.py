@@ -3,27 +3,21 @@
 Every step of a solution can be told in many ways. Tokens of one step therefore depend on
 each other, and that is what a model loses when it commits several of them in one pass.
 
-A problem is a pure function of (seed, split, number). The splits cannot overlap: a problem
-belongs to the split that the hash of its question names.
+Streams, splits and grading are those of all generated tasks (`t3d.tasks.generated`).
 """
 
 from __future__ import annotations
 
-import hashlib
 import random
 import re
-from collections.abc import Iterator, Sequence
-from itertools import islice, product
+from collections.abc import Sequence
+from itertools import product
 
-from t3d.rng import derive_key
-from t3d.tasks.base import Example, Grade, Split
+from t3d.tasks.generated import EQUATION, ITEMS, NAMES, NUM_STEPS, WEEK, GeneratedTask
 
 MAX_VALUE = 12
 MAX_CHANGE = 6
-NAMES = ("Tom", "Anna", "Ben", "Mia", "Sam", "Lucy", "Max", "Eva")
-ITEMS = ("apples", "books", "coins", "cards", "shells", "stamps", "pens", "beads")
-
-DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday")
+DAYS = WEEK[:5]
 
 _START = ("{name} has {a} {item}.", "{name} starts with {a} {item}.", "{name} owns {a} {item}.")
 _GAIN = (
@@ -58,7 +52,6 @@ _OPENING = (
 )
 """Of very different lengths, so that a number may stand anywhere: where tokens are drawn
 independently, each position takes the likeliest token of another telling."""
-_EQUATION = ("{a} {op} {k} = {b}", "{a} {op} {k}, so {b}", "{a} {op} {k}, making {b}")
 _CLOSING = (".", " now.", " {item} in all.", " {item} for {name}.")
 _FINAL = (
     "The answer is \\boxed{{{b}}}.",
@@ -70,15 +63,6 @@ _FINAL = (
     "Altogether, that is \\boxed{{{b}}}.",
     "At the end {name} owns \\boxed{{{b}}} {item}.",
 )
-_NUM_STEPS = ((2, 3, 4, 5), (0.3, 0.3, 0.25, 0.15))
-_BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
-_SHARES: dict[Split, range] = {"test": range(0, 2), "dev": range(2, 4), "train": range(4, 32)}
-"""Thirty-seconds of the question hashes that a split owns."""
-
-
-def _split_of(question: str) -> Split:
-    bucket = hashlib.blake2b(question.encode(), digest_size=1).digest()[0] % 32
-    return next(split for split, share in _SHARES.items() if bucket in share)
 
 
 def _possible(value: int) -> dict[str, range]:
@@ -101,7 +85,7 @@ def _problem(rng: random.Random) -> tuple[str, str, str]:
     value = rng.randint(2, 9)
     question = [rng.choice(_START).format(a=value, **names)]
     solution: list[str] = []
-    num_steps = rng.choices(_NUM_STEPS[0], _NUM_STEPS[1])[0]
+    num_steps = rng.choices(NUM_STEPS[0], NUM_STEPS[1])[0]
     for day in DAYS[:num_steps]:
         possible = _possible(value)
         kinds = list(possible)
@@ -111,7 +95,7 @@ def _problem(rng: random.Random) -> tuple[str, str, str]:
         k = 2 if kind == "double" else rng.randint(1, possible[kind][-1])
         template, new = rng.choice(templates), _after(value, op, k)
         question.append(template.format(k=k, day=day, **names))
-        step = f"{rng.choice(_OPENING)} {rng.choice(_EQUATION)}{rng.choice(_CLOSING)}".lstrip()
+        step = f"{rng.choice(_OPENING)} {rng.choice(EQUATION)}{rng.choice(_CLOSING)}".lstrip()
         solution.append(step.format(a=value, op=op, k=k, b=new, day=day, **names))
         value = new
     question.append(rng.choice(_ASK).format(**names))
@@ -122,7 +106,7 @@ def _problem(rng: random.Random) -> tuple[str, str, str]:
 def is_problem(question: str) -> bool:
     """Whether the generator makes this very question."""
     sentences = re.split(r"(?<=\.) ", question)
-    return len(sentences) - 2 in _NUM_STEPS[0] and any(
+    return len(sentences) - 2 in NUM_STEPS[0] and any(
         _reads(sentences, {"name": name, "item": item}) for name, item in product(NAMES, ITEMS)
     )
 
@@ -143,32 +127,18 @@ def _reads(sentences: Sequence[str], names: dict[str, str]) -> bool:
     return bool(values) and last in [text.format(**names) for text in _ASK]
 
 
-class MiniGSM:
+class MiniGSM(GeneratedTask):
     """The generated benchmark; see the module's docstring."""
 
     name = "mini_gsm"
 
-    def stream(self, split: Split, *, seed: int = 0) -> Iterator[Example]:
-        """An endless stream of the split's problems, without repetition."""
-        seen: set[str] = set()
-        number = 0
-        while True:
-            rng = random.Random(derive_key(seed, self.name, number))
-            number += 1
-            question, reference, answer = _problem(rng)
-            if _split_of(question) == split and question not in seen:
-                seen.add(question)
-                name = f"{self.name}/{split}/{seed}/{len(seen) - 1}"
-                yield Example(name, question, answer, reference)
+    def problem(self, rng: random.Random) -> tuple[str, str, str]:
+        return _problem(rng)
 
-    def examples(self, split: Split, num: int, *, seed: int = 0) -> list[Example]:
-        return list(islice(self.stream(split, seed=seed), num))
+    def is_problem(self, question: str) -> bool:
+        return is_problem(question)
 
-    def grade(self, examples: Sequence[Example], outputs: Sequence[str]) -> list[Grade]:
-        """Correct if the last \\boxed{} holds the gold number."""
-        found = [_BOXED.findall(output) for output in outputs]
-        finals = [numbers[-1].strip() if numbers else None for numbers in found]
-        return [
-            Grade(final is not None and final == example.answer, final)
-            for example, final in zip(examples, finals, strict=True)
-        ]
+    def holds(self, a: str, op: str, k: str, b: str) -> bool:
+        if not (a.isdigit() and k.isdigit() and b.isdigit()):
+            return False
+        return _after(int(a), op, int(k)) == int(b)

@@ -7,6 +7,7 @@ a wrong call at once.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -16,6 +17,7 @@ from t3d.tasks.base import Example
 from t3d.tasks.chat import ChatData
 
 Attention = Literal["auto", "sdpa", "flex_attention"]
+OptimizerName = Literal["adamw", "muon"]
 Sharding = Literal["none", "full"]
 SEEDS = "[0, 4294967296)"
 """What numpy takes, which transformers seeds too."""
@@ -53,8 +55,10 @@ class TrainingConfig:
         batch_size: sequences an optimizer step, over all processes.
         micro_batch_size: sequences a forward pass and process; the rest is accumulated.
         block_sizes: block sizes to train at, one drawn for each optimizer step.
-        learning_rate: peak rate of AdamW.
-        weight_decay: of AdamW.
+        optimizer: adamw, or muon (arXiv:2502.16982), which trains the matrices of the layers and
+            leaves embeddings, norms and head to AdamW at a quarter of the rate.
+        learning_rate: peak rate.
+        weight_decay: decoupled, of either optimizer.
         beta2: of AdamW; beta1 is 0.9.
         warmup_steps: steps of linear warm-up, before a cosine to a tenth of the peak.
         max_grad_norm: gradient norm is clipped to it.
@@ -78,6 +82,7 @@ class TrainingConfig:
     batch_size: int = 64
     micro_batch_size: int = 64
     block_sizes: list[int] = field(default_factory=lambda: [4, 8])
+    optimizer: OptimizerName = "adamw"
     learning_rate: float = 1e-5
     weight_decay: float = 0.01
     beta2: float = 0.999
@@ -115,6 +120,14 @@ class TrainingConfig:
             raise ValueError(
                 f"sharding must be one of {', '.join(get_args(Sharding))}, got {self.sharding!r}"
             )
+        if self.optimizer not in get_args(OptimizerName):
+            raise ValueError(
+                f"optimizer must be one of {', '.join(get_args(OptimizerName))}, "
+                f"got {self.optimizer!r}"
+            )
+        if self.optimizer == "muon" and (self.sharding == "full" or self.lora is not None):
+            key = "lora" if self.lora is not None else "sharding"
+            raise ValueError(f"optimizer: muon needs whole matrices; leave out {key}, or use adamw")
         if self.sharding == "full" and self.lora is not None:
             raise ValueError(
                 "sharding: full trains all weights; leave lora out, or set sharding to none: "
@@ -193,7 +206,7 @@ class PretrainConfig:
 
     Args:
         model: a checkpoint to train further; None for a new model of `shape`.
-        task: the benchmark whose worked answers are learned.
+        task: the benchmark whose worked answers are learned, or several, whose problems take turns.
         folder: of the benchmark's files; by default what `t3d data download` fetched.
         data: chats or texts to adapt the model to, instead of the task's answers.
         num_examples: training problems, or rows of `data`, at most.
@@ -201,18 +214,20 @@ class PretrainConfig:
         vocab_size: tokens at most of the tokenizer learned from the problems.
         shape: of the model.
         num_views: noised copies of a sequence in one pass.
+        prompt_loss: whether prompts take loss as well; by default only responses do.
         weighting: of the loss at a masked token: nelbo, or uniform.
         training: optimisation.
     """
 
     model: str | None = None
-    task: str = "mini_gsm"
+    task: str | list[str] = "mini_gsm"
     folder: Path | None = None
     data: ChatData | None = None
     num_examples: int = 96_000
     data_seed: int = 1
     vocab_size: int = 1024
     num_views: int = 1
+    prompt_loss: bool = False
     weighting: str = "nelbo"
     shape: ModelShape = field(default_factory=ModelShape)
     training: TrainingConfig = field(default_factory=TrainingConfig)
@@ -228,14 +243,26 @@ class PretrainConfig:
         )
         if self.data is not None and self.model is None:
             raise ValueError("data: is for a model that has a tokenizer; name it with model")
+        if not self.tasks:
+            raise ValueError("task: the list is empty; name a task")
         if self.data is not None and self.folder is not None:
             raise ValueError("folder: holds a task's files; leave it out beside data")
 
     def examples(self) -> list[Example]:
-        """The task's training problems.
+        """The training problems of the task, or in turns of several.
 
         Raises:
             ValueError: for an unknown task, or one whose files are missing or damaged.
         """
-        task = get_task(self.task, data=self.folder)
-        return task.examples("train", self.num_examples, seed=self.data_seed)
+        shares = [
+            get_task(name, data=self.folder).examples(
+                "train", -(-self.num_examples // len(self.tasks)), seed=self.data_seed
+            )
+            for name in self.tasks
+        ]
+        turns = (example for turn in zip_longest(*shares) for example in turn)
+        return [example for example in turns if example is not None][: self.num_examples]
+
+    @property
+    def tasks(self) -> list[str]:
+        return [self.task] if isinstance(self.task, str) else self.task

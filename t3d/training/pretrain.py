@@ -22,7 +22,9 @@ from t3d.models import (
     from_pretrained,
     wrap,
 )
+from t3d.models.loading import BUILT_IN
 from t3d.provenance import hash_file, hash_weights, provenance, write_json
+from t3d.shards import read_object
 from t3d.tasks.base import Example
 from t3d.tasks.chat import Chat, ChatData, OverLong, read_chats
 from t3d.tasks.tokenizer import END_TOKEN, PAD_TOKEN, train_tokenizer
@@ -60,6 +62,10 @@ def new_model(config: PretrainConfig, examples: list[Example]) -> LanguageModel:
             **shape,
         )
         model = SDARForCausalLM(settings)
+        # At the library's 0.02 words that are used alike, such as names, grow into one vector
+        # before the model tells them apart, and it never learns to copy them.
+        embedding = model.model.embed_tokens.weight
+        torch.nn.init.normal_(embedding, std=config.shape.hidden_size**-0.5)
     return wrap(model, tokenizer, "new")
 
 
@@ -199,6 +205,12 @@ def _adaptation_rows(
     return rows, {"path": data.path, "hash": found, **asdict(counts)}
 
 
+def _all_response(row: dict[str, Any], mask_id: int) -> dict[str, Any]:
+    """The row without a prompt: all of its tokens take loss. Its last block is filled already."""
+    ids = row["input_ids"]
+    return labelled_row([], ids, row["index"], fill_id=mask_id, mask_id=mask_id, block_size=1)
+
+
 def pretrain(config: PretrainConfig, output: Path, *, progress: bool = True) -> Path:
     """Train and save a checkpoint; a killed run continues from the last one on its way.
 
@@ -222,6 +234,8 @@ def pretrain(config: PretrainConfig, output: Path, *, progress: bool = True) -> 
         rows = labelled_rows(lm, examples, max(block_sizes))
     else:
         rows, source = _adaptation_rows(lm, config, config.data)
+    if config.prompt_loss:
+        rows = [_all_response(row, lm.mask_token_id) for row in rows]
     directory = output / "training"
     trainer = fit(
         lm, pretraining_method(config), rows, config.training, directory, progress=progress
@@ -234,6 +248,10 @@ def pretrain(config: PretrainConfig, output: Path, *, progress: bool = True) -> 
         weights_hash=hash_weights(output),
     )
     record["data"] = source
+    if config.model is not None:
+        base = BUILT_IN.get(config.model, Path(config.model)) / "provenance.json"
+        # By itself the name of a directory says little once the directory is gone.
+        record["base"] = read_object(base) if base.is_file() else None
     record["optimizer_steps"] = trainer.state.global_step
     record["tokens_seen"] = trainer.state.num_input_tokens_seen
     if trainer.args.should_save:

@@ -68,6 +68,7 @@ def fit(
         config.block_sizes,
         teacher,
         lora=config.lora,
+        optimizer=config.optimizer,
         attention=config.attention,
         sharding=config.sharding,
     )

@@ -33,11 +33,12 @@ from t3d.provenance import write_json
 from t3d.rng import derive_key, fold
 from t3d.shards import read_object
 from t3d.training import sharding as shards
-from t3d.training.config import Attention, LoraSettings, Sharding
+from t3d.training.config import Attention, LoraSettings, OptimizerName, Sharding
 from t3d.training.data import SortedBatchSampler
 from t3d.training.forward import ModelInputs, assemble, attending
 from t3d.training.lora import Adapter, FrozenAdapter
 from t3d.training.methods import Method
+from t3d.training.muon import muon
 from t3d.trajectory import TrajectoryBatch
 
 REFERENCE_FILE = "reference.safetensors"
@@ -64,6 +65,7 @@ class DiffusionTrainer(Trainer):
         teacher: LanguageModel | None = None,
         callbacks: list[TrainerCallback] | None = None,
         lora: LoraSettings | None = None,
+        optimizer: OptimizerName = "adamw",
         attention: Attention = "auto",
         sharding: Sharding = "none",
     ) -> None:
@@ -78,6 +80,7 @@ class DiffusionTrainer(Trainer):
             data_collator=lambda rows: TrajectoryBatch.collate(rows, lm.pad_token_id).as_dict(),
             processing_class=lm.tokenizer,
             callbacks=callbacks,
+            optimizers=(muon(lm.model, arguments) if optimizer == "muon" else None, None),
         )
         # It would print every log.
         self.remove_callback(PrinterCallback)

@@ -96,7 +96,7 @@ def recorded(teacher: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def test_a_store_and_two_checkpoints(teacher: LanguageModel, recorded: list[Trajectory]) -> None:
-    student = tiny(vocab_size=525, mask_token_id=teacher.mask_token_id, dtype=torch.float32)
+    student = tiny(vocab_size=596, mask_token_id=teacher.mask_token_id, dtype=torch.float32)
     lm = wrap(student, teacher.tokenizer, "student")
     config = AnalysisConfig(num_states=4, num_samples=8, noise_level=0.75)
     found = analyze(teacher, [lm], recorded, config, progress=False)
@@ -154,15 +154,15 @@ def test_bad_input(teacher: LanguageModel, recorded: list[Trajectory]) -> None:
     config = AnalysisConfig()
     with pytest.raises(ValueError, match="at least 2 trajectories, got 0.*t3d rollout"):
         analyze(teacher, [teacher], [], config)
-    with pytest.raises(ValueError, match="mini_teacher: exact values.*at most 16.*not 525 and 4"):
+    with pytest.raises(ValueError, match="mini_teacher: exact values.*at most 16.*not 596 and 4"):
         analyze(teacher, [teacher], recorded, AnalysisConfig(exact=True))
     tokenizer = train_tokenizer(["other words"], vocab_size=300)
-    strange = tiny(vocab_size=525, mask_token_id=None)
+    strange = tiny(vocab_size=596, mask_token_id=None)
     with pytest.raises(ValueError, match="strange: its vocabulary is not that of mini_teacher"):
         analyze(teacher, [wrap(strange, tokenizer, "strange")], recorded, config)
-    wide = wrap(tiny(vocab_size=600, mask_token_id=524), teacher.tokenizer, "wide")
+    wide = wrap(tiny(vocab_size=600, mask_token_id=595), teacher.tokenizer, "wide")
     with pytest.raises(ValueError, match="wide: its vocabulary is not that of mini_teacher"):
         analyze(teacher, [wide], recorded, config)
     foreign = dataclasses.replace(recorded[0], prompt_ids=[600])
-    with pytest.raises(ValueError, match="token ids beyond the 525 of mini_teacher"):
+    with pytest.raises(ValueError, match="token ids beyond the 596 of mini_teacher"):
         analyze(teacher, [teacher], [recorded[1], foreign], config)

@@ -194,21 +194,23 @@ def test_generate_shows_a_problem_of_a_task_as_eval_grades_it(
 
 
 def test_the_small_model_answers_its_problems_and_warns_of_others(t3d: Run, tmp_path: Path) -> None:
-    problem = package.get_task("mini_gsm").examples("test", 1)[0]
-    shown = t3d("generate", "--task", "mini_gsm")
-    assert (shown.code, shown.err) == (0, "")
-    assert shown.out.endswith(f"gold:     {problem.answer}\nverdict:  right\n")
-    assert t3d("generate", *SHORT, problem.question).err == ""
+    for task in ("mini_gsm", "mini_week"):
+        problem = package.get_task(task).examples("test", 1)[0]
+        shown = t3d("generate", "--task", task)
+        assert (shown.code, shown.err) == (0, "")
+        assert shown.out.endswith(f"gold:     {problem.answer}\nverdict:  right\n")
+        assert t3d("generate", *SHORT, problem.question).err == ""
     # A student of it knows no more.
     student = tmp_path / "student"
     shutil.copytree(BUILT_IN["mini_teacher"], student)
     record = json.loads((student / "provenance.json").read_text()) | {"model": "mini_teacher"}
+    del record["base"]
     (student / "provenance.json").write_text(json.dumps(record | {"config": {}}))
     for model in ("mini_teacher", student):
         foreign = t3d("generate", "--model", model, *SHORT, "What is the capital of France?")
         assert foreign.code == 0
         assert foreign.err.count("\n") == 1
-        assert f"{model} knows generated word problems of mini_gsm only" in foreign.err
+        assert f"{model} knows generated problems of mini_gsm and mini_week only" in foreign.err
 
 
 def test_a_question_that_looks_like_a_number(checkpoint: Path, t3d: Run) -> None:

@@ -111,7 +111,7 @@ def test_an_interrupt_ends_workers_in_the_middle_of_a_student(
     def in_training() -> bool:
         return any(output.glob("checkpoints/*/.seed*.training/checkpoint-*"))
 
-    code, err = stop_with_workers(command, in_training, signal.SIGINT)
+    code, err = stop_with_workers(command, in_training, signal.SIGTERM)
     assert code == 130
     assert err.endswith("t3d: stopped; run the same command again to resume\n")
     assert "Traceback" not in err

@@ -80,14 +80,14 @@ def test_the_row_of_windows_counts_tokens_of_a_window(lm: LanguageModel) -> None
     text=st.text(),
     ids=st.lists(st.integers(0, 9), min_size=1),
     answers=st.tuples(*[st.none() | st.text()] * 3),
-    string_correct=st.none() | st.booleans(),
+    verdicts=st.tuples(*[st.none() | st.booleans()] * 2),
 )
 def test_samples_come_back(
     tmp_path_factory: pytest.TempPathFactory,
     text: str,
     ids: list[int],
     answers: tuple[str | None, str | None, str | None],
-    string_correct: bool | None,
+    verdicts: tuple[bool | None, bool | None],
 ) -> None:
     path = tmp_path_factory.mktemp("samples") / "samples.parquet"
     whole = Sample(
@@ -100,7 +100,7 @@ def test_samples_come_back(
         ),
         rank=2,
         seconds=0.25,
-        grade=Grade(True, answers[0], string_correct, answers[1]),
+        grade=Grade(True, answers[0], verdicts[0], answers[1], verdicts[1]),
         answer=answers[2],
     )
     write_samples(path, [("fast", whole), (text, whole)])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +74,15 @@ def test_what_no_evaluation_gives_is_refused_by_row_and_key(
     write(tmp_path / "results.json", **{key: value})
     with pytest.raises(ValueError, match=rf"results.json: row 1: {key} must "):
         distinct_rows([tmp_path])
+
+
+@pytest.mark.parametrize(
+    "key", [f.name for f in fields(ResultRow) if re.search(r"\b(int|float)\b", str(f.type))]
+)
+def test_every_number_of_a_row_has_a_range(tmp_path: Path, key: str) -> None:
+    write(tmp_path / "results.json", **{key: [math.nan, 1] if key == "ci95" else math.nan})
+    with pytest.raises(ValueError, match=rf"results.json: row 1: {key} must be a "):
+        load_results(tmp_path / "results.json")
 
 
 @pytest.mark.parametrize("rows", [None, 3, {}, [3], [None], "rows"])

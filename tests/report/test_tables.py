@@ -190,6 +190,23 @@ def test_two_rows_for_one_cell_are_refused(make_rows: Make) -> None:
         markdown_tables([*rows, rows[0]])
 
 
+def test_the_strict_rule_stands_beside_the_answers_alone(make_rows: Make) -> None:
+    rows = make_rows(methods=("original",))
+    assert "Grading" not in markdown_tables(rows)
+    graded = [dataclasses.replace(row, string_accuracy=0.75) for row in rows]
+    assert "75.0" in markdown_tables(graded)
+    assert "faithful" not in markdown_tables(graded)
+    strict = [dataclasses.replace(row, faithful=0.625) for row in graded]
+    made = markdown_tables(strict)
+    assert "correct is right and faithful" in made
+    sheets = [lines for title, lines in parse(made).items() if title.startswith("Grading")]
+    assert sheets
+    for header, *lines in sheets:
+        assert all(
+            dict(zip(header, line, strict=True))["faithful<br>(%)"] == "62.5" for line in lines
+        )
+
+
 def test_no_rows_are_refused() -> None:
     with pytest.raises(ValueError, match="t3d eval"):
         markdown_tables([])

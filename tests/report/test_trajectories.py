@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 import re
 import tempfile
@@ -15,6 +16,7 @@ from rich.console import Console
 
 from t3d.decoding.request import Completion, Passes
 from t3d.report.trajectories import Problem, TrajectoryView, render_terminal, view_of, write_html
+from t3d.tasks import Grade
 
 VOID = {"meta"}
 TAGS = {"html", "head", "meta", "title", "style", "body", "h1", "h2", "h3", "p", "div", "span"}
@@ -102,7 +104,8 @@ def test_view_of_ends_at_the_stop_token() -> None:
         finish_reason="stop",
         passes=Passes(prefill=1, denoising=3, commit=1),
     )
-    made = view_of(completion, str, title="t", prompt_length=7, block_size=4, correct=False)
+    grade = Grade(False, "7", string_correct=True, faithful=False, reason="names Tom")
+    made = view_of(completion, str, title="t", prompt_length=7, block_size=4, grade=grade)
     assert made == TrajectoryView(
         title="t",
         tokens=["10", "11", "12"],
@@ -112,6 +115,8 @@ def test_view_of_ends_at_the_stop_token() -> None:
         block_size=4,
         correct=False,
         passes=5,
+        faithful=False,
+        reason="names Tom",
     )
 
 
@@ -156,6 +161,27 @@ def test_html_tells_answers_verdicts_and_passes() -> None:
     for cost in ("1 pass for 1 token", "3 passes for 1 token", "7 passes for 2 tokens"):
         assert made.count(cost) == 1
     assert "Gold answer" not in "".join(page([("q", None, [])]).prose)
+
+
+@pytest.mark.parametrize(
+    ("correct", "faithful", "reason", "verdict"),
+    [
+        (None, None, None, ""),
+        (True, None, None, "✓ right"),
+        (False, None, "timeout", "✗ wrong"),
+        (True, True, None, "✓ right"),
+        (False, True, None, "✗ wrong"),
+        (False, False, None, "✗ wrong, unfaithful"),
+        (False, False, "says 1 + 1 = <b>", "✗ unfaithful: says 1 + 1 = <b>"),
+    ],
+)
+def test_a_verdict_tells_a_wrong_answer_from_an_unfaithful_response(
+    correct: bool | None, faithful: bool | None, reason: str | None, verdict: str
+) -> None:
+    made = dataclasses.replace(view(["a"], correct=correct), faithful=faithful, reason=reason)
+    assert made.verdict == verdict
+    assert verdict in "\n".join(page([("q", None, [made])]).prose)
+    assert verdict in plain([made])
 
 
 def test_html_loads_nothing_and_runs_nothing(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from t3d.training.arguments import training_arguments
-from t3d.training.config import TrainingConfig
+from t3d.training.config import LoraSettings, TrainingConfig
 
 
 def test_the_published_optimiser():
@@ -53,3 +53,22 @@ def test_settings_reach_transformers(tmp_path: Path):
 def test_mistakes_are_named(tmp_path: Path, settings: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         training_arguments(TrainingConfig(**settings), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"optimizer": "sgd"}, "optimizer must be one of adamw, muon, got 'sgd'"),
+        (
+            {"optimizer": "muon", "sharding": "full"},
+            "muon needs whole matrices; leave out sharding",
+        ),
+        (
+            {"optimizer": "muon", "lora": LoraSettings()},
+            "muon needs whole matrices; leave out lora",
+        ),
+    ],
+)
+def test_optimizers_that_do_not_fit(settings: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        TrainingConfig(**settings)

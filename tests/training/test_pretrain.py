@@ -85,6 +85,15 @@ def test_pretraining_learns_and_saves_what_loads(tmp_path: Path, log: Log):
     assert record["config"]["training"]["learning_rate"] == 1e-2
 
 
+def test_a_checkpoint_tells_what_it_was_trained_from(tmp_path: Path):
+    config = replace(MICRO, training=replace(MICRO.training, steps=1))
+    first = pretrain(config, tmp_path / "first", progress=False)
+    second = pretrain(replace(config, model=str(first)), tmp_path / "second", progress=False)
+    records = [json.loads((path / "provenance.json").read_text()) for path in (first, second)]
+    assert "base" not in records[0]
+    assert (records[1]["model"], records[1]["base"]) == (str(first), records[0])
+
+
 def test_a_new_model_depends_on_the_seed_alone():
     examples = [Example("a", "What is 1 + 1?", "2", "It is \\boxed{2}.")]
 
@@ -107,6 +116,47 @@ def test_labelled_rows_end_with_the_stop_token_and_whole_blocks():
     stop = row["input_ids"].index(lm.stop_token_ids[0], prompt)
     assert row["input_ids"][stop + 1 :] == [lm.pad_token_id] * (length - stop - 1)
     assert length % 8 == 0
+
+
+def test_problems_of_several_tasks_take_turns():
+    config = replace(MICRO, task=["mini_gsm", "mini_week"], num_examples=7)
+    examples = config.examples()
+    found = [[e for e in examples if e.id.startswith(task)] for task in config.tasks]
+    assert [e for turn in zip(*found, strict=False) for e in turn] == examples[:6]
+    for task, own in zip(config.tasks, found, strict=True):
+        assert own == replace(config, task=task).examples()[: len(own)]
+    assert [len(own) for own in found] == [4, 3]
+
+
+@pytest.mark.parametrize("with_data", [False, True])
+def test_prompts_take_loss_where_it_is_asked(
+    start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_data: bool
+):
+    data = write_rows(tmp_path / "a.jsonl", 9, {"prompt": "x", "response": "y"})
+    base = adapted(start, data, max_length=64) if with_data else replace(MICRO, model=str(start))
+
+    def rows(prompt_loss: bool) -> list[dict[str, Any]]:
+        seen: list[list[dict[str, Any]]] = []
+
+        def stop(lm: Any, method: Any, rows: list[dict[str, Any]], *args: Any, **kwargs: Any):
+            seen.append(rows)
+            raise InterruptedError
+
+        monkeypatch.setattr("t3d.training.pretrain.fit", stop)
+        with pytest.raises(InterruptedError):
+            pretrain(replace(base, prompt_loss=prompt_loss), tmp_path / "model", progress=False)
+        return seen[0]
+
+    mask = from_pretrained(start).mask_token_id
+    for row, whole in zip(rows(False), rows(True), strict=True):
+        length = len(row["input_ids"])
+        assert row["prompt_length"] > 0
+        assert whole == row | {
+            "prompt_length": 0,
+            "num_response_tokens": length,
+            "decode_order": list(range(length)),
+            "initial_ids": [mask] * length,
+        }
 
 
 def test_labelled_rows_need_worked_answers():
@@ -244,6 +294,8 @@ def test_a_checkpoint_adapts_to_chats(
     counts = {"rows": 20, "cut": 0, "dropped": 1}
     assert record["data"] == {"path": str(data), "hash": hash_file(data), **counts}
     assert record["model"] == str(start)
+    # It was saved without.
+    assert record["base"] is None
     assert record["config"]["weighting"] == "uniform"
     assert (record["optimizer_steps"], record["weights_hash"]) == (24, hash_weights(output))
     lm, before = from_pretrained(output), from_pretrained(start)
@@ -294,6 +346,7 @@ def test_too_little_data_leaves_nothing(start: Path, tmp_path: Path) -> None:
             {"model": "m", "data": ChatData("a.jsonl"), "folder": Path()},
             "folder: holds a task's files; leave it out beside data",
         ),
+        ({"task": []}, "task: the list is empty"),
         ({"num_views": 0}, "num_views must be at least 1"),
         ({"weighting": "none"}, "weighting must be one of nelbo, uniform"),
     ],

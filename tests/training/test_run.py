@@ -28,7 +28,7 @@ from t3d.blocks import BlockLayout
 from t3d.models import LanguageModel
 from t3d.noising import Noiser, View, Vocabulary
 from t3d.training import run
-from t3d.training.config import MethodConfig, TrainingConfig
+from t3d.training.config import MethodConfig, OptimizerName, TrainingConfig
 from t3d.training.methods import Method, build_method
 from t3d.training.run import fit
 from t3d.trajectory import TrajectoryBatch
@@ -73,11 +73,13 @@ class Interrupted:
         return self.noiser(batch, layout, keys, vocabulary, progress)
 
 
-def interrupt(bench: Any, method: Method, at: int, directory: Path) -> None:
+def interrupt(
+    bench: Any, method: Method, at: int, directory: Path, settings: TrainingConfig = SETTINGS
+) -> None:
     noiser = Interrupted(method.noiser, at)
     cut = replace(method, noiser=noiser)
     with pytest.raises(PowerCut):
-        fit(bench.model(), cut, bench.rows(NUM_ROWS), SETTINGS, directory, progress=False)
+        fit(bench.model(), cut, bench.rows(NUM_ROWS), settings, directory, progress=False)
 
 
 METHODS = {
@@ -87,24 +89,26 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("name", list(METHODS))
+@pytest.mark.parametrize(
+    ("name", "optimizer"), [*((name, "adamw") for name in METHODS), ("naive_td", "muon")]
+)
 def test_a_resumed_run_equals_an_uninterrupted_one(
-    bench: Any, weights: Weights, tmp_path: Path, name: str
+    bench: Any, weights: Weights, tmp_path: Path, name: str, optimizer: OptimizerName
 ):
-    method = METHODS[name]
+    method, settings = METHODS[name], replace(SETTINGS, optimizer=optimizer)
     whole_lm, resumed_lm = bench.model(), bench.model()
     rows = bench.rows(NUM_ROWS)
-    whole = fit(whole_lm, method, rows, SETTINGS, tmp_path / "whole", progress=False)
+    whole = fit(whole_lm, method, rows, settings, tmp_path / "whole", progress=False)
     directory = tmp_path / "resumed"
     # In the second micro-batch of the fifth step, and once more, in the third step after resuming.
     for call, last in ((2 * 4 + 1, 4), (2 * 2 + 1, 6)):
-        interrupt(bench, method, call, directory)
+        interrupt(bench, method, call, directory, settings)
         assert [path.name for path in directory.iterdir()] == [f"checkpoint-{last}"]
     if method.reference_every is not None:
         checkpoint = load_file(directory / "checkpoint-6" / "model.safetensors")
         reference = load_file(directory / "checkpoint-6" / "reference.safetensors")
         assert any(not torch.equal(checkpoint[k], reference[k]) for k in checkpoint)
-    resumed = fit(resumed_lm, method, rows, SETTINGS, directory, progress=False)
+    resumed = fit(resumed_lm, method, rows, settings, directory, progress=False)
 
     expected, actual = weights(whole_lm), weights(resumed_lm)
     assert all(torch.equal(actual[k], expected[k]) for k in expected)
