@@ -88,7 +88,7 @@ class DecodingConfig:
         for problem, present in problems.items():
             if present:
                 name = problem.split()[0]
-                raise ValueError(f"{problem}, got {name}={getattr(self, name)!r}")
+                raise ValueError(f"{problem}, got {getattr(self, name)!r}")
 
 
 @dataclass(frozen=True)
