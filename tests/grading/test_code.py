@@ -20,7 +20,7 @@ from benchmarks.sandbox import Row, humaneval, mbpp, mbpp_asserts, rows
 from t3d.grading import code, sandbox
 from t3d.grading.code import CodeVerdict, Program, grade_programs, main
 from t3d.grading.expected import split_tests
-from t3d.grading.runner import Opaque, decode, encode
+from t3d.grading.values import Opaque, decode, encode
 from t3d.grading.sandbox import Backend, SandboxError, find_backend, run
 from tests.grading.hostile.corpus import CORPUS, FORGED, HONEST, LOOPED, TESTS
 
@@ -273,7 +273,7 @@ FUNCTIONS = {
 def test_the_two_parts_of_a_test_say_what_the_whole_says(test: str, function: str) -> None:
     split = split_tests([test], "ask")
 
-    def ask(check: int, *values: object) -> bool:
+    def ask(check: int, *values: object, plain: bool = False) -> bool:
         try:
             return bool(
                 eval(split.checks[check].template, {f"_{i}": v for i, v in enumerate(values)})
