@@ -74,15 +74,17 @@ def unshare() -> bool:
         try:
             if os.read(ready[0], 1):
                 os.write(done[1], b"2" if _map_ids(process, uid, gid) else b"1")
+        except OSError as error:
+            os.write(done[1], str(error).encode())
         finally:
             os._exit(0)
     os.close(done[1])
     _check(_LIBC.unshare(_CLONE_NEW), "unshare")
     os.write(ready[1], b"-")
-    mapped = os.read(done[0], 1)
+    mapped = os.read(done[0], 1024)
     os.waitpid(helper, 0)
-    if not mapped:
-        raise PermissionError("cannot map user ids")
+    if mapped not in (b"1", b"2"):
+        raise PermissionError(f"user ids: {mapped.decode()}")
     return mapped == b"2"
 
 
