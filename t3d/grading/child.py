@@ -8,7 +8,6 @@ from __future__ import annotations
 import atexit
 import builtins
 import ctypes
-import os
 import platform
 import resource
 import signal

@@ -62,13 +62,18 @@ def split_tests(tests: Sequence[str], ask: str) -> SplitTests:
     snippets: list[str] = []
     checks: list[Check] = []
     for test, tree in zip([*tests, ""], [*trees, calls], strict=True):
+        if tree is None:
+            snippets.append(test)
+            continue
         num_checks = len(checks)
         try:
-            if tree is not None:
-                cut = _Cutter(ask, checks, required).visit(tree)
-                test = ast.unparse(ast.fix_missing_locations(cut))
-        except RecursionError:  # It runs uncut, if Python runs it at all.
+            cut = _Cutter(ask, checks, required).visit(tree)
+            test = ast.unparse(ast.fix_missing_locations(cut))
+        except RecursionError:  # Python itself reads deeper: it runs uncut, and tells its end.
             del checks[num_checks:]
+            if any(isinstance(statement, ast.Assert) for statement in tree.body):
+                test += f"\nassert {ask}({num_checks}, True)"
+                checks.append(Check("_0", True))
         snippets.append(test)
     return SplitTests(tuple(snippets), tuple(checks))
 

@@ -41,5 +41,11 @@ def pids_of(process: str) -> list[str]:
         return []
 
 
-def reasons(programs: list[str], tests: tuple[str, ...] = TESTS, **fields: Any) -> list[str]:
-    return [v.reason for v in grade_programs([Program(p, tests, **fields) for p in programs])]
+def reasons(
+    programs: list[str],
+    tests: tuple[str, ...] = TESTS,
+    num_workers: int | None = None,
+    **fields: Any,
+) -> list[str]:
+    rows = [Program(program, tests, **fields) for program in programs]
+    return [verdict.reason for verdict in grade_programs(rows, num_workers=num_workers)]

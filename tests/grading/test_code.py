@@ -119,6 +119,7 @@ def test_the_command_prints_a_verdict_a_line(tmp_path: Path, backend: Backend) -
     ("line", "message"),
     [
         ("{", "2: not JSON"),
+        ("[" * 100000, "2: not JSON"),
         ("[]", "2: a row must be an object"),
         ('{"program": ""}', "2: key 'tests' is missing"),
         ('{"tests": []}', "2: key 'program' is missing"),

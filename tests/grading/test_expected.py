@@ -26,6 +26,11 @@ ASSERTIONS = (
     "assert {f(2): 'x'} == dict([(4, 'x')])",
     "assert set([f(2)]) == set([4])",
     "assert f(f)",
+    "assert f(2) == f(f)",
+    "assert f(f) == f(f)",
+    "assert not f(f) == f(f)",
+    "assert (f(2) == 4, 'message') and f(2)",
+    "if f(2) != 4:\n    raise AssertionError",
     "y = 4\nassert f(2) == y",
     "def check(g):\n  for x in range(3):\n    assert g(x) == x * x\n  assert g(2) == 4\ncheck(f)",
     "try:\n    assert f(2) == 5\nexcept AssertionError:\n    pass\nelse:\n    assert f(2) == 3",
@@ -66,7 +71,14 @@ def test_the_two_parts_of_a_test_say_what_the_whole_says(test: str, function: st
     ("test", "required"),
     [
         ("assert f(1) == 77", [True]),
-        ("assert f(1) == g(1)", [False]),
+        ("assert f(1) == g(1)", [True]),
+        ("assert f(1) > 0 and f(1) < g(2)", [True]),
+        ("for x in (1, 2):\n    assert f(x) and g(x)", [False]),
+        ("def test_f():\n    assert f(1) == 77", [True]),
+        ("class T(TestCase):\n    def test_f(self):\n        self.assertEqual(f(1), 77)", [True]),
+        ("class T(TestCase):\n    def help(self):\n        self.assertEqual(f(1), 77)", [False]),
+        ("if f(1) != 2:\n    raise ValueError", [True]),
+        ("assert f(1) == 77, g(1)\nassert True\nassert 1 == 1", [True]),
         ("def check(f):\n    assert f(1) == 77\ncheck(f)", [True]),
         ("def check(f):\n    assert f(1) == 77", [False]),
         ("def check(f):\n    return\n    assert f(1) == 77\ncheck(f)", [False]),
@@ -92,3 +104,35 @@ def test_the_polarity_of_a_bare_assertion_is_not_in_the_snippet() -> None:
     )
     assert positive.snippets == negative.snippets
     assert positive.checks != negative.checks
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        "",
+        "# f(2) is 4",
+        "f(2) == 4",
+        "f(2)",
+        "y = f(2)",
+        "print(f(2) == 4)",
+        "assert True",
+        "assert 1 + 1 == 2",
+        "assert (f(2) == 4, 'message')",
+        "assert (f(x) == x for x in (1, 2))",
+        "assert lambda: f(2) == 4",
+        "assert f'{f(2)}'",
+        "if __name__ == '__main__':\n    assert f(2) == 4",
+        "import unittest\nunittest.main()",
+    ],
+)
+def test_what_no_program_can_fail_is_no_check(test: str) -> None:
+    assert split_tests([test], "ask").checks == ()
+
+
+@pytest.mark.parametrize("depth", [10, 300, 1000, 3000, 100000])
+@pytest.mark.parametrize("kind", ["-", "()", "[]"])
+def test_deep_tests_raise_nothing(kind: str, depth: int) -> None:
+    deep = f"assert f(1) == {kind[0] * depth}1{kind[1:] * depth}"
+    split = split_tests(["assert f(1) == 77", deep], "ask")
+    assert "77" not in split.snippets[0]
+    assert len(split.checks) == 2 or split.snippets[1] == deep

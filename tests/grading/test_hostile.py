@@ -1,4 +1,4 @@
-"""The hostile corpus: none passes, none leaves anything, none changes the verdict on another row."""
+"""The hostile corpus: none passes, none leaves anything, nor changes another row's verdict."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_no_hostile_program_passes_and_none_leaves_anything(
         honest = [Program(HONEST, TESTS, time_limit_s=0.05)] * 10
         # Between the hostile ones, in time as in order.
         mixed = [p for i in range(10) for p in (*programs[i::10], honest[i])]
-        verdicts = grade_programs(mixed, num_workers=4)
+        verdicts = grade_programs(mixed, num_workers=8)
     left = in_namespaces() - before
     wrong = {}
     names = {program.program: name for name, program in zip(CORPUS, programs, strict=True)}
@@ -135,15 +135,21 @@ def test_the_keys_of_the_caller_stay_behind(keyctl: int, add_key: int) -> None:
     subprocess.run([sys.executable, "-c", source], check=True)
 
 
-def test_what_a_child_says_neither_ends_nor_holds_the_grading(backend: Backend) -> None:
+STALLS = ("a_long_integer", "a_long_fraction", "colliding_integers", "colliding_keys")
+
+
+def test_a_judge_is_not_held_up(backend: Backend) -> None:
     start = time.monotonic()
-    got = reasons([HONEST, *(source for _, source in SAID.values()), HONEST], time_limit_s=0.1)
-    assert (got[0], got[-1]) == ("passed", "passed")
-    assert "passed" not in got[1:-1]
-    assert time.monotonic() - start < 3 * len(got)
+    stalls = [SAID[f"said_{name}"][1] for name in STALLS]
+    got = reasons([*stalls, HONEST], time_limit_s=0.1, num_workers=1)
+    assert got[-1] == "passed"
+    assert "passed" not in got[:-1]
+    assert time.monotonic() - start < 30  # Two minutes for one of them without limits.
 
 
-@pytest.mark.parametrize("source", [SAID["said_colliding_integers"][1], "import time\ntime.sleep(99)"])
+@pytest.mark.parametrize(
+    "source", [SAID["said_colliding_integers"][1], "import time\ntime.sleep(99)"]
+)
 def test_everything_ends_with_the_grader(backend: Backend, source: str, tmp_path: Path) -> None:
     path = tmp_path / "programs.jsonl"
     row = {"program": source, "tests": list(TESTS), "time_limit_s": 60}

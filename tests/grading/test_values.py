@@ -73,7 +73,7 @@ def test_a_frame_has_a_largest_size() -> None:
         with pytest.raises(MemoryError):
             send(ours, "x" * MAX_FRAME)
         ours.sendall(struct.pack("!I", MAX_FRAME + 1))
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match=str(MAX_FRAME + 1)):
             receive(theirs)
         ours.shutdown(socket.SHUT_WR)
         with pytest.raises(EOFError):
