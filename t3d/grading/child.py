@@ -25,16 +25,20 @@ if TYPE_CHECKING:
 _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS, _FILTER = 22, 38, 2
 _ENOSYS, _EAFNOSUPPORT = 38, 97
 # add_key, request_key, keyctl, memfd_create, memfd_secret, shmget, msgget, semget, mq_open, bpf,
-# perf_event_open, userfaultfd, io_uring_setup, preadv2, cachestat; last, socket.
+# perf_event_open, userfaultfd, io_uring_setup, preadv2, cachestat, setpriority; then those of
+# another process: prlimit64, sched_setparam, sched_setscheduler, sched_setaffinity, sched_setattr;
+# then socket.
 _SYSTEM_CALLS = {
     "x86_64": (
         0xC000003E,
-        (248, 249, 250, 319, 447, 29, 68, 64, 240, 321, 298, 323, 425, 327, 451),
+        (248, 249, 250, 319, 447, 29, 68, 64, 240, 321, 298, 323, 425, 327, 451, 141),
+        (302, 142, 144, 203, 314),
         41,
     ),
     "aarch64": (
         0xC00000B7,
-        (217, 218, 219, 279, 447, 194, 186, 190, 180, 280, 241, 282, 425, 286, 451),
+        (217, 218, 219, 279, 447, 194, 186, 190, 180, 280, 241, 282, 425, 286, 451, 140),
+        (261, 118, 119, 122, 274),
         198,
     ),
 }
@@ -46,14 +50,15 @@ def filter_system_calls() -> None:
     """No more keys, memory that no limit counts, or sight of the page cache, for good.
 
     Those outlive a process, escape its limits or are shared by programs, and no namespace covers
-    them. Nothing happens on a processor other than x86-64 and ARM64.
+    them. Nor can limits and priority of another process be changed: the watcher must keep its
+    turns. Nothing happens on a processor other than x86-64 and ARM64.
 
     Raises:
         OSError: if the kernel refuses a filter.
     """
     if platform.machine() not in _SYSTEM_CALLS:
         return
-    architecture, denied, socket_call = _SYSTEM_CALLS[platform.machine()]
+    architecture, denied, own_only, socket_call = _SYSTEM_CALLS[platform.machine()]
     # linux/bpf_common.h, linux/seccomp.h: (code, jump if true, jump if false, value).
     load, equal, at_least, answer = 0x20, 0x15, 0x35, 0x06
     allow, deny, no_family = 0x7FFF0000, 0x00050000 | _ENOSYS, 0x00050000 | _EAFNOSUPPORT
@@ -61,6 +66,9 @@ def filter_system_calls() -> None:
     program += [(load, 0, 0, 0), (at_least, 0, 1, _X32), (answer, 0, 0, deny)]
     for number in denied:
         program += [(equal, 0, 1, number), (answer, 0, 0, deny)]
+    for number in own_only:  # Their first argument is a process, 0 for this one.
+        program += [(equal, 0, 4, number), (load, 0, 0, 16), (equal, 0, 1, 0)]
+        program += [(answer, 0, 0, allow), (answer, 0, 0, deny)]
     program += [(equal, 1, 0, socket_call), (answer, 0, 0, allow), (load, 0, 0, 16)]
     for family in _FAMILIES:
         program += [(equal, 0, 1, family), (answer, 0, 0, allow)]

@@ -84,6 +84,18 @@ def test_a_program_cannot_keep_its_tests_from_running(backend: Backend, name: st
     assert reasons([PATCHED], (CHECKED[name],))[0] in ("no_verdict", "assertion")
 
 
+LIMITS = """
+import os, resource
+os.sched_setaffinity(0, os.sched_getaffinity(0))
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+def add(a, b): return a + b
+"""
+
+
+def test_a_program_may_set_its_own_limits(backend: Backend) -> None:
+    assert reasons([LIMITS], ("assert add(1, 2) == 3",)) == ["passed"]
+
+
 CHANCES = {
     "texts": "assert f(0, ['B', 'A', 'C', 'D']) == 'b a c d'",
     "none": "assert f(1, ['B', None, 'A', 7]) == 'b None a 7'",

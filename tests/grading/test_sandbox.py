@@ -65,6 +65,33 @@ def test_a_sandbox_that_fails_is_an_error_and_no_verdict(monkeypatch: pytest.Mon
         run(HONEST, TESTS, "", 1.0, "none")
 
 
+ENDED = """
+import os, signal, time
+from t3d.grading.runner import Watcher
+
+ended, tell = os.pipe()
+child = os.fork()
+if child == 0:
+    if os.fork() == 0:
+        while time.process_time() < 0.4: pass
+        os._exit(0)
+    os.wait()
+    os.write(tell, b"-")
+    signal.pause()
+os.read(ended, 1)
+limits = {"cpu_limit_s": 0.2, "isolated": False, "max_processes": 9, "memory_bytes": 1 << 40}
+print(Watcher(limits, child, child, -1)._exceeded())
+os.kill(child, signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("source", [ENDED] if BACKENDS else [])
+def test_the_time_of_processes_that_ended_counts(source: str) -> None:
+    command = [sys.executable, "-c", source]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "timeout\n"
+
+
 NO_NAMESPACES = """
 import ctypes, os, time
 uid, gid = os.getuid(), os.getgid()
