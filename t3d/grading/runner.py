@@ -77,8 +77,9 @@ class Watcher:
 
     def _judged(self) -> str:
         reason = os.read(self.verdict, 256).decode()
-        if reason == "passed" and set(self._pids()) - {self.child, self.judge}:
-            return "processes"  # Or a copy of the child said so.
+        others = set(self._pids()) - {self.child, self.judge}
+        if reason == "passed" and any(_stat(pid)[:1] not in ([], [b"Z"]) for pid in others):
+            return "processes"  # One is left running, or a copy of the child said so.
         if not reason:  # The child closed the channel, as its end does, or the judge died.
             self._reap(wait_s=1.0)
         return reason or self.ending or "no_verdict"
@@ -128,14 +129,10 @@ class Watcher:
         ended = resource.getrusage(resource.RUSAGE_CHILDREN)
         cpu_seconds, num_pages = ended.ru_utime + ended.ru_stime, 0
         for pid in pids:
-            try:
-                with open(f"/proc/{pid}/stat", "rb") as file:
-                    fields = file.read().rpartition(b")")[2].split()
-            except OSError:  # It has just ended.
-                continue
-            # utime, stime, and those of children that it waited for; rss: proc_pid_stat(5).
-            cpu_seconds += sum(map(int, fields[11:15])) / _TICK
-            num_pages += int(fields[21])
+            if fields := _stat(pid):
+                # utime, stime, and those of children that it waited for; rss.
+                cpu_seconds += sum(map(int, fields[11:15])) / _TICK
+                num_pages += int(fields[21])
         if cpu_seconds > job["cpu_limit_s"]:
             return "timeout"
         if job["isolated"]:
@@ -145,6 +142,15 @@ class Watcher:
         if num_pages * resource.getpagesize() > job["memory_bytes"]:
             return "memory"
         return None
+
+
+def _stat(pid: int) -> list[bytes]:
+    """The fields of proc_pid_stat(5) from the state on; none of a process that has just ended."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()
+    except OSError:
+        return []
 
 
 def _prctl(option: int, value: int) -> None:

@@ -127,6 +127,8 @@ PARALLEL = {
     "p = ProcessPoolExecutor(2)\ndef f(xs): return list(p.map(abs, xs))",
     "threads_left_open": "from concurrent.futures import ThreadPoolExecutor\n"
     "p = ThreadPoolExecutor(2)\ndef f(xs): return list(p.map(abs, xs))",
+    "process_never_waited_for": "import os, time\nif os.fork() == 0: os._exit(0)\ntime.sleep(0.2)\n"
+    "def f(xs): return list(map(abs, xs))",
     "shared_memory": "from multiprocessing.shared_memory import ShareableList\ndef f(xs):\n"
     "    l = ShareableList([abs(x) for x in xs])\n    try: return list(l)\n"
     "    finally: l.shm.close(); l.shm.unlink()",
