@@ -10,7 +10,7 @@ import pytest
 
 from t3d.grading import sandbox
 from t3d.grading.code import Program, grade_programs
-from t3d.grading.sandbox import SandboxError, find_backend, run
+from t3d.grading.sandbox import Backend, SandboxError, find_backend, run
 from tests.grading.hostile.corpus import HONEST, TESTS
 from tests.grading.sandboxes import BACKENDS
 
@@ -154,10 +154,21 @@ def test_a_relative_place_of_bubblewrap_becomes_absolute(
     assert sandbox.command("bubblewrap")[0] == str(tmp_path / "bwrap")
 
 
-def test_root_is_refused_bubblewrap(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sandbox.os, "geteuid", lambda: 0)
-    with pytest.raises(SandboxError, match="how many processes"):
-        run(HONEST, TESTS, "", 1.0, "bubblewrap")
+def test_root_starts_bubblewrap_as_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    users: list[object] = []
+
+    def refuse(line: list[str], *, user: int | None, **others: object) -> None:
+        users.append(user)
+        raise OSError("refused")
+
+    monkeypatch.setattr(sandbox.subprocess, "Popen", refuse)
+    calls: list[tuple[int, Backend]]
+    calls = [(0, "bubblewrap"), (0, "namespaces"), (1000, "bubblewrap")]
+    for euid, backend in calls:
+        monkeypatch.setattr(sandbox.os, "geteuid", lambda euid=euid: euid)
+        with pytest.raises(SandboxError, match="refused"):
+            run(HONEST, TESTS, "", 1.0, backend)
+    assert users == [65534, None, None]
 
 
 def test_a_watcher_that_dies_gives_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
