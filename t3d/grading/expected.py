@@ -192,8 +192,7 @@ class _Cutter(ast.NodeTransformer):
 
     def _guard(self, node: ast.stmt, inner: list[ast.stmt]) -> ast.stmt | list[ast.stmt]:
         """A statement that raises where something is wrong is a check."""
-        raises = any(isinstance(statement, ast.Raise) for statement in inner)
-        return self._then_tell(node) if raises else self._visited(node)
+        return self._then_tell(node) if any(map(_raises, inner)) else self._visited(node)
 
     def _then_tell(self, node: ast.stmt) -> list[ast.stmt]:
         """The statement; after it the judge hears that it raised nothing."""
@@ -253,6 +252,15 @@ class _Cutter(ast.NodeTransformer):
                     return ast.Call(func, [self._cut(argument)], [])
         self.holes.append(node)
         return ast.Name(f"_{len(self.holes) - 1}", ast.Load())
+
+
+def _raises(statement: ast.stmt) -> bool:
+    match statement:
+        case ast.Raise() | ast.Expr(ast.Call(ast.Attribute(ast.Name("self"), "fail"))):
+            return True
+        case ast.Assert(ast.Constant(value)):
+            return not value
+    return False
 
 
 def _hides(node: ast.expr) -> bool:

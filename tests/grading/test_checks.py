@@ -24,6 +24,7 @@ UNCHECKED = {
     "uncalled_coroutine": "async def test_add():\n    assert add(1, 2) == 3\n",
     "uncalled_with_a_fixture": "def test_add(x):\n    assert add(1, 2) == 3\n",
     "class_of_no_unittest": "class Tests:\n    def test(self):\n        assert add(1, 2) == 3\n",
+    "an_assertion_of_true": "if add(1, 2): assert True\ntry: add(1, 2)\nfinally: assert 1\n",
     "no_round": "for a in []:\n    assert add(a, 2) == 3\n",
     "no_round_of_a_guard": "for a in []:\n    if add(a, 2) != 3: raise ValueError\n",
     "an_empty_case": "import unittest\nclass T(unittest.TestCase):\n    pass\n",
@@ -49,6 +50,10 @@ CHECKED = {
     "guard": "if add(1, 2) != 3:\n    raise ValueError('wrong')\n",
     "an_error_that_must_come": "try:\n    add(1, 2) == 3 and add('1', 2)\n"
     "except TypeError:\n    pass\nelse:\n    raise AssertionError\n",
+    "an_assertion_of_false": "try:\n    add('1', 2)\n    assert False, 'no error'\n"
+    "except TypeError:\n    assert True\nif add(1, 2) != 3: assert False\n",
+    "case_that_fails_by_name": "import unittest\nclass T(unittest.TestCase):\n"
+    "    def test_add(self):\n        if add(1, 2) != 3: self.fail('wrong')\n",
     "check_in_the_setup": "check(add)",
 }
 SETUP = "def check(f):\n    assert f(1, 2) == 3\n"
