@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import get_args
 
-from t3d.tasks.base import Example
+from t3d.tasks.base import Example, Grader
 
 
 def load_prompts(path: Path) -> list[Example]:
     """Prompts of a `.jsonl` or `.txt` file, in the file's order; blank lines are skipped.
 
-    A line of `.jsonl` is an object with `question` (or `prompt`) and, optionally, `id` and
-    `answer`; other keys are ignored. An id defaults to `<file's stem>/<line number>`.
+    A line of `.jsonl` is an object with `question` (or `prompt`) and, optionally, `id`,
+    `answer` and `grader`; other keys are ignored. An id defaults to `<file's stem>/<line number>`.
 
     Raises:
         ValueError: naming the file and the line, for whatever cannot be taken.
     """
-    parsers = {".jsonl": _from_json, ".txt": lambda line: (None, line.strip(), None)}
+    parsers = {".jsonl": _from_json, ".txt": lambda line: (None, line.strip(), None, None)}
     if path.suffix not in parsers:
         raise ValueError(f"{path}: prompts come as .jsonl or .txt, not {path.suffix or 'neither'}")
     try:
@@ -34,7 +35,7 @@ def load_prompts(path: Path) -> list[Example]:
         if not line.strip():
             continue
         try:
-            name, question, answer = parsers[path.suffix](line)
+            name, question, answer, grader = parsers[path.suffix](line)
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from None
         name = f"{path.stem}/{number}" if name is None else name
@@ -43,14 +44,14 @@ def load_prompts(path: Path) -> list[Example]:
                 f"{path}, line {number}: the id {name!r} is already that of line {lines[name]}"
             )
         lines[name] = number
-        examples.append(Example(name, question, answer))
+        examples.append(Example(name, question, answer, grader=grader))
     if not examples:
         raise ValueError(f"{path}: holds no prompts")
     return examples
 
 
-def _from_json(line: str) -> tuple[str | None, str, str | None]:
-    """Id, question and answer of one line."""
+def _from_json(line: str) -> tuple[str | None, str, str | None, Grader | None]:
+    """Id, question, answer and grader of one line."""
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
@@ -62,7 +63,10 @@ def _from_json(line: str) -> tuple[str | None, str, str | None]:
         raise ValueError(f"needs the key 'question' or 'prompt', has {', '.join(row) or 'none'}")
     if not isinstance(row[key], str) or not row[key].strip():
         raise ValueError(f"{key!r} must be a text that is not blank, got {row[key]!r}")
-    return _scalar(row, "id"), row[key], _scalar(row, "answer")
+    grader = row.get("grader")
+    if grader not in (None, *get_args(Grader)):
+        raise ValueError(f"'grader' must be {' or '.join(get_args(Grader))}, got {grader!r}")
+    return _scalar(row, "id"), row[key], _scalar(row, "answer"), grader
 
 
 def _scalar(row: dict[str, object], key: str) -> str | None:
