@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from t3d.models.convert import convert
 from t3d.progress import stage
-from t3d.provenance import claim
+from t3d.provenance import ADAPTATION, RECIPE, check_output, claim
 from t3d.recipe import RunConfig
 from t3d.students import check_training, is_trained
 from t3d.training.pretrain import pretrain
@@ -40,9 +40,10 @@ def with_teacher(config: Recipe, *, progress: bool) -> Recipe:
             "adapt: one process makes the teacher; start the same command without a launcher, "
             f"stop it once {teacher} is there, and go on with several"
         )
+    check_output(config.output, RECIPE, ADAPTATION)
     training = adapt.pretrain.training
     check_training(None, training, adapt.pretrain.num_examples, teacher)
-    claim(config.output / "adaptation", asdict(adapt), None)
+    claim(config.output / ADAPTATION, asdict(adapt), None)
     if not converted.exists():
         convert(adapt.source, converted, block_size=min(training.block_sizes))
     if not is_trained(teacher):

@@ -12,6 +12,7 @@ from concurrent.futures import FIRST_EXCEPTION, wait
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -30,7 +31,8 @@ from t3d.evaluation.results import DYNAMIC, ORIGINAL, save_results
 from t3d.evaluation.samples import write_samples
 from t3d.models import LanguageModel, from_pretrained
 from t3d.progress import bar, display, hear, stage
-from t3d.provenance import claim, provenance
+from t3d.provenance import claim, provenance, read_object
+from t3d.ranges import check_number
 from t3d.tasks import Example, Split, Task
 from t3d.workers import pool
 
@@ -77,12 +79,13 @@ def check_evaluation(
 def identify(checkpoint: Path, name: str | None = None) -> Identity:
     """A student goes by its directory's name; a model that was not distilled is the original."""
     record = checkpoint / "provenance.json"
-    facts = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+    facts = read_object(record) if record.exists() else {}
     if "optimizer_steps" not in facts:
         return Identity(name or ORIGINAL)
-    return Identity(
-        name or checkpoint.name, facts["seed"], facts["optimizer_steps"], facts["tokens_seen"]
-    )
+    counts = {key: facts.get(key) for key in ("seed", "optimizer_steps", "tokens_seen")}
+    for key, count in counts.items():
+        check_number(f"{record}: {key}", count, "[0, inf)", whole=True)
+    return Identity(name or checkpoint.name, **cast("dict[str, int]", counts))
 
 
 def evaluate_into(
@@ -98,8 +101,8 @@ def evaluate_into(
     progress: bool,
 ) -> list[Evaluation]:
     """Evaluate a grid into a directory, with the rows in results.json and all samples beside."""
-    if num_workers < 1:
-        raise ValueError(f"num_workers must be at least 1, got {num_workers}")
+    for key, number in (("num_workers", num_workers), ("limit", limit)):
+        check_number(key, number, "[1, inf)", whole=True)
     problems = task.examples(split, limit)
     lm = load(model)
     cut = check_evaluation(lm, problems, config)

@@ -24,7 +24,7 @@ from t3d.decoding.request import Completion, Request
 from t3d.evaluation.metrics import decoding_metrics
 from t3d.models.loading import LanguageModel, from_pretrained
 from t3d.progress import bar
-from t3d.provenance import provenance, write_json
+from t3d.provenance import check_output, provenance, write_json
 from t3d.rng import derive_key
 from t3d.tasks import Example
 
@@ -124,6 +124,8 @@ class BlockDiffusionLM(LM):
         self.tokenizer = lm.tokenizer
         self._device = lm.model.device
         self._completions: dict[DecodingConfig, list[Completion]] = {}
+        self._templated = False
+        """Whether prompts come through the chat template, whose control tokens they then hold."""
 
     @classmethod
     def create_from_arg_string(
@@ -190,9 +192,12 @@ class BlockDiffusionLM(LM):
             problem = (request.task_name, request.doc_id)
             seeds.append(derive_key(self.seed, "lm_eval", *map(str, problem), seen[problem]))
             seen[problem] += 1
-        prompts = self.lm.encode_examples(
-            [Example("", "", verbatim=r.arguments[0]) for r in requests]
-        )
+        examples = []
+        for request in requests:
+            name, text = f"{request.task_name}, problem {request.doc_id}", request.arguments[0]
+            content = "" if self._templated else text
+            examples.append(Example(name, content, verbatim=text))
+        prompts = self.lm.encode_examples(examples)
         texts: dict[int, str] = {}
         show = self.progress and not disable_tqdm
         with bar("lm-eval", len(requests), "request", show=show) as count:
@@ -247,12 +252,20 @@ class BlockDiffusionLM(LM):
                 f"t3d uses the tokenizer's own chat template, not {chat_template!r}; "
                 "give --apply_chat_template without a name"
             )
+        self._templated = True
         return self.lm.tokenizer.get_chat_template()
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """A conversation as text, up to where the model goes on."""
+        """A conversation as text, up to where the model goes on.
+
+        Raises:
+            ValueError: for a turn that holds a control token.
+        """
+        self._templated = True
+        for turn in chat_history:
+            self.lm.check_content(f"the turn {turn['content']!r:.60}", *turn.values())
         return str(
             self.lm.tokenizer.apply_chat_template(
                 chat_history,
@@ -338,6 +351,7 @@ def evaluate_tasks(
                 f"task {name} is of output_type {task.OUTPUT_TYPE}, which needs a left-to-right "
                 "likelihood; a masked diffusion model runs generate_until tasks only"
             )
+    check_output(output, RESULTS)
     output.mkdir(parents=True, exist_ok=True)
     results = simple_evaluate(
         model=BlockDiffusionLM(lm, decoding, batch_size=batch_size, seed=seed, progress=progress),

@@ -30,7 +30,7 @@ from t3d.report.trajectories import Problem, view_of
 from t3d.rollout import encode_prompts
 from t3d.students import (
     Part,
-    check_training,
+    check_recipe,
     own_rollout,
     parts,
     record_trajectories,
@@ -100,12 +100,7 @@ def prepare(config: RunConfig) -> tuple[LanguageModel, list[Example]]:
     """
     if config.num_workers > 1 and launched()[1] > 1:
         raise ValueError("num_workers: the launcher's processes share the work; set it to 1")
-    for name, method in config.methods.items():
-        if name == ORIGINAL:
-            raise ValueError(f"methods: {ORIGINAL!r} is the teacher's own name; choose another")
-        if Path(name).name != name:
-            raise ValueError(f"methods: {name!r} is to name a directory; choose another name")
-        check_training(method, config.training, config.data.num_prompts, config.output)
+    check_recipe(config)
     teacher = load(config.model)
     prompts = train_prompts(config)
     decodings = {
@@ -289,10 +284,6 @@ def _problem_views(
     lm: LanguageModel, shown: Sequence[Example], evaluations: dict[str, list[Evaluation]]
 ) -> list[Problem]:
     """The first problems as every checkpoint decoded them, slowest setting first."""
-
-    def text(token: int) -> str:
-        return str(lm.tokenizer.decode([token]))
-
     problems: list[Problem] = []
     for number, example in enumerate(shown):
         views = []
@@ -306,7 +297,7 @@ def _problem_views(
                 views.append(
                     view_of(
                         sample.completion,
-                        text,
+                        lambda token: lm.text([token]),
                         title=f"{name}, {pace}",
                         prompt_length=len(sample.prompt_ids),
                         block_size=row.block_size,

@@ -15,7 +15,9 @@ import torch
 from t3d.adapt import teacher_path
 from t3d.models.families import family_of
 from t3d.models.loading import BUILT_IN
+from t3d.provenance import read_object
 from t3d.recipe import CompareConfig, RunConfig
+from t3d.students import check_recipe
 from t3d.training.config import PretrainConfig, TrainingConfig
 from t3d.training.methods import build_method
 
@@ -69,6 +71,7 @@ def plan(config: RunConfig, rates: Path | None = None) -> list[Row]:
     Raises:
         ValueError: for settings that do not fit, or a folder without such files.
     """
+    check_recipe(config)
     shape = model_shape(config)
     weights = num_parameters(shape)
     name = model_name(config)
@@ -169,12 +172,7 @@ def model_shape(config: RunConfig) -> dict[str, Any] | None:
 
 def _local_shape(name: str) -> dict[str, Any] | None:
     path = BUILT_IN.get(name, Path(name)) / "config.json"
-    if not path.is_file():
-        return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON: {error}") from None
+    return read_object(path) if path.is_file() else None
 
 
 def num_parameters(shape: dict[str, Any] | None) -> int | None:

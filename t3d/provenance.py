@@ -14,6 +14,12 @@ from typing import Any
 
 from t3d import __version__
 
+MAX_JSON_BYTES = 10 * 2**20
+"""Of a JSON object that is read; the largest published index of weights has 2 MiB."""
+RECIPE = "recipe.json"
+"""What a directory was claimed for."""
+ADAPTATION = "adaptation"
+"""Claimed within a run's directory before the run itself, whose teacher it makes."""
 PACKAGES = ("torch", "transformers", "tokenizers", "pyarrow")
 
 
@@ -95,6 +101,58 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
+def read_object(path: Path, remedy: str = "copy it again") -> dict[str, Any]:
+    """A JSON object of bounded size, as JSON has it: without NaN and infinities.
+
+    Raises:
+        ValueError: naming the file, if it holds none.
+    """
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise ValueError(f"larger than {MAX_JSON_BYTES} bytes")
+        text = path.read_text(encoding="utf-8")
+        document = json.loads(text, parse_constant=_refuse_constant)
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not valid JSON: {first_words(error)}; {remedy}") from None
+    if not isinstance(document, dict):
+        raise ValueError(f"{path}: not a JSON object; {remedy}")
+    return document
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number")
+
+
+def first_words(error: BaseException) -> str:
+    """What an error says, as one line of 200 characters at most."""
+    return " ".join((str(error) or type(error).__name__).split())[:200]
+
+
+def check_output(directory: Path, *own: str) -> None:
+    """The rule of all outputs that are directories: new, empty, or one's own.
+
+    Hidden files, and what a killed process left half written, do not count.
+
+    Args:
+        directory: where something is to be made.
+        own: names of files or folders, of which one's own holds one.
+
+    Raises:
+        ValueError: for anything else, and for the current directory, which no name stands for too.
+    """
+    if directory == Path():
+        raise ValueError("output: the current directory, or no name; name a directory of its own")
+    if directory.exists() and not directory.is_dir():
+        raise ValueError(f"{directory}: exists already and is a file; choose another output")
+    found = [path.name for path in directory.glob("[!.]*") if path.suffix != ".partial"]
+    # A mark that appeared meanwhile is another rank's.
+    if found and not any((directory / name).exists() for name in own):
+        raise ValueError(
+            f"{directory}: exists already and holds {min(found)}, which is not of the same making; "
+            "choose a new or empty directory"
+        )
+
+
 def _without_circumstances(recipe: dict[str, Any]) -> dict[str, Any]:
     """A recipe without what changes no result."""
     return {
@@ -110,7 +168,8 @@ def claim(directory: Path, recipe: dict[str, Any], weights_hash: str | None) -> 
     Raises:
         ValueError: if something else was made there, or the directory cannot be.
     """
-    path = directory / "recipe.json"
+    path = directory / RECIPE
+    check_output(directory, RECIPE, ADAPTATION)
     recipe = json.loads(json.dumps(recipe, default=str)) | {"weights_hash": weights_hash}
     recipe = _without_circumstances(recipe)
     try:
@@ -122,10 +181,7 @@ def claim(directory: Path, recipe: dict[str, Any], weights_hash: str | None) -> 
     if not path.exists():
         write_json(path, recipe)
         return
-    try:
-        before = _without_circumstances(json.loads(path.read_text(encoding="utf-8")))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid JSON ({error}); choose another output") from None
+    before = _without_circumstances(read_object(path, "choose another output"))
     changed = sorted(key for key in recipe | before if recipe.get(key) != before.get(key))
     if changed:
         raise ValueError(

@@ -8,8 +8,9 @@ from typing import Any
 
 from t3d.decoding.config import RolloutConfig
 from t3d.evaluation.config import EvaluationConfig, WatchConfig
+from t3d.ranges import check_ranges
 from t3d.tasks import ProtocolName, Split, Task, get_task
-from t3d.training.config import MethodConfig, PretrainConfig, TrainingConfig
+from t3d.training.config import SEEDS, MethodConfig, PretrainConfig, TrainingConfig
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,11 @@ class DataConfig:
     folder: Path | None = None
     protocol: ProtocolName = "standard"
     unsafe_exec: bool = False
+
+    def __post_init__(self) -> None:
+        check_ranges(
+            self, {"[0, inf)": "num_prompts num_problems", "(-inf, inf)": "seed"}, where="data: "
+        )
 
 
 @dataclass(frozen=True)
@@ -91,8 +97,7 @@ class RunConfig:
                 "watch: decodes with the model that one process holds; "
                 "set training.sharding to none, or leave watch out"
             )
-        if self.num_workers < 1:
-            raise ValueError(f"num_workers must be at least 1, got {self.num_workers}")
+        check_ranges(self, {"[1, inf)": "num_workers"})
 
     def prompt_set(self) -> Task:
         """Where training prompts come from: the benchmark, or a file of one's own."""
@@ -128,6 +133,7 @@ class CompareConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_ranges(self, {SEEDS: "seeds"})
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must name each seed once, got {list(self.seeds)}")
         if self.recommended is not None and self.recommended not in self.methods:

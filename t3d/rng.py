@@ -7,6 +7,7 @@ noising give the same result for any batch size, padding, order or number of pro
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -48,7 +49,9 @@ def uniform(keys: Tensor) -> Tensor:
     return _shift_right(_mix(keys + _GOLDEN), 11).double() * 2.0**-53
 
 
-def other_token(keys: Tensor, vocab_size: int, mask_token_id: int) -> Tensor:
-    """A token id for each key, uniform over the vocabulary without the mask; same shape."""
-    token = (uniform(keys) * (vocab_size - 1)).long()
-    return token + (token >= mask_token_id)
+def other_token(keys: Tensor, vocab_size: int, banned: Collection[int]) -> Tensor:
+    """A token id for each key, uniform over the vocabulary without those banned; same shape."""
+    allowed = keys.new_ones(vocab_size)
+    allowed[list(banned)] = 0
+    ids = allowed.nonzero()[:, 0]
+    return ids[(uniform(keys) * len(ids)).long()]

@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from t3d.provenance import write_json
+from t3d.provenance import check_output, write_json
 from t3d.shards import Shards, StoreError, check_keys, list_of, make_directory, read_object
 from t3d.trajectory import Trajectory
 
@@ -135,17 +135,11 @@ class TrajectoryStore:
             world_size: number of processes that append at the same time.
 
         Raises:
-            StoreError: if what is there is no store, or was made by something else.
+            ValueError: as `check_output`; a StoreError if it was made by something else.
         """
         if not (path / _MANIFEST).exists():
+            check_output(path, _MANIFEST)
             make_directory(path)
-            foreign = [item.name for item in path.iterdir() if item.suffix != ".partial"]
-            # A manifest that appeared meanwhile is another rank's.
-            if foreign and not (path / _MANIFEST).exists():
-                raise StoreError(
-                    f"{path}: neither empty nor a trajectory store (holds {min(foreign)}); "
-                    "choose another directory"
-                )
             write_json(path / _MANIFEST, {"format": FORMAT} | asdict(manifest))
         store = cls.open(path)
         difference = next(store.manifest.differences(manifest), None)

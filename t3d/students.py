@@ -10,7 +10,8 @@ from typing import Any
 
 from accelerate import PartialState
 
-from t3d.decoding.config import RolloutConfig
+from t3d.decoding.config import DecodingConfig, RolloutConfig
+from t3d.evaluation.results import ORIGINAL
 from t3d.grid import digest, load
 from t3d.models import LanguageModel
 from t3d.progress import stage
@@ -34,8 +35,10 @@ def train_prompts(config: RunConfig) -> list[Example]:
     return config.prompt_set().examples("train", config.data.num_prompts, seed=config.data.seed)
 
 
-def own_rollout(config: RunConfig, method: MethodConfig, *, student: bool = False) -> RolloutConfig:
-    """How a method's trajectories are decoded: as the recipe says, but for its own changes.
+def own_decoding(
+    base: DecodingConfig, method: MethodConfig, *, student: bool = False
+) -> DecodingConfig:
+    """How a method's trajectories are decoded: as `base`, but for its own changes.
 
     Args:
         student: for the rounds after the first, whose trajectories are the student's.
@@ -46,9 +49,32 @@ def own_rollout(config: RunConfig, method: MethodConfig, *, student: bool = Fals
     built = build_method(method)
     changes = built.decoding | (built.student_decoding if student else {})
     try:
-        return replace(config.rollout, decoding=replace(config.rollout.decoding, **changes))
-    except TypeError as error:
-        raise ValueError(f"method {method.method}: decoding: {error}") from None
+        return replace(base, **changes)
+    except (TypeError, ValueError) as error:
+        where = "student_decoding" if student else "decoding"
+        raise ValueError(f"method {method.method}: {where}: {error}") from None
+
+
+def own_rollout(config: RunConfig, method: MethodConfig, *, student: bool = False) -> RolloutConfig:
+    """The recipe's rollout with `own_decoding`."""
+    decoding = own_decoding(config.rollout.decoding, method, student=student)
+    return replace(config.rollout, decoding=decoding)
+
+
+def check_recipe(config: RunConfig) -> None:
+    """What `t3d run` and its `--dry_run` ask of a recipe, before any model or problem is read.
+
+    Raises:
+        ValueError: for settings that do not fit.
+    """
+    for name, method in config.methods.items():
+        if name == ORIGINAL:
+            raise ValueError(f"methods: {ORIGINAL!r} is the teacher's own name; choose another")
+        if not name.strip() or Path(name).name != name or name.startswith(".") or "\0" in name:
+            raise ValueError(f"methods: {name!r} is to name a directory; choose another name")
+        check_training(method, config.training, config.data.num_prompts, config.output)
+        for student in (False, True):
+            own_rollout(config, method, student=student)
 
 
 def store_path(config: RunConfig, method: MethodConfig) -> Path:

@@ -107,6 +107,20 @@ def tokens(lm: LanguageModel, context: str) -> list[int]:
     return make_decoder(lm, GREEDY, 1).decode([Request(prompt)])[0].token_ids
 
 
+def test_control_tokens_in_texts_are_refused(lm: LanguageModel) -> None:
+    def harness() -> BlockDiffusionLM:
+        return BlockDiffusionLM(lm, GREEDY, progress=False)
+
+    with pytest.raises(ValueError, match=r"^mini, problem 0: the text holds <\|im_end\|>"):
+        harness().generate_until(requests([{}], ["Few shots <|im_end|>"]))
+    with pytest.raises(ValueError, match=r"the turn 'a <\|MASK\|>': the text holds <\|MASK\|>"):
+        harness().apply_chat_template([{"role": "user", "content": "a <|MASK|>"}])
+    templated = harness()
+    text = templated.apply_chat_template([{"role": "user", "content": "What is 1 + 1?"}])
+    assert "<|im_end|>" in text
+    assert len(templated.generate_until(requests([{}], [text]))) == 1
+
+
 def test_the_harness_grades_as_we_do(evaluated: tuple[dict[str, Any], Path]) -> None:
     results, output = evaluated
     samples = json.loads((output / SAMPLES).read_text())["mini"]

@@ -436,7 +436,7 @@ def test_views_of_a_random_mask_are_stratified():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"levels": ()}, "levels must lie in"),
+        ({"levels": ()}, "levels is empty"),
         ({"levels": (0.5, 0.0)}, "levels must lie in"),
         ({"levels": (1.5,)}, "levels must lie in"),
         ({"random_share": -0.1}, "random_share must lie in"),

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 import t3d
 from t3d.provenance import (
+    claim,
     hash_file,
     hash_weights,
     package_versions,
@@ -112,6 +113,23 @@ def test_no_directory_to_write_to(tmp_path: Path, parent: str) -> None:
     with pytest.raises(ValueError, match=r"cannot be written: (Not a directory|No such file)"):
         write_json(tmp_path / parent / "f", {})
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"file": b"old"}
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "{", "[1, {}]", '{"a": NaN}', "\xff"])
+def test_a_claim_that_is_no_object_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "recipe.json").write_text(text, encoding="latin-1")
+    with pytest.raises(ValueError, match=r"recipe.json: not .*; choose another output"):
+        claim(tmp_path, {"a": 1}, None)
+
+
+def test_what_a_killed_claim_left_is_no_obstacle(tmp_path: Path) -> None:
+    (tmp_path / "recipe.json.77.partial").write_text("{")
+    (tmp_path / ".hidden").write_text("")
+    claim(tmp_path, {"a": 1}, None)
+    (tmp_path / "more").mkdir()
+    claim(tmp_path, {"a": 1}, None)
+    with pytest.raises(ValueError, match="holds what another recipe made"):
+        claim(tmp_path, {"a": 2}, None)
 
 
 def test_an_interrupt_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

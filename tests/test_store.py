@@ -390,7 +390,7 @@ def test_no_store(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StoreError, match="no such trajectory store"):
         TrajectoryStore.open(tmp_path / "file")
-    with pytest.raises(StoreError, match="file: cannot be made: File exists"):
+    with pytest.raises(ValueError, match="file: exists already and is a file"):
         TrajectoryStore.open_or_create(tmp_path / "file", MANIFEST)
 
 
@@ -413,7 +413,7 @@ def test_foreign_manifests(tmp_path: Path, content: str, message: str) -> None:
 
 def test_a_directory_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_bytes(b"x")
-    with pytest.raises(StoreError, match=r"neither empty nor a trajectory store \(holds thesis"):
+    with pytest.raises(ValueError, match=r"exists already and holds thesis\.tex, which is not of"):
         TrajectoryStore.open_or_create(tmp_path, MANIFEST)
     assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
 

@@ -21,7 +21,6 @@ from t3d.analysis.config import AnalysisConfig
 from t3d.analysis.estimators import Estimate, Marginals, leave_one_out
 from t3d.analysis.full_steps import exact_marginals, sample_paths
 from t3d.analysis.states import Denoiser, State, select_states
-from t3d.decoding.build import banned_token_ids
 from t3d.models import BlockDiffusionLM, LanguageModel
 from t3d.progress import bar
 from t3d.provenance import write_bytes, write_json
@@ -223,5 +222,5 @@ def analyze(
         seed=config.seed,
     )
     models = [(lm.name, lm.model) for lm in (teacher, *students)]
-    banned = banned_token_ids(teacher)
+    banned = teacher.banned_token_ids
     return measure(models, states, config, banned_token_ids=banned, progress=progress)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from t3d.ranges import check_ranges
+
 
 @dataclass(frozen=True)
 class AnalysisConfig:
@@ -26,8 +28,12 @@ class AnalysisConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("num_states", 2), ("num_samples", 2), ("batch_size", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if not 0 < self.noise_level <= 1:
-            raise ValueError(f"noise_level must lie in (0, 1], got {self.noise_level}")
+        check_ranges(
+            self,
+            {
+                "[2, inf)": "num_states num_samples",
+                "[1, inf)": "batch_size",
+                "(0, 1]": "noise_level",
+                "(-inf, inf)": "seed",
+            },
+        )

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from t3d.decoding.config import DecodingConfig
+from t3d.ranges import check_ranges
 
+DECODE, TRAIN = "decode.json", "train.json"
+"""What is measured, as files of one folder."""
 Device = Literal["auto", "cpu", "cuda"]
 Shape = dict[str, Any] | str
 Engine = Literal["t3d", "t3d_unfused", "oracle"]
@@ -46,18 +49,19 @@ class DecodeSettings:
                 raise ValueError(f"engines must name some of {known}, got {name!r}")
         if "t3d" not in self.engines:
             raise ValueError("engines must name t3d, which the others are compared with")
-        if not self.batch_sizes or min(self.batch_sizes) < 1:
-            raise ValueError(f"batch_sizes must name sizes from 1 up, got {self.batch_sizes}")
+        counts = (
+            "batch_sizes denoising_steps block_size prompt_tokens new_tokens num_requests repeats"
+        )
+        check_ranges(self, {"[1, inf)": counts, "(-inf, inf)": "seed"})
+        if not self.batch_sizes:
+            raise ValueError("batch_sizes is empty; name at least one size")
         if not self.denoising_steps:
             raise ValueError("denoising_steps is empty; name at least one number")
         for steps in self.denoising_steps:
             self.decoding(steps)
         first, last = self.prompt_tokens
-        if not 1 <= first <= last:
-            raise ValueError(f"prompt_tokens must rise from at least 1, got {first} to {last}")
-        for name in ("num_requests", "repeats"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if first > last:
+            raise ValueError(f"prompt_tokens must rise, got {first} to {last}")
 
     def decoding(self, denoising_steps: int) -> DecodingConfig:
         """How requests are decoded with so many steps a block."""

@@ -19,7 +19,6 @@ from t3d.bench.roofline import Rates
 from t3d.bench.train import TrainRow
 from t3d.provenance import package_versions, write_json
 
-DECODE, TRAIN = "decode.json", "train.json"
 """As `--rates` of `t3d run` looks for them."""
 
 

@@ -7,10 +7,13 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from t3d.bench.config import DecodeSettings, Device, Shape
+from t3d.bench.config import DECODE, TRAIN, DecodeSettings, Device, Shape
 from t3d.commands.common import print_paths, show
 from t3d.dtypes import Dtype
+from t3d.provenance import check_output
 from t3d.training.config import MethodConfig, TrainingConfig
+
+TRACE = "trace.json"
 
 
 def decode_command(
@@ -39,11 +42,13 @@ def decode_command(
         output: folder of decode.json, which is replaced; `t3d run --dry_run --rates` reads it.
     """
     asked = DecodeSettings(**settings)
+    if output is not None:
+        check_output(output, DECODE, TRAIN)
 
     from t3d.bench import decode
     from t3d.bench.roofline import measure_rates
     from t3d.bench.subject import choose_device, load_subject
-    from t3d.bench.tables import DECODE, decode_table, save
+    from t3d.bench.tables import decode_table, save
 
     place = choose_device(device)
     dtype = dtype or ("bfloat16" if place.type == "cuda" else "float32")
@@ -86,12 +91,17 @@ def train_command(
             chrome://tracing.
         output: folder of train.json, which is replaced; `t3d run --dry_run --rates` reads it.
     """
+    if output is not None:
+        check_output(output, DECODE, TRAIN)
+    if profile is not None:
+        check_output(profile, TRACE)
+
     import torch
 
     from t3d.bench import train
     from t3d.bench.roofline import measure_rates
     from t3d.bench.subject import choose_device, load_subject
-    from t3d.bench.tables import TRAIN, save, train_table
+    from t3d.bench.tables import save, train_table
     from t3d.training.methods import build_method
 
     built, place = build_method(MethodConfig(method)), choose_device(device)
@@ -100,7 +110,7 @@ def train_command(
     trace = None
     if profile is not None:
         profile.mkdir(parents=True, exist_ok=True)
-        trace = profile / "trace.json"
+        trace = profile / TRACE
     # Libraries print to stdout, which belongs to the results.
     with redirect_stdout(sys.stderr):
         row = train.measure(lm, method, built, training, rates, trace=trace)

@@ -29,7 +29,7 @@ def convert_command(
     Args:
         source: a folder, a Hub name, a .gguf file, or package:NAME for an installed Python package
             that holds one.
-        output: directory of the checkpoint, which must not exist.
+        output: directory of the checkpoint, new or empty.
         gguf_file: the file's name within the source, where that holds several or is on the Hub.
         block_size: what the model is to be trained with.
         mask_token: added to the tokenizer unless it is there; by default that of SDAR.

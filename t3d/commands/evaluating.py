@@ -14,7 +14,7 @@ from t3d.commands.common import distinct_rows, print_paths, show
 from t3d.decoding.config import DecodingConfig
 from t3d.evaluation.config import EvaluationConfig, Speed
 from t3d.evaluation.results import Cell
-from t3d.provenance import provenance, write_json
+from t3d.provenance import check_output, provenance, write_json
 from t3d.tasks import ProtocolName, Split, get_task
 
 
@@ -95,6 +95,7 @@ def frontier_command(runs: list[Path], output: Path) -> None:
         runs: directories that hold a results.json.
         output: directory of frontier.md, frontier.png and frontier.json.
     """
+    check_output(output, "frontier.json")
     rows = distinct_rows(runs)
 
     from t3d.report.frontier import frontier_terminal, write_frontier
@@ -270,6 +271,7 @@ def analyze_command(
         progress: show progress bars.
     """
     config = AnalysisConfig(**settings)
+    check_output(output, "analysis.json")
 
     from t3d.analysis.analyze import analyze
     from t3d.grid import load

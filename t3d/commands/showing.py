@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from pathlib import Path
 
 from t3d.commands.common import distinct_rows, print_paths, show
 from t3d.decoding.config import DecodingConfig
+from t3d.provenance import check_output, read_object
 from t3d.rng import derive_key
 from t3d.tasks import GENERATED, Example, Grade, ProtocolName, Split, Task, get_task
 
@@ -25,6 +25,8 @@ def report_command(runs: list[Path], output: Path | None = None) -> None:
         runs: directories that hold a results.json.
         output: also write report.md and accuracy.png to this directory.
     """
+    if output is not None:
+        check_output(output, "report.md")
     rows = distinct_rows(runs)
 
     from t3d.report.page import write_report
@@ -118,7 +120,7 @@ def generate_command(
     if sys.stdout.isatty() if show_steps is None else show_steps:
         view = view_of(
             completion,
-            lambda token: str(lm.tokenizer.decode([token])),
+            lambda token: lm.text([token]),
             title=f"{model}, {decoding.denoising_steps} steps a block of {decoding.block_size}",
             prompt_length=len(prompt),
             block_size=decoding.block_size,
@@ -157,7 +159,7 @@ def _only_tasks(model: str) -> list[str]:
     from t3d.models.loading import BUILT_IN
 
     path = BUILT_IN.get(model, Path(model)) / "provenance.json"
-    record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    record = read_object(path) if path.is_file() else None
     while record is not None and record["model"] != "new":
         if "base" not in record:
             return _only_tasks(record["model"])

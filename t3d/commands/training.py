@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from contextlib import redirect_stdout
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from t3d.commands.common import plan_table, print_paths, show
-from t3d.decoding.config import RolloutConfig
+from t3d.decoding.config import DecodingConfig, RolloutConfig
 from t3d.provenance import claim
 from t3d.recipe import CompareConfig, RunConfig
 from t3d.tasks import ProtocolName, get_task
@@ -240,6 +240,7 @@ def train_command(
         )
     store = TrajectoryStore.open(trajectories)
     rows = store.read_complete()
+    _check_decoding(config, store.manifest.decoding, trajectories)
     check_training(config, training, len(rows), output)
     rows = rows[: config.num_sequences]
     student = load(model)
@@ -261,3 +262,23 @@ def train_command(
         with redirect_stdout(sys.stderr):
             distill(student, training_rows(rows), config, training, output, progress=progress)
     print_paths(output)
+
+
+def _check_decoding(config: MethodConfig, made: dict[str, Any], trajectories: Path) -> None:
+    """That a method's `decoding` says what a store's trajectories were decoded with.
+
+    Raises:
+        ValueError: for an unknown key, a value that does not fit, or another one than the store's.
+    """
+    from t3d.students import own_decoding
+
+    names = {field.name for field in fields(DecodingConfig)}
+    known = {"denoising_steps": 1} | {key: made[key] for key in names & made.keys()}
+    for student in (False, True):
+        own_decoding(DecodingConfig(**known), config, student=student)
+    for key, value in config.decoding.items():
+        if value != made.get(key, value):
+            raise ValueError(
+                f"method {config.method}: decoding: {key} is {value!r}, but {trajectories} was "
+                f"decoded with {made[key]!r}; leave it out or roll out again"
+            )

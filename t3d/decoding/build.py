@@ -12,11 +12,6 @@ from t3d.models.loading import LanguageModel
 from t3d.rng import derive_key
 
 
-def banned_token_ids(lm: LanguageModel) -> tuple[int, ...]:
-    """The mask token, and pad where it is no stop token: ids that are never generated."""
-    return tuple(sorted({lm.mask_token_id, lm.pad_token_id} - set(lm.stop_token_ids)))
-
-
 def make_decoder(
     lm: LanguageModel,
     config: DecodingConfig,
@@ -54,7 +49,7 @@ def make_decoder(
         config,
         mask_token_id=lm.mask_token_id,
         stop_token_ids=lm.stop_token_ids,
-        banned_token_ids=banned_token_ids(lm),
+        banned_token_ids=lm.banned_token_ids,
         batch_size=batch_size,
         fused=fused,
         cache_tokens=cache_tokens,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from t3d.ranges import check_ranges
+
 Remasking = Literal[
     "low_confidence_static",
     "low_confidence_dynamic",
@@ -61,26 +63,27 @@ class DecodingConfig:
         return self.block_size if self.window is None else self.window
 
     def __post_init__(self) -> None:
+        check_ranges(
+            self,
+            {
+                "[1, inf)": "block_size denoising_steps max_new_tokens window",
+                "[0, 1]": "confidence_threshold random_share",
+                "[0, inf)": "temperature top_k",
+                "[0, inf]": "entropy_bound",
+                "(0, 1]": "top_p",
+            },
+        )
         bound = f"{'block_size' if self.window is None else 'window'}={self.window_size}"
         problems = {
-            "block_size must be at least 1": self.block_size < 1,
-            f"window must be at least 1 and divide block_size={self.block_size}": (
-                self.window_size < 1 or self.block_size % self.window_size > 0
+            f"window must divide block_size={self.block_size}": (
+                self.block_size % self.window_size > 0
             ),
-            "denoising_steps must be at least 1": self.denoising_steps < 1,
             f"denoising_steps must be at most {bound}, unless remasking is ancestral": (
                 self.denoising_steps > self.window_size and self.remasking != "ancestral"
             ),
             f"remasking must be one of {', '.join(get_args(Remasking))}": (
                 self.remasking not in get_args(Remasking)
             ),
-            "confidence_threshold must lie in [0, 1]": not 0 <= self.confidence_threshold <= 1,
-            "temperature must not be negative": self.temperature < 0,
-            "top_k must not be negative": self.top_k < 0,
-            "top_p must lie in (0, 1]": not 0 < self.top_p <= 1,
-            "max_new_tokens must be at least 1": self.max_new_tokens < 1,
-            "random_share must lie in [0, 1]": not 0 <= self.random_share <= 1,
-            "entropy_bound must not be negative": not self.entropy_bound >= 0,
         }
         for problem, present in problems.items():
             if present:
@@ -110,8 +113,12 @@ class RolloutConfig:
     patience: float = 1800.0
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "shard_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.memory_share is not None and not 0 < self.memory_share <= 1:
-            raise ValueError(f"memory_share must lie in (0, 1], got {self.memory_share}")
+        check_ranges(
+            self,
+            {
+                "[1, inf)": "batch_size shard_size",
+                "(0, 1]": "memory_share",
+                "(0, inf]": "patience",
+                "(-inf, inf)": "seed",
+            },
+        )

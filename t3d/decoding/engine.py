@@ -75,6 +75,7 @@ class BlockDecoder:
         self.config = config
         self.mask_token_id = mask_token_id
         self.stop_token_ids = frozenset(stop_token_ids)
+        self._banned_ids = banned
         self._banned = torch.tensor(banned, device=model.device)
         self._scheduler = Scheduler(
             batch_size=batch_size,
@@ -143,6 +144,7 @@ class BlockDecoder:
             range(len(request.prompt_ids), end),
             random_share=config.random_share,
             mask_token_id=self.mask_token_id,
+            banned_token_ids=self._banned_ids,
             vocab_size=self.model.config.vocab_size,
         )
         ids = request.prompt_ids + initial

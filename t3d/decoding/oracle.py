@@ -89,6 +89,7 @@ def decode_one(
         range(prompt_length, last),
         random_share=config.random_share,
         mask_token_id=mask_token_id,
+        banned_token_ids=banned_token_ids,
         vocab_size=model.config.vocab_size,
     )
     ids = list(request.prompt_ids)

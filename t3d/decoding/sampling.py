@@ -5,6 +5,7 @@ Letters in shapes: M positions, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -34,16 +35,23 @@ def position_keys(seed: Tensor, position: Tensor, step: Tensor) -> Tensor:
 
 
 def initial_ids(
-    seed: int, positions: range, *, random_share: float, mask_token_id: int, vocab_size: int
+    seed: int,
+    positions: range,
+    *,
+    random_share: float,
+    mask_token_id: int,
+    banned_token_ids: Collection[int],
+    vocab_size: int,
 ) -> list[int]:
-    """x_T at response positions: the mask token, or with probability `random_share` any other.
+    """x_T at response positions: the mask token, or with probability `random_share` another.
 
-    A pure function of the request's seed and each absolute position (ReDi, arXiv:2507.15897).
+    That is drawn among those that may be generated. A pure function of the request's seed and each
+    absolute position (ReDi, arXiv:2507.15897).
     """
     at = torch.arange(positions.start, positions.stop)
     # Denoising steps count from 0.
     keys = position_keys(torch.tensor(seed), at, torch.tensor(-1))
-    token = other_token(fold(keys, 1), vocab_size, mask_token_id)
+    token = other_token(fold(keys, 1), vocab_size, {mask_token_id, *banned_token_ids})
     return torch.where(uniform(keys) < random_share, token, mask_token_id).tolist()
 
 

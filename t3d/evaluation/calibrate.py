@@ -16,14 +16,13 @@ bound at once, and taking the fastest by measured speed is allowed.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +30,7 @@ from torch import Tensor
 from t3d.decoding.config import DecodingConfig
 from t3d.evaluation.config import Speed
 from t3d.evaluation.results import Cell, Condition, ResultRow
+from t3d.models.files import read_generation
 from t3d.provenance import write_json
 
 _NUISANCE = 65
@@ -312,7 +312,7 @@ def write_generation_config(
     decoding = decoding_of(choice.row, base)
     # transformers takes a temperature without it for a mistake.
     values = asdict(decoding) | {"do_sample": decoding.temperature > 0}
-    write_json(checkpoint / "generation_config.json", (_document(checkpoint) or {}) | values)
+    write_json(checkpoint / "generation_config.json", read_generation(checkpoint) | values)
     return decoding
 
 
@@ -325,43 +325,15 @@ def read_generation_config(checkpoint: Path) -> DecodingConfig | None:
         ValueError: if the file is no JSON object or a value is of no use.
     """
     path = checkpoint / "generation_config.json"
-    document = _document(checkpoint)
-    if document is None or not _OWN & document.keys():
+    document = read_generation(checkpoint)
+    if not _OWN & document.keys():
         return None
-    kinds = get_type_hints(DecodingConfig)
     values = {
         field.name: document[field.name]
         for field in fields(DecodingConfig)
         if field.name in document
     }
-    remedy = "correct it or run `t3d calibrate` again"
-    for name, value in values.items():
-        whole = type(value) is int
-        if kinds[name] is float:
-            valid, wanted = whole or (type(value) is float and math.isfinite(value)), "a number"
-        elif kinds[name] is int:
-            valid, wanted = whole, "a whole number"
-        elif name == "window":
-            valid, wanted = whole or value is None, "a whole number or null"
-        else:
-            valid, wanted = isinstance(value, str), "a string"
-        if not valid:
-            raise ValueError(f"{path}: {name} must be {wanted}, got {value!r}; {remedy}")
     try:
         return DecodingConfig(**values)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}; {remedy}") from None
-
-
-def _document(checkpoint: Path) -> dict[str, Any] | None:
-    """What `generation_config.json` holds; None if there is no such file."""
-    path = checkpoint / "generation_config.json"
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid JSON: {error}; correct or delete it") from None
-    if not isinstance(document, dict):
-        raise ValueError(f"{path}: not a JSON object; correct or delete it")
-    return document
+        raise ValueError(f"{path}: {error}; correct it or run `t3d calibrate` again") from None

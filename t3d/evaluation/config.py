@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from t3d.decoding.config import DecodingConfig
+from t3d.ranges import check_ranges
 
 Speed = Literal["tokens_per_forward", "tokens_per_second"]
 """What the fastest setting is the fastest in."""
@@ -38,10 +39,11 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         if not self.settings:
             raise ValueError("evaluation: settings is empty; name at least one decoding setting")
-        if self.batch_size < 1:
-            raise ValueError(f"evaluation: batch_size must be at least 1, got {self.batch_size}")
-        if self.num_shown < 0:
-            raise ValueError(f"evaluation: num_shown must not be negative, got {self.num_shown}")
+        check_ranges(
+            self,
+            {"[1, inf)": "batch_size", "[0, inf)": "num_shown", "(-inf, inf)": "seed"},
+            where="evaluation: ",
+        )
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,4 @@ class WatchConfig:
     decoding: DecodingConfig = field(default_factory=lambda: DecodingConfig(denoising_steps=2))
 
     def __post_init__(self) -> None:
-        for name in ("every", "num_problems"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"watch: {name} must be at least 1, got {getattr(self, name)}")
+        check_ranges(self, {"[1, inf)": "every num_problems"}, where="watch: ")

@@ -137,7 +137,7 @@ def decode_problems(
     nothing = Completion([], [], [], 0, "length")
     unread = [example for example in missing if asked[example.id] is None]
     for example, ids in zip(unread, lm.encode_examples(unread) if unread else [], strict=True):
-        prompt = str(lm.tokenizer.decode(ids))
+        prompt = lm.text(ids)
         known[example.id] = Decoded(
             example_id=example.id,
             prompt=prompt,
@@ -158,7 +158,7 @@ def decode_problems(
         fresh = [
             Decoded(
                 example_id=requests[i][0],
-                prompt=str(lm.tokenizer.decode(requests[i][1].prompt_ids)),
+                prompt=lm.text(requests[i][1].prompt_ids),
                 prompt_ids=requests[i][1].prompt_ids,
                 output=lm.decode(completion.token_ids),
                 completion=completion,

@@ -9,10 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from t3d.ranges import check_ranges
+
 FORMAT = 1
 STATIC = "low_confidence_static"
 DYNAMIC = "low_confidence_dynamic"
 ORIGINAL = "original"
+_RANGES = {
+    "(-inf, inf)": "seed",
+    "[1, inf)": "block_size denoising_steps n",
+    "[0, 1]": "accuracy ci95 truncated agreement string_accuracy no_answer timed_out faithful "
+    "confidence_threshold",
+    "[0, inf)": "temperature passes average_steps average_length latency_seconds optimizer_steps "
+    "tokens_seen",
+    # No machine is so fast, and figures of what is cannot be drawn.
+    "[0, 1e+12)": "tokens_per_forward tokens_per_pass tokens_per_second",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,24 +158,42 @@ def load_results(path: Path) -> list[ResultRow]:
     """Read `results.json`; the rows of a comparison are `ComparisonRow`s.
 
     Raises:
-        ValueError: if the file is missing, is no results file or has unknown or missing keys.
+        ValueError: if the file is missing, is no results file, or naming the row that has unknown
+            or missing keys, or values that no evaluation gives.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{path}: no such results file; make one with `t3d eval`") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ValueError(f"{path}: not a results file: {error}") from None
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise ValueError(f"{path}: not a results file of format {FORMAT}")
-    found = document.get("rows", [])
+    found = document.get("rows")
+    if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
+        raise ValueError(f"{path}: rows must be a list of objects; make the file again")
     kind = ComparisonRow if any("recommended" in row for row in found) else ResultRow
     names = {field.name for field in dataclasses.fields(kind)}
     required = {f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING}
     rows: list[ResultRow] = []
     for number, row in enumerate(found):
+        where = f"{path}: row {number}"
         if not required <= set(row) <= names:
             wrong = ", ".join(sorted((required - set(row)) | (set(row) - names)))
-            raise ValueError(f"{path}: row {number} has missing or unknown keys: {wrong}")
-        rows.append(kind(**{**row, "ci95": tuple(row["ci95"])}))
+            raise ValueError(f"{where} has missing or unknown keys: {wrong}")
+        interval = row["ci95"]
+        pair = tuple(interval) if isinstance(interval, list) else ()
+        rows.append(kind(**{**row, "ci95": pair}))
+        _check(rows[-1], f"{where}: ")
     return rows
+
+
+def _check(row: ResultRow, where: str) -> None:
+    """That a row from elsewhere is one: numbers in their ranges, texts and truth values as such."""
+    check_ranges(row, _RANGES, where=where)
+    if len(row.ci95) != 2:
+        raise ValueError(f"{where}ci95 must be two numbers, got {row.ci95!r}")
+    for field in dataclasses.fields(row):
+        value, wanted = getattr(row, field.name), {"str": str, "bool": bool}.get(str(field.type))
+        if wanted is not None and not isinstance(value, wanted):
+            raise ValueError(f"{where}{field.name} must be of type {field.type}, got {value!r}")

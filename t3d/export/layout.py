@@ -18,7 +18,7 @@ from t3d.export.card import write_card
 from t3d.models import LanguageModel, from_pretrained
 from t3d.models.families import family_of
 from t3d.models.loading import BUILT_IN
-from t3d.provenance import write_bytes, write_json
+from t3d.provenance import check_output, write_bytes, write_json
 
 TEMPLATES = Path(__file__).parent / "templates"
 """Code that runs under transformers 4 and 5, so no type checker for one of them reads it."""
@@ -40,7 +40,7 @@ def export(
 
     Args:
         model: a checkpoint directory, a Hub name, or a built-in name.
-        output: the new directory.
+        output: the directory, new or empty.
         dtype: of the weights; by default as they are.
         max_shard_size: of one safetensors file, such as 5GB.
         untie: store the head as a weight of its own where it shares the embedding's.
@@ -50,10 +50,10 @@ def export(
         license: name of the license in the card, such as apache-2.0.
 
     Raises:
-        ValueError: if the output exists or cannot be written, or the model cannot be loaded.
+        ValueError: if the output holds something or cannot be written, or the model cannot be
+            loaded.
     """
-    if output.exists():
-        raise ValueError(f"{output}: is there already; choose another output or delete it")
+    check_output(output)
     if not re.fullmatch(r"\d+\s*(K|M|G)?B", max_shard_size):
         raise ValueError(f"max_shard_size must be a size such as 5GB, got {max_shard_size!r}")
     source = BUILT_IN.get(str(model), Path(model))

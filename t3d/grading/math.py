@@ -1,7 +1,8 @@
 r"""Final answers of mathematics: the last \boxed{}, compared with the gold answer.
 
-Two verdicts: math-verify's (`correct`), and that of the comparison of strings with which the
-authors of T3D begin (`string_correct`), for figures that are to be set beside theirs.
+Two verdicts: math-verify's on what `quantities` reads (`correct`), and that of the comparison of
+strings with which the authors of T3D begin (`string_correct`), for figures that are to be set
+beside theirs.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from t3d.grading import workers
+from t3d.grading.quantities import is_one_number, one_number
 
 MAX_WORKERS = 16
 PAIRS_PER_WORKER = 100
@@ -29,7 +32,7 @@ class MathVerdict:
     final_answer: str | None
     """What the last box holds; None where there is no whole one."""
     correct: bool
-    """Equal to the gold answer by math-verify."""
+    """Equal to the gold answer by math-verify, units and scale words read before."""
     string_correct: bool
     """Equal to the gold answer by `string_match`."""
     timed_out: bool
@@ -139,7 +142,13 @@ def grade_answers(
             pairs[number] = final, gold.strip()
     if num_workers is None:
         num_workers = min(os.cpu_count() or 1, MAX_WORKERS, 1 + len(pairs) // PAIRS_PER_WORKER)
-    outcomes = dict(zip(pairs, workers.compare(list(pairs.values()), num_workers), strict=True))
+    # Where the rule for words has decided, there is nothing to compare.
+    read = {
+        number: (answer, gold)
+        for number, (final, gold) in pairs.items()
+        if (answer := one_number(final, gold)) is not None
+    }
+    outcomes = dict(zip(read, workers.compare(list(read.values()), num_workers), strict=True))
     return [
         MathVerdict(
             final,
@@ -149,3 +158,17 @@ def grade_answers(
         )
         for number, final in enumerate(finals)
     ]
+
+
+@lru_cache(maxsize=8)
+def first_unfit_gold(golds: tuple[str, ...]) -> int | None:
+    """The number of the first gold answer that is not equal to itself; None if all are.
+
+    Raises:
+        ValueError: if math-verify is not installed.
+    """
+    # Numbers are, and most golds are numbers: nothing need be started for them.
+    asked = [number for number, gold in enumerate(golds) if not is_one_number(gold)]
+    chosen = [golds[number] for number in asked]
+    verdicts = grade_answers([f"\\boxed{{{gold}}}" for gold in chosen], chosen)
+    return next((n for n, v in zip(asked, verdicts, strict=True) if not v.correct), None)

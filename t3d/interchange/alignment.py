@@ -22,7 +22,8 @@ Reason = Literal["lost", "text", "length", "mask", "uncommitted", "blocks", "pro
 """Why a response is not taken: `lost` is empty, as their writer leaves what it lost; `text` does
 not determine token ids; `length` differs between ids and step map; `mask` holds the mask token;
 `uncommitted` holds a token that no step committed; `blocks` has a step map that is not one of
-blocks of this size; `prompt` cannot be written as a chat template around one question."""
+blocks of this size; `prompt` cannot be written as a chat template around one question, or holds a
+control token where only text may stand."""
 
 
 @dataclass(frozen=True)
@@ -88,9 +89,7 @@ def encode(lm: LanguageModel, texts: Sequence[str]) -> list[list[int]]:
 
 def decode(lm: LanguageModel, rows: Sequence[list[int]]) -> list[str]:
     """Texts of token ids, special tokens included, as JetEngine writes them."""
-    return lm.tokenizer.batch_decode(
-        list(rows), skip_special_tokens=False, clean_up_tokenization_spaces=False
-    )
+    return [lm.text(ids) for ids in rows]
 
 
 def check_text(lm: LanguageModel, ids: list[int], text: str, same: bool) -> None:

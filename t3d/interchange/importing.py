@@ -20,7 +20,7 @@ from t3d.interchange.alignment import (
 )
 from t3d.interchange.rows import Format, Response, read_responses
 from t3d.models import LanguageModel
-from t3d.provenance import hash_file, package_versions, write_json
+from t3d.provenance import check_output, hash_file, package_versions, write_json
 from t3d.store import Manifest, TrajectoryStore, hash_prompts
 from t3d.tasks import Example
 from t3d.trajectory import Trajectory
@@ -54,12 +54,11 @@ def import_rollouts(
             key `prompt`, which holds the whole prompt.
 
     Raises:
-        ValueError: for a file of another format, an output that exists, or a file of which
+        ValueError: for a file of another format, an output that holds something, or a file of which
             nothing can be taken.
     """
     BlockLayout(block_size)
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise ValueError(f"{output}: exists already; choose another directory")
+    check_output(output)
     responses = read_responses(source, format)
     if prompt_suffix and all(response.prompt for response in responses):
         raise ValueError(
@@ -105,20 +104,22 @@ def _align(
     lm: LanguageModel, responses: Sequence[Response], block_size: int, prompt_suffix: str
 ) -> tuple[list[Trajectory], list[Skipped]]:
     """Trajectories of what can be taken, and the rest."""
-    prompts = lm.encode_examples(
-        [Example(r.prompt_id, r.question + prompt_suffix, verbatim=r.prompt) for r in responses]
-    )
     ids = encode(lm, [response.text for response in responses])
     texts = decode(lm, ids)
     rows: list[Trajectory] = []
     skipped: list[Skipped] = []
-    for response, prompt_ids, row_ids, text in zip(responses, prompts, ids, texts, strict=True):
+    for response, row_ids, text in zip(responses, ids, texts, strict=True):
+        question = response.question + prompt_suffix
         try:
+            try:
+                (prompt_ids,) = lm.encode_examples(
+                    [Example(response.prompt_id, question, verbatim=response.prompt)]
+                )
+            except ValueError as error:
+                raise UnalignedError("prompt", str(error)) from None
             if not row_ids or not response.step_map:
                 raise UnalignedError("lost", "no response, or none with steps")
             check_text(lm, row_ids, text, text == response.text)
-            if lm.mask_token_id in prompt_ids:
-                raise UnalignedError("mask", "the prompt holds the mask token")
             rows.append(
                 make_trajectory(
                     lm,

@@ -28,8 +28,9 @@ from transformers import (
 
 from t3d.models.checkpoint import check_checkpoint
 from t3d.models.families import FAMILIES, Family
+from t3d.models.files import read_generation
 from t3d.models.loading import MASK_TOKEN, wrap
-from t3d.provenance import hash_file, hash_weights, provenance, write_json
+from t3d.provenance import check_output, hash_file, hash_weights, provenance, write_json
 
 _LOCAL_KEYS = (
     *("_model_name_or_path", "_name_or_path", "architectures", "auto_map", "model_type"),
@@ -72,7 +73,7 @@ def convert(
     Args:
         source: a folder, a Hub name, a .gguf file, or package:NAME for an installed Python package
             that holds one.
-        output: the checkpoint's directory, which must not exist; it appears as a whole.
+        output: the checkpoint's directory, new or empty; it appears as a whole.
         gguf_file: the file's name within `source`, where that holds several or is on the Hub.
         block_size: what the model is to be trained with.
         mask_token: added unless the tokenizer has it.
@@ -83,10 +84,9 @@ def convert(
 
     Raises:
         ValueError: for a source that cannot be read or is of no known family, a tokenizer
-            without a chat template, or an output that exists.
+            without a chat template, or an output that holds something.
     """
-    if output.exists():
-        raise ValueError(f"{output}: exists already; choose another output or delete it")
+    check_output(output)
     if block_size < 1:
         raise ValueError(f"block_size must be at least 1, got {block_size}")
     if not mask_token.strip():
@@ -96,6 +96,7 @@ def convert(
     settings = _load(AutoConfig, found, "config.json")
     family = _family(found.name, settings)
     tokenizer = _load_tokenizer(found, metadata)
+    read_generation(found.folder)
     model, report = _load(
         AutoModelForCausalLM,
         found,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -49,18 +50,68 @@ class LanguageModel:
     weights_hash: str | None
     """sha256 of the safetensors files; None for weights that only live in memory."""
 
+    @cached_property
+    def banned_token_ids(self) -> tuple[int, ...]:
+        """Ids that are neither generated nor drawn as noise.
+
+        The mask token, pad where it is no stop token, and rows of a padded vocabulary, which
+        stand for no text.
+        """
+        padding = set(range(self.model.config.vocab_size)) - {*self.tokenizer.get_vocab().values()}
+        return tuple(
+            sorted({self.mask_token_id, self.pad_token_id, *padding} - {*self.stop_token_ids})
+        )
+
+    @cached_property
+    def _control_tokens(self) -> re.Pattern[str]:
+        """Texts that the tokenizer reads as more than text."""
+        own = {self.mask_token_id, self.pad_token_id, *self.stop_token_ids}
+        added = self.tokenizer.added_tokens_decoder.items()
+        texts = [t.content for id, t in added if t.special or id in own]
+        return re.compile("|".join(map(re.escape, texts)) or r"(?!)")
+
+    def check_content(self, name: str, *texts: str) -> None:
+        """That texts of a user's are no more than text to the tokenizer.
+
+        Raises:
+            ValueError: naming the first control token, which would forge a turn, end one or mask.
+        """
+        for text in texts:
+            if found := self._control_tokens.search(text):
+                raise ValueError(
+                    f"{name}: the text holds {found[0]}, a control token of {self.name}; "
+                    "respell it or drop the text"
+                )
+
     def encode_examples(self, examples: Sequence[Example]) -> list[list[int]]:
-        """The problems' prompts, up to where the model goes on in the assistant's turn."""
-        return self._encode(
+        """The problems' prompts, up to where the model goes on in the assistant's turn.
+
+        Raises:
+            ValueError: for a question or prefix that holds a control token, and a verbatim prompt
+                that holds the mask token.
+        """
+        for example in examples:
+            self.check_content(example.id, example.question, example.prefix)
+        prompts = self._encode(
             [
                 self._template(e.question) + e.prefix if e.verbatim is None else e.verbatim
                 for e in examples
             ]
         )
+        for example, ids in zip(examples, prompts, strict=True):
+            if self.mask_token_id in ids:
+                raise ValueError(f"{example.id}: the prompt holds the mask token; drop it")
+        return prompts
 
     def encode_prompts(self, questions: Sequence[str]) -> list[list[int]]:
-        """The chat template around one user turn each, ready for the assistant's answer."""
-        return self._encode([self._template(question) for question in questions])
+        """The chat template around one user turn each, ready for the assistant's answer.
+
+        Raises:
+            ValueError: as `encode_examples`.
+        """
+        return self.encode_examples(
+            [Example(f"question {number}", text) for number, text in enumerate(questions)]
+        )
 
     def encode_prompt(self, question: str) -> list[int]:
         return self.encode_prompts([question])[0]
@@ -81,13 +132,23 @@ class LanguageModel:
         # One call for all texts: the tokenizer runs them in parallel.
         return self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
 
+    def text(self, ids: Sequence[int]) -> str:
+        """The text that ids stand for, byte for byte."""
+        # A tokenizer may ask to tidy blanks, which changes programs.
+        return str(self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
+
     def decode(self, ids: list[int]) -> str:
         """The text of a response, without its stop token."""
         stop = next((i for i, token in enumerate(ids) if token in self.stop_token_ids), len(ids))
-        return str(self.tokenizer.decode(ids[:stop]))
+        return self.text(ids[:stop])
 
     def save(self, directory: Path) -> None:
-        """Write the published layout: safetensors with Hub names, config, tokenizer."""
+        """Write the published layout: safetensors with Hub names, config, tokenizer.
+
+        Raises:
+            ValueError: for weights that are not finite; nothing is written then.
+        """
+        check_finite(str(directory), self.model.state_dict())
         # Anew, since a trainer changes the model's.
         self.model.generation_config = self.generation_config()
         self.model.save_pretrained(directory)
@@ -98,6 +159,22 @@ class LanguageModel:
         return GenerationConfig(
             eos_token_id=list(self.stop_token_ids), pad_token_id=self.pad_token_id
         )
+
+
+def check_finite(name: str, weights: Mapping[str, torch.Tensor]) -> None:
+    """One pass over a model's weights.
+
+    Raises:
+        ValueError: naming the first that holds NaN, infinity, or numbers whose squares overflow, as
+            they would in a layer.
+    """
+    for key, weight in weights.items():
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        if not torch.linalg.vector_norm(weight, dtype=dtype).isfinite():
+            raise ValueError(
+                f"{name}: {key} holds NaN, infinity or numbers near it; train again with a lower "
+                "learning_rate, or copy the weights again"
+            )
 
 
 def _mask_token(tokenizer: PreTrainedTokenizerBase, config: BlockDiffusionConfig, name: str) -> int:
@@ -119,18 +196,33 @@ def _mask_token(tokenizer: PreTrainedTokenizerBase, config: BlockDiffusionConfig
 
 
 def _end_of_turn(tokenizer: PreTrainedTokenizerBase, name: str) -> list[int]:
-    """The token that the chat template puts behind an answer; none where it puts text."""
-    roles = ("user", "assistant")
-    chat = [{"role": role, "content": f"words of the {role}"} for role in roles]
+    """The token that the chat template puts behind an answer.
+
+    None where it changes the answer, leaves it out or puts text behind it.
+
+    Raises:
+        ValueError: for a template that is missing or broken, or that leaves the question out.
+    """
+    # Blanks, case and signs, as templates may change them.
+    question, answer = (f"1 < 2 & 'b'\n  Is it so? ({said})" for said in ("Asked", "Told"))
+    chat = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     try:
+        prompt = str(
+            tokenizer.apply_chat_template(chat[:1], tokenize=False, add_generation_prompt=True)
+        )
         text = str(tokenizer.apply_chat_template(chat, tokenize=False))
-    except (ValueError, TemplateError) as error:
+    except (ValueError, TypeError, TemplateError) as error:
         raise ValueError(
             f"{name}: the tokenizer's chat template is missing or broken; "
             "add or correct chat_template.jinja"
         ) from error
-    behind = text.rpartition(chat[-1]["content"])[2]
-    ids = tokenizer(behind, add_special_tokens=False)["input_ids"]
+    if question not in prompt:
+        raise ValueError(
+            f"{name}: the tokenizer's chat template drops or changes the question, which is given "
+            "as text and not as a list of parts; correct chat_template.jinja"
+        )
+    _, found, behind = text.rpartition(answer)
+    ids = tokenizer(behind if found else "", add_special_tokens=False)["input_ids"]
     return [token for token in ids if token in tokenizer.added_tokens_decoder][:1]
 
 
@@ -140,7 +232,7 @@ def _stop_tokens(
     """Every token that ends a response, the one that ends a turn first."""
     eos = None if model.generation_config is None else model.generation_config.eos_token_id
     listed = [
-        *_end_of_turn(tokenizer, name),
+        *(_end_of_turn(tokenizer, name) or [tokenizer.eos_token_id]),
         *(eos if isinstance(eos, list) else [eos]),
         tokenizer.eos_token_id,
         tokenizer.get_vocab().get("<|endoftext|>"),
@@ -242,6 +334,7 @@ def from_pretrained(
         raise ValueError(f"{name}: cannot load the model: {_first_line(error)}") from error
     model, report = loaded
     assert not any(report.values())
+    check_finite(name, model.state_dict())
     # The library has tied them only if the checkpoint's head is its embedding, or absent.
     model.config.tie_word_embeddings = model.lm_head.weight is model.model.embed_tokens.weight
     model = model.to(torch.device(device)).eval()

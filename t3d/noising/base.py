@@ -26,6 +26,8 @@ class Vocabulary:
 
     size: int
     mask_token_id: int
+    banned: tuple[int, ...] = ()
+    """Further ids that are not drawn as noise."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +59,6 @@ class Noiser(Protocol):
         vocabulary: Vocabulary,
         progress: float,
     ) -> list[View]: ...
-
-
-def check_views(num_views: int) -> None:
-    if num_views < 1:
-        raise ValueError(f"num_views must be at least 1, got {num_views}")
 
 
 def to_blocks(values: Tensor, layout: BlockLayout, fill: int) -> Tensor:

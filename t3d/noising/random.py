@@ -14,11 +14,11 @@ from t3d.noising.base import (
     SUBSET,
     View,
     Vocabulary,
-    check_views,
     make_view,
     position_keys,
     to_blocks,
 )
+from t3d.ranges import check_ranges
 from t3d.rng import fold, uniform
 from t3d.trajectory import TrajectoryBatch
 
@@ -43,7 +43,7 @@ class RandomMask:
     weighting: Weighting = "nelbo"
 
     def __post_init__(self) -> None:
-        check_views(self.num_views)
+        check_ranges(self, {"[1, inf)": "num_views"})
         if self.weighting not in get_args(Weighting):
             known = ", ".join(get_args(Weighting))
             raise ValueError(f"weighting must be one of {known}, got {self.weighting!r}")
@@ -90,8 +90,7 @@ class ComplementaryMask:
     share: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 0 < self.share < 1:
-            raise ValueError(f"share must lie in (0, 1), got {self.share}")
+        check_ranges(self, {"(0, 1)": "share"})
 
     def __call__(
         self,

@@ -19,12 +19,12 @@ from t3d.noising.base import (
     TOKEN,
     View,
     Vocabulary,
-    check_views,
     make_view,
     position_keys,
     to_blocks,
 )
 from t3d.noising.random import RandomMask
+from t3d.ranges import check_ranges
 from t3d.rng import fold, other_token, uniform
 from t3d.trajectory import NEVER, TrajectoryBatch
 
@@ -123,11 +123,17 @@ class TrajectoryState:
     num_views: int = 1
 
     def __post_init__(self) -> None:
-        if not self.levels or not all(0 < level <= 1 for level in self.levels):
-            raise ValueError(f"levels must lie in (0, 1], got {self.levels}")
-        if not 0 <= self.random_share <= 1:
-            raise ValueError(f"random_share must lie in [0, 1], got {self.random_share}")
-        check_views(self.num_views)
+        check_ranges(
+            self,
+            {
+                "(0, 1]": "levels",
+                "[0, inf)": "level_power",
+                "[0, 1]": "random_share",
+                "[1, inf)": "num_views",
+            },
+        )
+        if not self.levels:
+            raise ValueError("levels is empty; name at least one")
         if self.random_in not in get_args(RandomIn):
             raise ValueError(
                 f"random_in must be one of {', '.join(get_args(RandomIn))}, got {self.random_in!r}"
@@ -170,7 +176,7 @@ class TrajectoryState:
         if self.random_in == "full":
             chosen &= full
         own = position_keys(keys, width, TOKEN)
-        token = other_token(own, vocabulary.size, vocabulary.mask_token_id)
+        token = other_token(own, vocabulary.size, {vocabulary.mask_token_id, *vocabulary.banned})
         xt = torch.where(chosen, token, view.xt)
         return View(xt, view.loss_mask, view.weight, view.masked)
 
@@ -192,9 +198,7 @@ class ComplementaryState:
     last_level: float = 0.8
 
     def __post_init__(self) -> None:
-        for name in ("first_level", "last_level"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        check_ranges(self, {"[0, 1]": "first_level last_level"})
 
     def __call__(
         self,

@@ -8,6 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from t3d.objectives.base import Context, read
+from t3d.ranges import check_ranges
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,7 @@ class CertaintyForcing:
     needs_teacher: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be positive, got {self.temperature}")
+        check_ranges(self, {"[0, inf)": "beta", "(0, inf)": "temperature scale"})
 
     def __call__(self, context: Context) -> tuple[Tensor, dict[str, Tensor]]:
         tokens, student = context.tokens, context.student

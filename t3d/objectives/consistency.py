@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from t3d.objectives.base import Context, Distributions, Predictions, read
+from t3d.ranges import check_ranges
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,9 @@ class Consistency:
     nelbo_weight: float = 0.1
     needs_reference: ClassVar[bool] = False
     needs_teacher: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_ranges(self, {"[0, inf)": "consistency_weight nelbo_weight"})
 
     def __call__(self, context: Context) -> tuple[Tensor, dict[str, Tensor]]:
         tokens, teacher, student = context.tokens, context.teacher, context.student

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from t3d.objectives.base import Context, Distributions, LossTokens, grouped_mean, read
+from t3d.ranges import check_ranges
 from t3d.rng import uniform
 
 Fake = Literal["argmax", "sample", "exact"]
@@ -46,6 +47,7 @@ class TrajectoryDDO:
     needs_teacher: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        check_ranges(self, {"[0, inf)": "alpha path_weight", "(0, inf)": "beta"})
         for name, kind in (("fake", Fake), ("reduction", Reduction), ("over", Over)):
             value, known = getattr(self, name), get_args(kind)
             if value not in known:

@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+from t3d.ranges import check_ranges
 from t3d.tasks.records import read_json_lines
 
 OverLong = Literal["drop", "cut"]
@@ -46,8 +47,7 @@ class ChatData:
     over_long: OverLong = "drop"
 
     def __post_init__(self) -> None:
-        if self.max_length < 1:
-            raise ValueError(f"data: max_length must be at least 1, got {self.max_length}")
+        check_ranges(self, {"[1, inf)": "max_length"}, where="data: ")
         if (self.prompt is None) != (self.response is None):
             raise ValueError("data: prompt and response are a pair; name both keys")
         if sum(key is not None for key in (self.messages, self.prompt, self.text)) > 1:

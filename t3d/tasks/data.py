@@ -15,7 +15,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from t3d.provenance import write_bytes
+from t3d.provenance import check_output, write_bytes
 from t3d.tasks import convert
 from t3d.tasks.records import Needs, Record, content_digest, read_records, to_jsonl
 
@@ -154,6 +154,8 @@ def download(
     unknown = next((name for name in names if name not in DATASETS), None)
     if unknown is not None:
         raise ValueError(f"unknown data set {unknown!r}; choose among {', '.join(DATASETS)}")
+    if folder is not None:
+        check_output(folder, *FILES)
     folder = folder or data_folder()
     paths = [folder / file for file, source in FILES.items() if source.dataset in names]
     with bar("download", len(paths), "file", show=progress) as count:

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from t3d.grading.math import first_unfit_gold
 from t3d.tasks.base import Example, Grade, Split
 from t3d.tasks.benchmark import grade_math
-from t3d.tasks.prompts import load_prompts
+from t3d.tasks.prompts import numbered_prompts
 from t3d.tasks.protocols import ProtocolName, t3d_math
 
 _NUMBER = re.compile(r"[-+]?(\d[\d,]*\.?\d*|\.\d+)(e[-+]?\d+)?(/\d+)?\s*%?", re.IGNORECASE)
@@ -25,20 +26,34 @@ class OwnQuestions:
     """
 
     def __init__(self, path: Path, protocol: ProtocolName = "standard") -> None:
-        """Raises: ValueError as `load_prompts` does."""
+        """Raises: ValueError as `numbered_prompts` does."""
         self.name = path.name
-        self._examples = load_prompts(path)
+        self._path = path
+        self._lines, self._examples = zip(*numbered_prompts(path), strict=True)
         if protocol == "t3d":
-            self._examples = [replace(e, verbatim=t3d_math(e.question)) for e in self._examples]
+            self._examples = tuple(
+                replace(e, verbatim=t3d_math(e.question)) for e in self._examples
+            )
 
     def examples(self, split: Split, num: int, *, seed: int = 0) -> list[Example]:
-        """Raises: ValueError if a problem to evaluate has no answer."""
-        chosen = self._examples[:num]
+        """Raises: ValueError if a problem to evaluate has no answer, or one that is never right."""
+        chosen = list(self._examples[:num])
+        if split == "train":
+            return chosen
         without = next((example.id for example in chosen if example.answer is None), None)
-        if split != "train" and without is not None:
+        if without is not None:
             raise ValueError(
                 f"{self.name}: {without!r} has no answer to grade against; "
                 "give every line the key 'answer'"
+            )
+        by_math = [number for number, example in enumerate(chosen) if _is_math(example)]
+        first = first_unfit_gold(tuple(str(chosen[number].answer) for number in by_math))
+        if first is not None:
+            unfit = by_math[first]
+            raise ValueError(
+                f"{self._path}, line {self._lines[unfit]}: the answer {chosen[unfit].answer!r} is "
+                "not equal to itself as mathematics, so every answer would be wrong; correct it, "
+                "or give the line the key 'grader' with the value 'exact'"
             )
         return chosen
 

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-import json
+import math
+from decimal import Decimal
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from t3d.tasks.base import Example, Grader
+from t3d.tasks.records import read_json_lines, read_lines
 
 
 def load_prompts(path: Path) -> list[Example]:
-    """Prompts of a `.jsonl` or `.txt` file, in the file's order; blank lines are skipped.
+    """The examples of `numbered_prompts`."""
+    return [example for _, example in numbered_prompts(path)]
+
+
+def numbered_prompts(path: Path) -> list[tuple[int, Example]]:
+    """Line numbers and prompts of a `.jsonl` or `.txt` file, in its order; blank lines are skipped.
 
     A line of `.jsonl` is an object with `question` (or `prompt`) and, optionally, `id`,
     `answer` and `grader`; other keys are ignored. An id defaults to `<file's stem>/<line number>`.
@@ -18,24 +25,16 @@ def load_prompts(path: Path) -> list[Example]:
     Raises:
         ValueError: naming the file and the line, for whatever cannot be taken.
     """
-    parsers = {".jsonl": _from_json, ".txt": lambda line: (None, line.strip(), None, None)}
-    if path.suffix not in parsers:
+    if path.suffix not in (".jsonl", ".txt"):
         raise ValueError(f"{path}: prompts come as .jsonl or .txt, not {path.suffix or 'neither'}")
-    try:
-        # A byte order mark is no part of the first prompt.
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise ValueError(f"{path}: prompts cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
-    examples: list[Example] = []
+    read = read_json_lines if path.suffix == ".jsonl" else read_lines
+    examples: list[tuple[int, Example]] = []
     lines: dict[str, int] = {}
-    # Not splitlines(), which also splits at separators that JSON strings may hold.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
+    for number, row in read(path):
         try:
-            name, question, answer, grader = parsers[path.suffix](line)
+            name, question, answer, grader = (
+                _from_json(row) if path.suffix == ".jsonl" else (None, row.strip(), None, None)
+            )
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from None
         name = f"{path.stem}/{number}" if name is None else name
@@ -44,36 +43,37 @@ def load_prompts(path: Path) -> list[Example]:
                 f"{path}, line {number}: the id {name!r} is already that of line {lines[name]}"
             )
         lines[name] = number
-        examples.append(Example(name, question, answer, grader=grader))
+        examples.append((number, Example(name, question, answer, grader=grader)))
     if not examples:
         raise ValueError(f"{path}: holds no prompts")
     return examples
 
 
-def _from_json(line: str) -> tuple[str | None, str, str | None, Grader | None]:
+def _from_json(row: Any) -> tuple[str | None, str, str | None, Grader | None]:
     """Id, question, answer and grader of one line."""
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from None
     if not isinstance(row, dict):
-        raise ValueError(f"not a JSON object but {line.strip()[:40]}")
+        raise ValueError(f"not a JSON object but {row!r:.40}")
     key = next((key for key in ("question", "prompt") if key in row), None)
     if key is None:
         raise ValueError(f"needs the key 'question' or 'prompt', has {', '.join(row) or 'none'}")
     if not isinstance(row[key], str) or not row[key].strip():
         raise ValueError(f"{key!r} must be a text that is not blank, got {row[key]!r}")
-    grader = row.get("grader")
+    answer, grader = _scalar(row, "answer"), row.get("grader")
+    if answer is not None and not answer.strip():
+        raise ValueError("'answer' is blank, which no answer equals; fill it in or drop the key")
     if grader not in (None, *get_args(Grader)):
         raise ValueError(f"'grader' must be {' or '.join(get_args(Grader))}, got {grader!r}")
-    return _scalar(row, "id"), row[key], _scalar(row, "answer"), grader
+    return _scalar(row, "id"), row[key], answer, grader
 
 
-def _scalar(row: dict[str, object], key: str) -> str | None:
+def _scalar(row: dict[str, Any], key: str) -> str | None:
     """A text or a number, as text; null counts as absent."""
     value = row.get(key)
     if value is None or isinstance(value, str):
         return value
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    raise ValueError(f"{key!r} must be a text or a number, got {value!r}")
+    if isinstance(value, float) and math.isfinite(value):
+        # Positionally: mathematics takes the e of 1e-05 for a name.
+        return f"{Decimal(str(value)):f}"
+    raise ValueError(f"{key!r} must be a text or a finite number, got {value!r}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import UnionType
@@ -95,25 +95,37 @@ def read_records(path: Path, needs: Needs) -> list[Record]:
     return records
 
 
-def read_json_lines(path: Path) -> Iterable[tuple[int, Any]]:
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Line numbers from 1 and lines; blank ones are skipped, and a byte order mark is no text.
+
+    Raises:
+        ValueError: naming the file.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    # Not splitlines(), which also splits at separators that JSON strings may hold.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield number, line
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
     """Line numbers from 1 and values; blank lines are skipped.
 
     Raises:
         ValueError: naming the file and, where known, the line.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read as UTF-8 text ({error})") from None
-    # Not splitlines(), which also splits at separators that JSON strings may hold.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                yield number, json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(
-                    f"{path}, line {number}: not JSON: {error.msg} at column {error.colno}"
-                ) from None
+    for number, line in read_lines(path):
+        try:
+            yield number, json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{path}, line {number}: not JSON: {error.msg} at column {error.colno}"
+            ) from None
 
 
 def _parse(row: Any, needs: Needs) -> Record:

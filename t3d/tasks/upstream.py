@@ -28,7 +28,7 @@ def convert_upstream(source: Path, output: Path, dataset: str) -> int:
         ValueError: naming file, entry and key, for whatever is not in that format.
     """
     try:
-        rows = json.loads(source.read_text(encoding="utf-8"))
+        rows = json.loads(source.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ValueError(f"{source}: cannot be read: {error.strerror}") from None
     except ValueError as error:

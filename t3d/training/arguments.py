@@ -8,6 +8,10 @@ from typing import Any
 
 import torch
 from transformers import TrainingArguments
+from transformers.integrations.integration_utils import (
+    INTEGRATION_TO_CALLBACK,
+    get_available_reporting_integrations,
+)
 
 from t3d.training.config import TrainingConfig
 
@@ -55,6 +59,7 @@ def training_arguments(config: TrainingConfig, output_dir: Path) -> TrainingArgu
     if clash:
         raise ValueError(f"trainer.{clash[0]} is owned by t3d; set the key of TrainingConfig")
     _check_launch(config)
+    _check_trackers(config.report_to)
     # Processes on CPUs do not find each other without it, and train each for itself.
     device: dict[str, Any] = {"use_cpu": not torch.accelerator.is_available()}
     try:
@@ -74,6 +79,16 @@ def training_arguments(config: TrainingConfig, output_dir: Path) -> TrainingArgu
         )
     arguments.gradient_accumulation_steps = config.batch_size // in_one_pass
     return arguments
+
+
+def _check_trackers(names: list[str]) -> None:
+    """Raise ValueError for a tracker that transformers does not know, or that is not installed."""
+    known, there = set(INTEGRATION_TO_CALLBACK), get_available_reporting_integrations()
+    for name in names:
+        if name not in known:
+            raise ValueError(f"report_to: {name!r} is none of {', '.join(sorted(known))}")
+        if name not in there:
+            raise ValueError(f"report_to: {name} is not installed; install it, or leave it out")
 
 
 def _check_launch(config: TrainingConfig) -> None:

@@ -6,11 +6,12 @@ a wrong call at once.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from t3d.ranges import check_ranges
 from t3d.tasks import get_task
 from t3d.tasks.base import Example
 from t3d.tasks.chat import ChatData
@@ -18,6 +19,8 @@ from t3d.tasks.chat import ChatData
 Attention = Literal["auto", "sdpa", "flex_attention"]
 OptimizerName = Literal["adamw", "muon"]
 Sharding = Literal["none", "full"]
+SEEDS = "[0, 4294967296)"
+"""What numpy takes, which transformers seeds too."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +41,7 @@ class LoraSettings:
     target_modules: list[str] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("rank", "alpha"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"lora: {name} must be at least 1, got {getattr(self, name)}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"lora: dropout must lie in [0, 1), got {self.dropout}")
+        check_ranges(self, {"[1, inf)": "rank alpha", "[0, 1)": "dropout"}, where="lora: ")
         if self.target_modules is not None and not self.target_modules:
             raise ValueError("lora: target_modules is empty; name layers, or leave it out")
 
@@ -101,20 +100,18 @@ class TrainingConfig:
     trainer: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "micro_batch_size", "logging_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in (
-            "learning_rate",
-            "weight_decay",
-            "warmup_steps",
-            "max_grad_norm",
-            "save_seconds",
-        ):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if not self.block_sizes or min(self.block_sizes) < 1:
-            raise ValueError(f"block_sizes must name sizes from 1 up, got {self.block_sizes}")
+        check_ranges(
+            self,
+            {
+                "[1, inf)": "steps batch_size micro_batch_size logging_steps block_sizes",
+                "[0, inf)": "learning_rate weight_decay warmup_steps max_grad_norm",
+                "[0, inf]": "save_seconds",
+                "[0, 1)": "beta2",
+                SEEDS: "seed",
+            },
+        )
+        if not self.block_sizes:
+            raise ValueError("block_sizes is empty; name at least one size")
         if self.attention not in get_args(Attention):
             raise ValueError(
                 f"attention must be one of {', '.join(get_args(Attention))}, got {self.attention!r}"
@@ -136,8 +133,6 @@ class TrainingConfig:
                 "sharding: full trains all weights; leave lora out, or set sharding to none: "
                 "adapters are small, and the base is held once"
             )
-        if not 0 <= self.beta2 < 1:
-            raise ValueError(f"beta2 must lie in [0, 1), got {self.beta2}")
 
 
 @dataclass
@@ -171,10 +166,11 @@ class MethodConfig:
     learning_rate: float | None = None
 
     def __post_init__(self) -> None:
-        if self.num_sequences is not None and self.num_sequences < 1:
-            raise ValueError(
-                f"method {self.method}: num_sequences must be at least 1, got {self.num_sequences}"
-            )
+        check_ranges(
+            self,
+            {"[1, inf)": "reference_every rounds num_sequences", "[0, inf)": "learning_rate"},
+            where=f"method {self.method}: ",
+        )
 
 
 @dataclass
@@ -192,9 +188,9 @@ class ModelShape:
     tie_word_embeddings: bool = True
 
     def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if value < 1 and name != "tie_word_embeddings":
-                raise ValueError(f"shape: {name} must be at least 1, got {value}")
+        counts = "hidden_size intermediate_size num_hidden_layers num_attention_heads"
+        counts += " num_key_value_heads head_dim max_position_embeddings"
+        check_ranges(self, {"[1, inf)": counts, "(0, inf)": "rope_theta"}, where="shape: ")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"shape: num_attention_heads={self.num_attention_heads} is no multiple of "
@@ -237,6 +233,14 @@ class PretrainConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
+        check_ranges(
+            self,
+            {
+                "[0, inf)": "num_examples",
+                "(-inf, inf)": "data_seed",
+                "[1, inf)": "vocab_size num_views",
+            },
+        )
         if self.data is not None and self.model is None:
             raise ValueError("data: is for a model that has a tokenizer; name it with model")
         if not self.tasks:

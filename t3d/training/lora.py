@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from t3d.models import LanguageModel
+from t3d.models.loading import check_finite
 from t3d.rng import derive_key
 from t3d.training.config import LoraSettings
 
@@ -109,6 +110,7 @@ class Adapter:
                 # One after another to the CPU: the device holds one copy of the base.
                 weights[f"{name}.weight"] = (base + module.get_delta_weight(_NAME)).detach().cpu()
         lm.model.generation_config = lm.generation_config()
+        check_finite(str(directory), weights)
         lm.model.save_pretrained(directory, state_dict=weights)
         lm.tokenizer.save_pretrained(directory)
 

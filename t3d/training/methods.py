@@ -63,10 +63,6 @@ class Method:
                 f"{'needs' if self.objective.needs_reference else 'has no'} reference model: "
                 f"reference_every={self.reference_every}"
             )
-        if self.reference_every is not None and self.reference_every < 1:
-            raise ValueError(f"reference_every must be at least 1, got {self.reference_every}")
-        if self.rounds < 1:
-            raise ValueError(f"rounds must be at least 1, got {self.rounds}")
         if self.rounds == 1 and (self.verify or self.student_decoding):
             key = "verify" if self.verify else "student_decoding"
             raise ValueError(f"{key}: only a second round has trajectories of a student")

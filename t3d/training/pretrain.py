@@ -75,11 +75,13 @@ def labelled_rows(
     """Examples with worked answers as training rows.
 
     Raises:
-        ValueError: if an example has no worked answer.
+        ValueError: if an example has no worked answer, or holds a control token.
     """
     unanswered = next((e.id for e in examples if e.reference is None), None)
     if unanswered is not None:
         raise ValueError(f"{unanswered}: labelled training needs a worked answer")
+    for example in examples:
+        lm.check_content(example.id, example.reference or "")
     prompts = lm.encode_examples(examples)
     responses = lm.encode_responses([e.reference or "" for e in examples])
     return [
@@ -126,8 +128,11 @@ def chat_rows(
             leaves no room for one is dropped all the same.
 
     Raises:
-        ValueError: for turns that the chat template refuses.
+        ValueError: for turns that the chat template refuses, and texts with a control token.
     """
+    for chat in chats:
+        contents = [text for turn in chat.prompt for text in turn.values()]
+        lm.check_content(chat.name, *contents, chat.response)
     end = max_length - max_length % block_size
     prompts = lm.tokenizer([_render(lm, chat) for chat in chats], add_special_tokens=False)
     responses = lm.encode_responses([chat.response for chat in chats])

@@ -93,7 +93,9 @@ class DiffusionTrainer(Trainer):
         # The loss is divided by the sequences of the whole accumulation window, below.
         self.model_accepts_loss_kwargs = True
         self.method = method
-        self.vocabulary = Vocabulary(lm.model.config.vocab_size, lm.mask_token_id)
+        self.vocabulary = Vocabulary(
+            lm.model.config.vocab_size, lm.mask_token_id, lm.banned_token_ids
+        )
         grows = method.block_schedule == "growing"
         self.layouts = [
             BlockLayout(size) for size in (sorted(block_sizes) if grows else block_sizes)

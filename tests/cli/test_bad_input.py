@@ -66,6 +66,11 @@ CALLS = [
         "denoising_steps must be at most block_size=4",
     ),
     (("generate", " "), 1, "the question is empty"),
+    (("eval", "--model", "mini_teacher", "--output", "x", "--limit", "-3"), 1, "limit must be at"),
+    # Of an option's name all is needed.
+    (("generate", "--decoding.denoising_step", "2", "q"), 2, "--decoding.denoising_step"),
+    (("eval", "--mod", "x", "--output", "y"), 2, "--mod x"),
+    (("run", "demo", "--training.step", "2"), 2, "--training.step"),
 ]
 
 
@@ -119,6 +124,12 @@ OVERRIDES = [
     (("--methods.t3d.objective", "{bta: 1}"), "method t3d: objective: unknown key 'bta'"),
     (("--methods", "{original: {method: t3d}}"), "'original' is the teacher's own name"),
     (("--methods", "{../mine: {method: t3d}}"), "'../mine' is to name a directory"),
+    (("--methods", "{..: {method: t3d}}"), "'..' is to name a directory"),
+    (("--methods", "{'': {method: t3d}}"), "'' is to name a directory"),
+    (("--methods.t3d.decoding", "{nosuch: 1}"), "method t3d: decoding: "),
+    (("--methods.t3d.decoding", "{top_p: 2}"), "method t3d: decoding: top_p must lie in (0, 1]"),
+    (("--training.report_to", "[nosuch]"), "report_to: 'nosuch' is none of"),
+    (("--training.report_to", "[wandb]"), "report_to: wandb is not installed; install it"),
     (("--training.batch_size", "6"), "batch_size=6 is no multiple of micro_batch_size=4"),
     (("--training.batch_size", "32"), "16 training sequences are fewer than batch_size=32"),
     (("--training.trainer", "{nosuch: 1}"), "trainer: not an argument of transformers"),
@@ -146,8 +157,11 @@ def test_settings_that_do_not_fit_leave_nothing(
     recipe_file: Path, tmp_path: Path, t3d: Run, override: tuple[str, ...], part: str
 ) -> None:
     output = tmp_path / "run"
-    outcome = t3d("run", recipe_file, "--output", output, "--progress", "false", *override)
-    assert_refused(outcome, 1, part)
+    call = ("run", recipe_file, "--output", output, "--progress", "false", *override)
+    assert_refused(t3d(*call), 1, part)
+    if override[0].startswith(("--methods", "--training")) and "--data.num_prompts" not in override:
+        # What needs neither model nor problems to be seen.
+        assert_refused(t3d(*call, "--dry_run"), 1, part)
     assert not output.exists()
 
 
@@ -190,6 +204,43 @@ def test_output_that_is_a_file(
     assert_refused(outcome, 1, f"{output}: ")
     assert output.read_text() == "mine"
     assert not list(tmp_path.glob(".taken*"))
+
+
+OUTPUTS: list[tuple[str, ...]] = [
+    ("run", "demo"),
+    ("compare", "mini_compare"),
+    ("pretrain", "mini_teacher"),
+    ("rollout", "--model", "mini_teacher", "--num", "2", "--decoding.max_new_tokens", "8"),
+    ("train", "--model", "mini_teacher", "--method", "naive_td", "--trajectories", "STORE"),
+    ("eval", "--model", "mini_teacher", "--limit", "2"),
+    ("calibrate", "--model", "mini_teacher", "--limit", "2", "--write", "false"),
+    ("analyze", "--trajectories", "STORE"),
+    ("convert", "package:nothing"),
+    ("export", "--model", "mini_teacher"),
+    ("frontier", "nowhere"),
+    ("report", "nowhere"),
+    ("bench decode",),
+    ("bench train",),
+]
+
+
+@pytest.mark.parametrize("call", OUTPUTS, ids=lambda call: call[0])
+def test_an_output_is_new_or_empty_or_ones_own(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, t3d: Run, call: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = [str(store) if word == "STORE" else word for word in call]
+    small = ("--training.batch_size", 4, "--training.micro_batch_size", 4)
+    words = [*words[0].split(), *words[1:], *small * (call[0] == "train")]
+    taken = shutil.copytree(store, tmp_path / "taken") if call[0] != "rollout" else tmp_path / "t"
+    taken.mkdir(exist_ok=True)
+    (taken / "thesis.tex").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    for output in (taken, "", "."):
+        outcome = t3d(*words, "--output", output)
+        part = "name a directory of its own" if output != taken else f"{taken}: exists already and"
+        assert_refused(outcome, 1, part)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 PROMPTS = [
@@ -244,6 +295,14 @@ def test_training_that_cannot_start(
     output = tmp_path / "student"
     outcome = train(t3d, checkpoint, store, output, "--noiser.nosuch", 1)
     assert_refused(outcome, 1, "method naive_td: noiser: unknown key 'nosuch'")
+    outcome = train(t3d, checkpoint, store, output, "--decoding", "{nosuch: 1}")
+    assert_refused(outcome, 1, "method naive_td: decoding: ", "nosuch")
+    outcome = train(t3d, checkpoint, store, output, "--decoding", "{random_share: 2.0}")
+    assert_refused(outcome, 1, "method naive_td: decoding: random_share must lie in [0, 1]")
+    outcome = train(t3d, checkpoint, store, output, "--decoding", "{random_share: 0.5}")
+    assert_refused(outcome, 1, f"random_share is 0.5, but {store} was decoded with 0.0")
+    outcome = train(t3d, checkpoint, store, output, "--objective.nosuch", 1)
+    assert_refused(outcome, 1, "method naive_td: objective: unknown key 'nosuch'")
     outcome = train(t3d, checkpoint, store, output, "--training.batch_size", 6)
     assert_refused(outcome, 1, "batch_size=6 is no multiple of micro_batch_size=4")
     outcome = train(t3d, checkpoint, store, output, "--method", "sft")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 import pytest
 import torch
@@ -189,8 +190,17 @@ def test_keys_differ_in_seed_position_and_step() -> None:
     assert len(set(grid.flatten().tolist())) == 4 * 5 * 6
 
 
-def start_ids(seed: int, positions: range, random_share: float, mask: int = 2) -> list[int]:
-    return initial_ids(seed, positions, random_share=random_share, mask_token_id=mask, vocab_size=6)
+def start_ids(
+    seed: int, positions: range, random_share: float, mask: int = 2, banned: Collection[int] = ()
+) -> list[int]:
+    return initial_ids(
+        seed,
+        positions,
+        random_share=random_share,
+        mask_token_id=mask,
+        banned_token_ids=banned,
+        vocab_size=6,
+    )
 
 
 @given(st.integers(0, (1 << 63) - 1), st.integers(0, 50), st.integers(1, 20), st.integers(0, 5))
@@ -215,3 +225,7 @@ def test_the_start_is_random_in_its_share_and_uniform_over_the_other_tokens(mask
         bound = 4 * math.sqrt(share * (1 - share) / num)
         assert ids.count(token) / num == pytest.approx(share, abs=bound)
     assert ids != start_ids(4, range(num), 0.3, mask)
+
+
+def test_what_is_never_generated_is_no_noise_either() -> None:
+    assert {*start_ids(3, range(300), 1.0, 2, {0, 5})} == {1, 3, 4}

@@ -111,7 +111,7 @@ def test_t3d_loads_what_it_exported(
     ids, _ = inputs(before)
     with torch.no_grad():
         assert torch.equal(after.model(ids).logits, before.model(ids).logits)
-    text = "On Monday Tom buys 3 more. <|MASK|>"
+    text = "On Monday Tom buys 3 more. <|MASK>"
     assert after.encode_prompts([text]) == before.encode_prompts([text])
     for key in ("mask_token_id", "pad_token_id", "stop_token_ids"):
         assert vars(after)[key] == vars(before)[key]
@@ -181,9 +181,10 @@ def test_nothing_is_left_of_a_failed_export(saved: dict[str, Path], tmp_path: Pa
         export(saved["untied"], tmp_path / "out", max_shard_size="big")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "out").mkdir()
-    with pytest.raises(ValueError, match="out: is there already"):
+    (tmp_path / "out" / "mine").write_text("")
+    with pytest.raises(ValueError, match="out: exists already and holds mine"):
         export(saved["untied"], tmp_path / "out")
-    assert list((tmp_path / "out").iterdir()) == []
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
 
 
 def test_a_block_size_must_come_from_somewhere(saved: dict[str, Path], tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 | pairs.jsonl | pairs | math-verify errs | string rule errs |
 |---|---|---|---|
-| equivalent | 129 | 15 (12 %) | 88 (68 %) |
+| equivalent | 129 | 13 (10 %) | 88 (68 %) |
 | not equivalent | 99 | 8 (8 %) | 6 (6 %) |
 
 The pairs were chosen to be hard: these are no error rates on a benchmark's outputs.
@@ -111,7 +111,7 @@ def test_both_rules_err_on_exactly_the_known_pairs() -> None:
 
 @pytest.mark.parametrize(
     ("equivalent", "errors"),
-    [(True, [129, 15, 88]), (False, [99, 8, 6])],
+    [(True, [129, 13, 88]), (False, [99, 8, 6])],
     ids=["equivalent", "not_equivalent"],
 )
 def test_the_table_of_this_module_counts_the_pairs(equivalent: bool, errors: list[int]) -> None:

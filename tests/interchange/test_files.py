@@ -165,7 +165,7 @@ def test_every_response_is_taken_or_reported(bpe: LanguageModel, tmp_path: Path)
         (5, 0, "blocks"),
         (6, 0, "mask"),
         (7, 0, "lost"),
-        (8, 0, "mask"),
+        (8, 0, "prompt"),
         (9, 1, "lost"),
     ]
     assert report.counts["lost"] == 3
@@ -261,7 +261,7 @@ def test_outputs_are_never_mixed_or_overwritten(chars: LanguageModel, tmp_path: 
 
     (tmp_path / "empty").mkdir()
     run(tmp_path / "empty")
-    with pytest.raises(ValueError, match="empty: exists already; choose another directory"):
+    with pytest.raises(ValueError, match="empty: exists already and holds import.json"):
         run(tmp_path / "empty")
     with pytest.raises(ValueError, match="a.json: exists already"):
         run(source)

@@ -359,7 +359,7 @@ def test_a_file_of_another_kind_is_no_source(plain: Path, tmp_path: Path) -> Non
 
 def test_an_output_that_exists_stays(plain: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("mine")
-    with pytest.raises(ValueError, match="mine: exists already"):
+    with pytest.raises(ValueError, match="mine: exists already and"):
         convert(plain, tmp_path / "mine")
     assert (tmp_path / "mine").read_text() == "mine"
 

@@ -269,5 +269,5 @@ def test_it_trains_and_what_was_trained_loads(family: str, tmp_path: Path):
     assert all(torch.equal(w, state[name]) for name, w in loaded.model.state_dict().items())
     special = (lm.mask_token_id, lm.pad_token_id, lm.stop_token_ids)
     assert (loaded.mask_token_id, loaded.pad_token_id, loaded.stop_token_ids) == special
-    text = "On Monday Tom buys 3 more. Ünïcödé <|MASK|>"
+    text = "On Monday Tom buys 3 more. Ünïcödé <|MASK>"
     assert loaded.encode_prompt(text) == lm.encode_prompt(text)

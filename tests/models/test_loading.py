@@ -211,7 +211,7 @@ def test_a_saved_model_loads_unchanged(lm: LanguageModel, saved: Path) -> None:
     state, expected = loaded.model.state_dict(), lm.model.state_dict()
     assert state.keys() == expected.keys()
     assert all(torch.equal(state[key], expected[key]) for key in expected)
-    text = "On Monday Tom buys 3 more. Ünïcödé <|MASK|>"
+    text = "On Monday Tom buys 3 more. Ünïcödé <|MASK>"
     assert loaded.encode_prompts([text]) == lm.encode_prompts([text])
     # The generation settings name both stop tokens, the end of a turn first.
     document = json.loads((saved / "generation_config.json").read_text())

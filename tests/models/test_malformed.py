@@ -240,7 +240,26 @@ SHARD: dict[str, tuple[Damage, str]] = {
     "link out": (link(WEIGHTS, "../w.safetensors"), "a link out of its directory"),
     "link broken": (
         every(link(WEIGHTS, "../w.safetensors"), lambda d: (d / "../w.safetensors").unlink()),
-        "model.safetensors: no regular file",
+        "model.safetensors: a link out of its directory",
+    ),
+    "config linked": (link("config.json", "../c.json"), "config.json: a link out of its directory"),
+    "template linked": (
+        every(write("chat_template.jinja", "{{ messages }}"), link("chat_template.jinja", "../t")),
+        "chat_template.jinja: a link out of its directory",
+    ),
+    "template linked in a folder": (
+        every(
+            lambda d: (d / "additional_chat_templates").mkdir(),
+            write("additional_chat_templates/tools.jinja", "{{ messages }}"),
+            link("additional_chat_templates/tools.jinja", "../t"),
+        ),
+        "additional_chat_templates/tools.jinja: a link out of its directory",
+    ),
+    "generation cut": (write("generation_config.json", "{"), "generation_config.json: not valid"),
+    "generation list": (write("generation_config.json", "[7]"), "generation_config.json: not a J"),
+    "generation NaN": (
+        write("generation_config.json", '{"temperature": NaN}'),
+        "generation_config.json: not valid JSON: NaN is no number; correct or delete it",
     ),
     "stray": (lambda d: shutil.copy(d / WEIGHTS, d / "b.safetensors"), "b.safetensors is neither"),
     "index lost": (sharded(remove(INDEX)), f"{SHARDS[0]} is neither model.safetensors nor named"),

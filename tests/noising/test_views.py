@@ -31,6 +31,16 @@ MASK, SIZE = 50, 4
 VOCABULARY = Vocabulary(64, MASK)
 
 
+def test_ids_that_are_banned_are_no_noise() -> None:
+    batch = TrajectoryBatch.collate([training_row(t, i) for i, t in enumerate(trajectories(8))], 0)
+    banned = tuple(range(5, 50))
+    vocabulary, keys = Vocabulary(64, MASK, banned), torch.arange(8)
+    (view,) = TrajectoryState(random_share=1.0)(batch, BlockLayout(SIZE), keys, vocabulary, 0.5)
+    shown = set(view.xt[view.loss_mask].tolist())
+    assert len(shown) > 5
+    assert shown.isdisjoint({MASK, *banned})
+
+
 def trajectories(num: int, seed: int = 0) -> list[Trajectory]:
     """Any number of tokens a step; the last block of every second one stops early."""
     rng, out = random.Random(seed), []

@@ -182,7 +182,7 @@ def test_every_row_has_the_keys_of_the_first(tmp_path: Path) -> None:
     [
         ("a.jsonl", b"", "a.jsonl: holds no rows"),
         ("a.jsonl", b'{"text": "t"}\n{', "a.jsonl, line 2: not JSON"),
-        ("a.jsonl", b"\xff", "a.jsonl: cannot be read as UTF-8"),
+        ("a.jsonl", b"\xff", "a.jsonl: not UTF-8 text"),
         ("a.parquet", b"PAR1", "a.parquet: cannot be read as Parquet"),
         ("b.jsonl", b"", "a.jsonl: cannot be read"),
         ("b.jsonl", b"", "a.parquet: cannot be read as Parquet"),

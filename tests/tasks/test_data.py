@@ -158,7 +158,7 @@ def test_a_wrong_line_is_named(tmp_path: Path, changes: dict[str, Any], message:
         (b"{}\n[", ", line 1: lacks the key 'id'"),
         (b"\n[1]", ", line 2: not a JSON object"),
         (b"\n{", ", line 2: not JSON: "),
-        (b"\xff", ": cannot be read as UTF-8 text"),
+        (b"\xff", ": not UTF-8 text"),
     ],
 )
 def test_a_file_that_is_none(tmp_path: Path, content: bytes, message: str) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from t3d.models import from_pretrained
 from t3d.provenance import hash_weights
-from t3d.training.config import MethodConfig, TrainingConfig
+from t3d.training.config import LoraSettings, MethodConfig, TrainingConfig
 from t3d.training.distill import distill
 from t3d.training.methods import build_method
 from t3d.training.run import fit
@@ -37,6 +37,19 @@ def test_distilling_saves_a_student_that_loads(bench: Any, tmp_path: Path, metho
     assert record["config"]["method"]["method"] == method
     assert record["config"]["training"]["learning_rate"] == 5e-3
     assert json.loads((output / "provenance.json").read_text()) == record
+
+
+@pytest.mark.parametrize("rate", [1e25, 1e30, 3e38])
+@pytest.mark.parametrize("lora", [None, LoraSettings(rank=2)])
+def test_a_student_that_overflows_is_not_saved(
+    bench: Any, tmp_path: Path, rate: float, lora: LoraSettings | None
+) -> None:
+    """The last update has no loss after it that would tell."""
+    lm, output = bench.model(dtype=torch.float32), tmp_path / "student"
+    training = replace(TRAINING, steps=1, learning_rate=rate, lora=lora)
+    with pytest.raises(ValueError, match=r"student: model\..* holds NaN, infinity or numbers near"):
+        distill(lm, bench.rows(9), MethodConfig("naive_td"), training, output, progress=False)
+    assert not output.exists()
 
 
 def test_a_student_that_was_trained_but_not_saved_is_only_saved(bench: Any, tmp_path: Path):

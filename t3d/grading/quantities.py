@@ -1,0 +1,108 @@
+r"""One number with words around it: what an answer such as `5\text{ million}` says.
+
+math-verify drops what stands in \text{} whatever it says, and takes words elsewhere for products
+of letters. Where the gold answer is one number, words are read here first.
+"""
+
+from __future__ import annotations
+
+import re
+
+_SCALES = {
+    "dozen": 12,
+    "hundred": 100,
+    "thousand": 10**3,
+    "million": 10**6,
+    "billion": 10**9,
+    "trillion": 10**12,
+}
+_NUMBER_WORDS = re.compile(
+    r"(?<!\\)\b(?:zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|thirty"
+    r"|(?:four|fif|six|seven|eigh|nine)t(?:een|y)|twenty|forty|half|halves|quarter"
+    r"|(?:third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|hundredth|thousandth)s?"
+    r"|not|neither|nor|pi|sqrt)\b",
+    re.IGNORECASE,
+)
+"""Beside digits they say another number than the digits do."""
+_CODES = "USD|EUR|GBP|JPY|CNY|INR|CAD|AUD|NZD|CHF|SEK|NOK|DKK|KRW|MXN|BRL|SGD|HKD|Rs|RM"
+
+_GOLD = re.compile(
+    r"\\?\$?[-+]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+|\d+/\d+|\\[dt]?frac\{\d+\}\{\d+\})"
+    r"\.?(?:\\?%)?\$?"
+)
+_WRAPPER = re.compile(
+    r"\\(text(?:bf|it|rm|sf|tt|normal)?|mbox|hbox|math(?:rm|bf|it|sf|tt)|operatorname)\s*"
+    r"\{([^{}]*)\}"
+)
+_LETTER = re.compile(r"\b([A-Za-z])\b")
+_GROUP = re.compile(r"(?<=\d)(?:\\[,; ]|\{,\}|~)(?=\d{3}(?!\d))")
+_SPACE = re.compile(r"~|\\[,;:! ]|\\q?quad(?![A-Za-z])|\\(?=\s)")
+_BOLD = re.compile(r"(\*\*|__)(.+)\1\.?", re.DOTALL)
+_DEGREES = re.compile(r"(?:\^\{?\\circ\}?|\\degrees?(?![A-Za-z])|[°º])\s*(?:[CF](?![A-Za-z]))?")
+_CURRENCY = re.compile(
+    r"(?:\b(?:US|CA|AU|NZ|HK|[ACS]))?\\?\$|[£€¥₹₩₽¢]|\\(?:pounds|euro|yen|cent|textsterling)"
+    rf"(?![A-Za-z])|\b(?:{_CODES})\b\.?(?=\s*[-+]?[\d.])"
+)
+_POWER = re.compile(r"([^\W\d_])\s*\^\s*\{?\s*-?[1-4]\s*\}?")
+_NAME = re.compile(r"\\?[^\W\d_]+\s*=")
+_WORD = re.compile(r"(?<![\\A-Za-z])[^\W\d_]{2,}")
+_TWO_NUMBERS = re.compile(rf"\d.*?{_WORD.pattern}.*?\d", re.DOTALL)
+_THOUSANDS = re.compile(r"(?<=\d)\s*kk?(?![A-Za-z])")
+_TAIL = re.compile(r"(?:[^\W_]|[\s/.,·()':&\u2019-]|\\cdot)*")
+
+
+def _unwrapped(match: re.Match[str]) -> str:
+    """What stands in a wrapper; in text a letter is a word, which two of it make it for `_WORD`."""
+    inner = match[2]
+    if match[1].startswith(("text", "mbox", "hbox")):
+        inner = _LETTER.sub(r"\1\1", inner)
+    return f" {inner} "
+
+
+def is_one_number(gold: str) -> bool:
+    """Whether a gold answer is a number or a fraction of two, in digits."""
+    return bool(_GOLD.fullmatch(gold.replace(r"{,}", ",").replace(" ", "")))
+
+
+def one_number(answer: str, gold: str) -> str | None:
+    r"""What of an answer is to be compared with the gold; None where they cannot be equal.
+
+    Where the gold is one number, the answer's currency signs and codes, degrees, bold type and
+    units go, a scale word multiplies (`2 dozen`), and an answer with two numbers, or with words
+    that say another one (`5 and a half`), equals none. Everything else stays as it is.
+    """
+    if not is_one_number(gold):
+        return answer
+    text, before = answer, ""
+    while text != before:
+        text, before = _WRAPPER.sub(_unwrapped, text), text
+    text = _SPACE.sub(" ", _GROUP.sub("", text)).strip()
+    if bold := _BOLD.fullmatch(text):
+        text = bold[2]
+    text = _CURRENCY.sub(" ", _DEGREES.sub(" ", text))
+    text = _THOUSANDS.sub(" thousand", text).strip().rstrip(".,")
+    if not re.search(r"\d", text):
+        return answer
+    if not _WORD.search(text):
+        return text
+    text = _POWER.sub(r"\1 ", text)  # That of a unit is no second number.
+    if _TWO_NUMBERS.search(text) or _NUMBER_WORDS.search(text):
+        return None
+    if name := _NAME.match(text):
+        text = text[name.end() :]
+    first = _WORD.search(text)
+    at = len(text) if first is None else first.start()
+    number, tail = text[:at], text[at:]
+    if not re.search(r"\d", number) or not _TAIL.fullmatch(tail):
+        return answer
+    words = [word.lower() for word in _WORD.findall(tail)]
+    scales = [_SCALES.get(word.removesuffix("s")) for word in words]
+    factor = 1
+    while scales and scales[0] is not None:
+        factor *= scales.pop(0) or 1
+    if any(scales):
+        return None
+    number = number.rstrip(" (-/")
+    if "percent" in words:
+        number += r"\%"
+    return number if factor == 1 else rf"({number})\times {factor}"
