@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import platform
 import re
 import socket
@@ -156,7 +157,10 @@ def test_everything_ends_with_the_grader(backend: Backend, source: str, tmp_path
     path.write_text(json.dumps(row) + "\n")
     before = in_namespaces()
     call = f"from t3d.grading import code; code.find_backend = lambda: {backend!r}; code.main()"
-    grader = subprocess.Popen([sys.executable, "-c", call, str(path)])
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    grader = subprocess.Popen([sys.executable, "-c", call, str(path)], env=environment)
     while not (started := in_namespaces() - before):
         time.sleep(0.05)
     time.sleep(0.5)
@@ -167,3 +171,4 @@ def test_everything_ends_with_the_grader(backend: Backend, source: str, tmp_path
     while started & in_namespaces() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not started & in_namespaces()
+    assert not list(temporary.iterdir())
