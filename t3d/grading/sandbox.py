@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -146,7 +147,9 @@ def run(
     token = secrets.token_hex(16)
     job = _job(program, tests, test_setup, time_limit_s, backend)
     job["token"] = token
-    with tempfile.TemporaryDirectory(prefix="t3d-program-") as directory:
+    # The others have a /tmp of their own.
+    place = tempfile.TemporaryDirectory(prefix="t3d-program-") if backend == "none" else None
+    with place or nullcontext("/") as directory:
         # bubblewrap maps its user alone, and no limit binds how many processes root has.
         as_nobody = backend == "bubblewrap" and os.geteuid() == 0
         process = _start(command(backend), directory, NOBODY if as_nobody else None)
