@@ -91,6 +91,13 @@ def _unexpected(*_: object) -> None:
     pytest.fail("decoded")
 
 
+def chatting(lm: LanguageModel, decoding: DecodingConfig, **settings: Any) -> BlockDiffusionLM:
+    """The model as the harness has it when prompts come through the chat template."""
+    model = BlockDiffusionLM(lm, decoding, **settings)
+    model.apply_chat_template([{"role": "user", "content": ""}])
+    return model
+
+
 def requests(
     gen_kwargs: list[dict[str, Any]], contexts: list[str] | None = None, task: str = "mini"
 ) -> list[Instance]:
@@ -164,14 +171,14 @@ def test_results_say_how_they_were_decoded(
 def test_neither_batch_size_nor_order_changes_an_output(lm: LanguageModel) -> None:
     sampled = {"do_sample": True, "temperature": 0.9}
     asked = requests([{"max_gen_toks": [8, 4][i % 2]} | sampled for i in range(5)])
-    alone = BlockDiffusionLM(lm, GREEDY, batch_size=1, seed=5).generate_until(asked)
-    together = BlockDiffusionLM(lm, GREEDY, batch_size=4, seed=5)
+    alone = chatting(lm, GREEDY, batch_size=1, seed=5).generate_until(asked)
+    together = chatting(lm, GREEDY, batch_size=4, seed=5)
     assert together.generate_until(asked[::-1]) == alone[::-1]
-    assert BlockDiffusionLM(lm, GREEDY, batch_size=4, seed=6).generate_until(asked) != alone
+    assert chatting(lm, GREEDY, batch_size=4, seed=6).generate_until(asked) != alone
 
 
 def test_repeats_of_a_problem_differ_and_greedy_ones_do_not(lm: LanguageModel) -> None:
-    model = BlockDiffusionLM(lm, replace(GREEDY, temperature=2.0), batch_size=4)
+    model = chatting(lm, replace(GREEDY, temperature=2.0), batch_size=4)
     sampled, greedy = requests([{"do_sample": True}, {"do_sample": False}])
     assert len(set(model.generate_until([sampled] * 4))) == 4
     assert len(set(model.generate_until([greedy] * 4))) == 1
@@ -182,7 +189,7 @@ def test_an_output_has_the_tokens_asked_for(lm: LanguageModel) -> None:
     names = ["max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens"]
     lengths = [5, 1, 7, 10]
     asked = requests([{name: n} for name, n in zip(names, lengths, strict=True)])
-    outputs = BlockDiffusionLM(lm, GREEDY, batch_size=4).generate_until(asked)
+    outputs = chatting(lm, GREEDY, batch_size=4).generate_until(asked)
     expected = [tokens(lm, r.arguments[0])[:n] for r, n in zip(asked, lengths, strict=True)]
     assert outputs == [lm.decode(ids) for ids in expected]
 
@@ -193,7 +200,7 @@ def test_outputs_end_before_the_first_stop_text(lm: LanguageModel) -> None:
     space, late = text.index(" ", 1), text[-3:]
     stops = [None, [], "", [late], [late, text[space]], ["\x00"], text[:2]]
     asked = requests([{"until": stop} for stop in stops], [context] * len(stops))
-    outputs = BlockDiffusionLM(lm, GREEDY, batch_size=8).generate_until(asked)
+    outputs = chatting(lm, GREEDY, batch_size=8).generate_until(asked)
     until_late, until_space = text[: text.index(late)], text[: text.index(text[space])]
     assert outputs == [text, text, text, until_late, until_space, text, ""]
 
@@ -201,7 +208,7 @@ def test_outputs_end_before_the_first_stop_text(lm: LanguageModel) -> None:
 def test_answers_are_cached_as_they_finish(
     lm: LanguageModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = BlockDiffusionLM(lm, GREEDY, batch_size=3)
+    model = chatting(lm, GREEDY, batch_size=3)
     asked = requests([{}] * 3)
     cached = CachingLM(model, str(tmp_path / "cache.db"))
     # With the hook alone, as in a run that was killed before the end.
@@ -209,7 +216,7 @@ def test_answers_are_cached_as_they_finish(
     assert capsys.readouterr().err == ""
     assert cached.generate_until(asked) == first
     assert model.get_model_info()["decodings"][0]["n"] == 3
-    BlockDiffusionLM(lm, GREEDY).generate_until(asked[:1])
+    chatting(lm, GREEDY).generate_until(asked[:1])
     assert "lm-eval: 0/" in capsys.readouterr().err
     cached.dbdict.close()
 
@@ -256,7 +263,7 @@ def test_generation_parameters_win_over_the_model_s(asked: dict[str, Any]) -> No
 def test_parameters_that_cannot_be_honoured_are_refused(
     lm: LanguageModel, gen_kwargs: dict[str, Any], message: str
 ) -> None:
-    model = BlockDiffusionLM(lm, GREEDY)
+    model = chatting(lm, GREEDY)
     # Before anything is decoded.
     with pytest.raises(ValueError, match=message):
         model.generate_until(requests([{}, gen_kwargs]))

@@ -49,7 +49,8 @@ def eval_command(
     Args:
         model: a checkpoint directory, a Hub name, or mini_teacher.
         output: directory of results.json and samples.parquet.
-        task: the benchmark, or a .jsonl of your own questions and answers.
+        task: the benchmark, or a .jsonl of your own: question, answer, and how they are compared,
+            grader: exact or math; by default math for numbers.
         data: folder of the benchmark's files; by default what `t3d data download` fetched.
         protocol: standard, or t3d for the prompts and tests of T3D's authors byte for byte.
         split: of the benchmark.
@@ -137,7 +138,8 @@ def calibrate_command(
     Args:
         model: a checkpoint directory.
         output: directory of results.json, samples.parquet and calibration.json.
-        task: the benchmark, or a .jsonl of your own questions and answers.
+        task: the benchmark, or a .jsonl of your own: question, answer, and how they are compared,
+            grader: exact or math; by default math for numbers.
         data: folder of the benchmark's files; by default what `t3d data download` fetched.
         protocol: standard, or t3d for the prompts and tests of T3D's authors byte for byte.
         split: of the benchmark.

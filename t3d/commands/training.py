@@ -273,7 +273,7 @@ def _check_decoding(config: MethodConfig, made: dict[str, Any], trajectories: Pa
     from t3d.students import own_decoding
 
     names = {field.name for field in fields(DecodingConfig)}
-    known = {"denoising_steps": 1} | {key: made[key] for key in names & made.keys()}
+    known: dict[str, Any] = {"denoising_steps": 1} | {key: made[key] for key in names & made.keys()}
     for student in (False, True):
         own_decoding(DecodingConfig(**known), config, student=student)
     for key, value in config.decoding.items():

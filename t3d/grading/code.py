@@ -28,7 +28,8 @@ class Program:
     program: str
     """Python source, for the standard library alone."""
     tests: tuple[str, ...]
-    """Snippets that run in the program's namespace, one after another; none may raise."""
+    """Snippets that run in the program's namespace, one after another; none may raise, and one
+    must check something. Functions `test_*` that nothing calls and classes of unittest are run."""
     test_setup: str = ""
     """Runs between the program and its tests."""
     time_limit_s: float = 1.0
@@ -50,7 +51,8 @@ class CodeVerdict:
     reason: str
     """"passed"; "assertion" or "error: NAME" of what was raised; "syntax", of the program;
     "timeout", "memory" or "processes", the limit exceeded; "killed: SIGNAL"; "no_verdict" where
-    the program ended, or spoke, otherwise than by running its tests to their end."""
+    the program ended, or spoke, otherwise than by running its tests to their end, or the tests
+    checked nothing."""
 
 
 def grade_programs(
@@ -89,7 +91,7 @@ def read_programs(path: Path) -> Iterator[Program]:
         where = f"{path}:{number}"
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{where}: not JSON: {error}") from None
         if not isinstance(row, dict):
             raise ValueError(f"{where}: a row must be an object with {', '.join(sorted(required))}")

@@ -3,7 +3,8 @@
     python -I -S namespaces.py TMP_BYTES READ_ONLY... -- COMMAND...
 
 The command is pid 1 of its pid namespace; its death ends every process of it. It sees the paths
-READ_ONLY, its own /proc, four devices and an empty /tmp of TMP_BYTES; no network, no terminal.
+READ_ONLY, its own /proc, four devices, an empty /tmp and an empty /dev/shm of TMP_BYTES each; no
+network, no terminal. It ends with its caller.
 It has no capability, and runs as nobody, who is the caller outside unless root started it.
 Exit status 125 and a line on stderr: the namespaces are not to be had. Linux 5.12 or newer.
 """
@@ -16,7 +17,12 @@ import sys
 
 NO_NAMESPACES = 125
 NOBODY = 65534
-ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8"}
+ENVIRONMENT = {
+    "PATH": "/usr/bin:/bin",
+    "HOME": "/tmp",
+    "LANG": "C.UTF-8",
+    "PYTHONHASHSEED": "0",  # The order of a set may decide a verdict.
+}
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 # linux/sched.h: new namespaces of mounts, cgroups, host name, IPC, users, pids, network.
@@ -64,18 +70,21 @@ def unshare() -> bool:
     ready, done = os.pipe(), os.pipe()
     helper = os.fork()
     if helper == 0:  # From outside, because only there root may map another id than its own.
+        os.close(ready[1])  # So that it reads the end of a parent that is refused.
         try:
-            os.read(ready[0], 1)
-            os.write(done[1], b"2" if _map_ids(process, uid, gid) else b"1")
+            if os.read(ready[0], 1):
+                os.write(done[1], b"2" if _map_ids(process, uid, gid) else b"1")
+        except OSError as error:
+            os.write(done[1], str(error).encode())
         finally:
             os._exit(0)
     os.close(done[1])
     _check(_LIBC.unshare(_CLONE_NEW), "unshare")
     os.write(ready[1], b"-")
-    mapped = os.read(done[0], 1)
+    mapped = os.read(done[0], 1024)
     os.waitpid(helper, 0)
-    if not mapped:
-        raise PermissionError("cannot map user ids")
+    if mapped not in (b"1", b"2"):
+        raise PermissionError(f"user ids: {mapped.decode()}")
     return mapped == b"2"
 
 
@@ -117,11 +126,12 @@ def build_root(read_only: list[str], tmp_bytes: int) -> None:
         os.close(source)
         if path not in devices:
             _set_read_only(target, recursive=True)
-    for name in ("proc", "tmp"):
+    for name in ("proc", "tmp", "dev/shm"):
         os.mkdir(f"/tmp/{name}")
     _mount("none", "/tmp/proc", "proc", _NOSUID | _NODEV | _NOEXEC, "subset=pid")
     size = f"size={tmp_bytes},nr_inodes=4096,mode=1777"
-    _mount("none", "/tmp/tmp", "tmpfs", _NOSUID | _NODEV, size)
+    for name in ("tmp", "dev/shm"):
+        _mount("none", f"/tmp/{name}", "tmpfs", _NOSUID | _NODEV, size)
     os.chdir("/tmp")
     _check(_LIBC.pivot_root(b".", b"."), "pivot_root")
     _check(_LIBC.umount2(b".", _MNT_DETACH), "umount")
@@ -150,6 +160,7 @@ def start(tmp_bytes: int, read_only: list[str], command: list[str]) -> None:
     Raises:
         OSError: where the kernel or its settings refuse a namespace or a mount.
     """
+    _check(_prctl(_PDEATHSIG, _SIGKILL), "prctl")
     nobody = unshare()
     init = os.fork()
     if init == 0:

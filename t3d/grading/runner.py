@@ -1,243 +1,73 @@
-"""What runs inside the sandbox: a judge, and its child that runs the program.
+"""What runs inside the sandbox: a child that runs the program, a judge, and this watcher of both.
 
-`sandbox.py` starts it as `python -I -S -c SOURCE`, so it imports the standard library only.
-The child is forked before the judge reads anything: neither the run's token nor an expected
-value was ever in its memory, and it has none of the judge's descriptors. The two speak frames of
-JSON over a socket:
+`sandbox.py` starts it in a fresh interpreter, so it imports the standard library only. The child
+is forked before anything is read: neither the run's token nor an expected value was ever in its
+memory, and it has none of the others' descriptors. Child and judge speak frames of JSON:
 
-    judge -> child   the program and its limits; the clock starts
+    judge -> child   the program and its limits
     child -> judge   ["ready"] once the program's body ran
     judge -> child   the tests, their expected values cut out (`expected.py`), and a nonce
     child -> judge   ["ask", check, values], answered by true or false, as often as tests ask
     child -> judge   ["passed", nonce], or ["failed", reason] at any time
 
-The judge then prints the token and the reason, and its end is the end of the sandbox.
+The judge tells the watcher the reason. The watcher reads nothing of the child, so no message
+keeps it from holding child and judge to their limits. It prints the token once it knows what to
+do, then the reason, and its end is the end of the sandbox.
 """
 
 from __future__ import annotations
 
-import builtins
 import contextlib
 import ctypes
 import json
 import os
-import re
+import platform
 import resource
 import select
 import signal
 import socket
-import struct
 import sys
 import time
-import types
+
+from t3d.grading.child import run_program
+from t3d.grading.judge import Judge
 
 TYPE_CHECKING = False  # Importing typing costs as much as starting the interpreter.
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
-MAX_FRAME = 4 << 20
-"""Bytes of one message of the child; more is no message."""
 POLL_SECONDS = 0.02
 LINUX = sys.platform == "linux"
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
+_KEYCTL = {"x86_64": 250, "aarch64": 219}
+_JOIN_SESSION_KEYRING = 1
+_MAX_FILES = 4096
+"""In /tmp, and in /dev/shm: the kernel's memory for a file is in no process."""
+_TICK = os.sysconf("SC_CLK_TCK")
 
 
-def send(channel: socket.socket, message: Any) -> None:
-    """One frame: four bytes of length, then JSON."""
-    data = json.dumps(message).encode()
-    channel.sendall(struct.pack("!I", len(data)) + data)
+class Watcher:
+    """Holds a child and its judge to their limits until there is a verdict."""
 
-
-def receive(channel: socket.socket) -> Any:
-    """The next frame; waits for it.
-
-    Raises:
-        EOFError: if the other side is gone.
-    """
-
-    def exactly(num: int) -> bytes:
-        data = b""
-        while len(data) < num:
-            part = channel.recv(num - len(data))
-            if not part:
-                raise EOFError
-            data += part
-        return data
-
-    return json.loads(exactly(*struct.unpack("!I", exactly(4))))
-
-
-# Values cross as plain data. A subclass crosses as its base, so its own `__eq__` has no say.
-
-
-class Opaque(Exception):
-    """A value that is not plain data."""
-
-
-_VIEWS = (type({}.keys()), type({}.items()))
-
-
-def encode(value: Any) -> Any:
-    """Plain data as JSON: containers, bytes and numbers beyond JSON's become [tag, ...].
-
-    Raises:
-        Opaque: for any other value.
-    """
-    kind = type(value)
-    if value is None or kind in (bool, str):
-        return value
-    if issubclass(kind, str):
-        return str.__str__(value)
-    if issubclass(kind, int):
-        return int.__int__(value)
-    if issubclass(kind, float):
-        return float.__float__(value)
-    if issubclass(kind, complex):
-        return ["complex", value.real, value.imag]
-    if issubclass(kind, bytes | bytearray):
-        return ["bytes", bytes(value).hex()]
-    if issubclass(kind, dict):
-        return ["dict", *([encode(key), encode(item)] for key, item in dict.items(value))]
-    if issubclass(kind, _VIEWS):
-        return ["set", *map(encode, value)]
-    for base in (list, tuple, set, frozenset):
-        if issubclass(kind, base):
-            return [base.__name__, *map(encode, base.__iter__(value))]
-    if (kind.__module__, kind.__name__) in (("fractions", "Fraction"), ("decimal", "Decimal")):
-        return [kind.__name__, str(value)]
-    raise Opaque
-
-
-def decode(data: Any) -> Any:
-    """The inverse of `encode`."""
-    if not isinstance(data, list):
-        return data
-    tag, *items = data
-    match tag:
-        case "complex":
-            return complex(*items)
-        case "bytes":
-            return bytes.fromhex(items[0])
-        case "dict":
-            return {decode(key): decode(item) for key, item in items}
-        case "list" | "tuple" | "set" | "frozenset":
-            return getattr(builtins, tag)(map(decode, items))
-        case "Fraction":
-            from fractions import Fraction
-
-            return Fraction(items[0])
-        case "Decimal":
-            from decimal import Decimal
-
-            return Decimal(items[0])
-        case "opaque":
-            return object()  # Equals nothing, is not None, has no order.
-    raise ValueError(tag)
-
-
-# The child.
-
-
-def run_program(channel: socket.socket) -> NoReturn:
-    """Run the program and its tests; say how that went."""
-    job = receive(channel)
-    for name, (soft, hard) in job["limits"].items():
-        resource.setrlimit(getattr(resource, name), (soft, hard))
-    reason = "no_verdict"
-    try:
-        try:
-            code = compile(job["program"], "<program>", "exec", dont_inherit=True)
-        except (SyntaxError, ValueError):
-            reason = "syntax"
-        else:
-            _run(code, channel)
-    except MemoryError:
-        reason = "memory"
-    except AssertionError:
-        reason = "assertion"
-    except BaseException as error:
-        reason = f"error: {type(error).__name__}"
-    send(channel, ["failed", reason])
-    os._exit(0)
-
-
-def _run(code: types.CodeType, channel: socket.socket) -> None:
-    module = types.ModuleType("program")  # Not `__main__`: such a part of a program is no test.
-    sys.modules["program"] = module
-    namespace, run, library = vars(module), exec, dict(builtins.__dict__)
-    run(code, namespace)
-    send(channel, ["ready"])
-    job = receive(channel)
-    builtins.__dict__.update(library)  # Tests see the library's own functions.
-    namespace["__builtins__"] = builtins
-
-    def ask(check: int, *values: Any) -> bool:
-        """Whether the judge's part of an assertion holds for these values."""
-        sent = []
-        for value in values:
-            try:
-                sent.append(encode(value))
-            except Opaque:
-                sent.append(["opaque"])
-        if len(values) == 2 and sent == [["opaque"]] * 2:
-            return values[0] == values[1]  # Two objects that only the program understands.
-        send(channel, ["ask", check, sent])
-        return receive(channel)
-
-    namespace[job["ask"]] = ask
-    for snippet in job["tests"]:
-        run(compile(snippet, "<test>", "exec", dont_inherit=True), namespace)
-    if "threading" in sys.modules:  # A process would wait for them too.
-        threads = sys.modules["threading"]
-        for thread in threads.enumerate():
-            if thread is not threads.main_thread() and not thread.daemon:
-                thread.join()
-    send(channel, ["passed", job["nonce"]])
-    signal.pause()  # What is left running now is seen, and killed.
-
-
-# The judge.
-
-
-class Judge:
-    """Watches one child until there is a verdict."""
-
-    def __init__(self, job: dict[str, Any], child: int, channel: socket.socket) -> None:
+    def __init__(self, job: dict[str, Any], child: int, judge: int, verdict: int) -> None:
         self.job = job
         self.child = child
-        self.channel = channel
-        self.nonce: str | None = None
-        """Sent with the tests."""
-        self.held: set[int] = set()
-        self.broken: set[int] = set()
-        """Checks that were asked for, by answer."""
-        self.buffer = b""
+        self.judge = judge
+        self.verdict = verdict
+        """The descriptor from which the judge's reason is read."""
         self.ending: str | None = None
         """How the child ended without a verdict."""
 
     def watch(self) -> str:
-        """The reason of the verdict, once the child said it, died or exceeded a limit."""
+        """The reason of the verdict, once the judge said it, one of them died or broke a limit."""
         job, poll = self.job, select.poll()
-        poll.register(self.channel, select.POLLIN)
-        poll.register(1, 0)  # Reports an error once nobody waits for the verdict.
-        self.channel.settimeout(job["wall_limit_s"])
-        send(self.channel, {"program": job["program"], "limits": job["limits"]})
+        poll.register(self.verdict, select.POLLIN)
         start = time.monotonic()
         while True:
-            events = dict(poll.poll(POLL_SECONDS * 1000))
-            if 1 in events:
-                return "no_verdict"
+            if poll.poll(POLL_SECONDS * 1000):
+                return self._judged()
             self._reap()
-            if self.channel.fileno() in events:
-                part = self.channel.recv(1 << 16)
-                self.buffer += part
-                while message := self._next():
-                    if reason := self._hear(message):
-                        return reason
-                if not part:  # The child ended, or closed its descriptors and goes on.
-                    self._reap(wait_s=1.0)
-                    return self.ending or "no_verdict"
-            elif self.ending:
+            if self.ending:
                 return self.ending
             elapsed = time.monotonic() - start
             if elapsed > job["wall_limit_s"] or self._idle(elapsed) > job["idle_limit_s"]:
@@ -245,55 +75,14 @@ class Judge:
             if exceeded := self._exceeded():
                 return exceeded
 
-    def _next(self) -> list[Any] | None:
-        """The first whole frame of what was received."""
-        if len(self.buffer) < 4:
-            return None
-        (size,) = struct.unpack("!I", self.buffer[:4])
-        if size > MAX_FRAME:
-            raise ValueError(size)
-        if len(self.buffer) < 4 + size:
-            return None
-        data, self.buffer = self.buffer[4 : 4 + size], self.buffer[4 + size :]
-        message = json.loads(data)
-        if not isinstance(message, list):
-            raise ValueError(message)
-        return message
-
-    def _hear(self, message: list[Any]) -> str | None:
-        """Answer a message of the child, or name the verdict."""
-        checks = self.job["checks"]
-        match message:
-            case ["ready"] if self.nonce is None:
-                self.nonce = os.urandom(16).hex()
-                tests = {key: self.job[key] for key in ("tests", "ask")}
-                send(self.channel, tests | {"nonce": self.nonce})
-                return None
-            case ["ask", int(check), list(values)] if self.nonce and 0 <= check < len(checks):
-                holds = self._holds(checks[check]["template"], values)
-                (self.held if holds else self.broken).add(check)
-                send(self.channel, holds)
-                return None
-            case ["passed", str(nonce)] if nonce == self.nonce:
-                required = {i for i, check in enumerate(checks) if check["required"]}
-                if required & self.broken:
-                    return "assertion"
-                if set(self._pids()) - {self.child}:
-                    return "processes"  # Or a copy of the child said so.
-                return "passed" if required <= self.held else "no_verdict"
-            case ["failed", str(reason)] if re.fullmatch(
-                r"assertion|memory|syntax|error: [A-Za-z_]\w{0,63}", reason, re.ASCII
-            ):
-                return reason
-        return "no_verdict"
-
-    def _holds(self, template: str, values: list[Any]) -> bool:
-        """Evaluate a check with the child's values in its holes `_0`, `_1`, ..."""
-        holes = {f"_{i}": decode(value) for i, value in enumerate(values)}
-        try:
-            return bool(eval(template, dict(holes)))
-        except Exception:  # An order or a difference that such values do not have.
-            return False
+    def _judged(self) -> str:
+        reason = os.read(self.verdict, 256).decode()
+        others = set(self._pids()) - {self.child, self.judge}
+        if reason == "passed" and any(_stat(pid)[:1] not in ([], [b"Z"]) for pid in others):
+            return "processes"  # One is left running, or a copy of the child said so.
+        if not reason:  # The child closed the channel, as its end does, or the judge died.
+            self._reap(wait_s=1.0)
+        return reason or self.ending or "no_verdict"
 
     def _reap(self, wait_s: float = 0.0) -> None:
         """Collect the processes that ended, orphans too; waits so long for the child."""
@@ -313,41 +102,55 @@ class Judge:
                 time.sleep(0.001)
 
     def _idle(self, elapsed: float) -> float:
-        """Seconds that the child's main thread neither ran nor waited for a processor."""
+        """Seconds that neither the child's main thread nor the judge ran, or waited for a core."""
+        busy = 0
         try:
-            with open(f"/proc/{self.child}/schedstat") as file:
-                ran, waited, _ = map(int, file.read().split())
-                return elapsed - (ran + waited) * 1e-9
-        except OSError:  # The child is gone, or the system does not say.
+            for pid in (self.child, self.judge):
+                with open(f"/proc/{pid}/schedstat") as file:
+                    busy += sum(map(int, file.read().split()[:2]))
+        except OSError:  # One is gone, or the system does not say.
             return 0.0
+        return elapsed - busy * 1e-9
 
     def _pids(self) -> list[int]:
-        """The program's processes, as far as they are known."""
+        """The program's processes and the judge, as far as they are known."""
         if not self.job["isolated"]:
-            return [self.child]
-        own = (os.getpid(), 1)  # All others that this process sees are the program's.
-        return [int(pid) for pid in os.listdir("/proc") if pid.isdigit() and int(pid) not in own]
+            return [self.child, self.judge]
+        # All that this process, the first of its namespace, sees.
+        return [int(pid) for pid in os.listdir("/proc") if pid.isdigit() and pid != "1"]
 
     def _exceeded(self) -> str | None:
-        """The limit that the program's processes exceed together."""
+        """The limit that the processes exceed together, those that have ended included."""
         if not LINUX:
             return None
         pids, job = self._pids(), self.job
         if len(pids) > job["max_processes"]:
             return "processes"
-        cpu_seconds, num_pages = 0.0, 0
+        ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+        cpu_seconds, num_pages = ended.ru_utime + ended.ru_stime, 0
         for pid in pids:
-            try:
-                cpu_seconds += time.clock_gettime(~pid << 3 | 2)  # Its CPU clock, clock_gettime(2).
-                with open(f"/proc/{pid}/statm") as file:
-                    num_pages += int(file.read().split()[1])
-            except OSError:  # It has just ended.
-                continue
+            if fields := _stat(pid):
+                # utime, stime, and those of children that it waited for; rss.
+                cpu_seconds += sum(map(int, fields[11:15])) / _TICK
+                num_pages += int(fields[21])
         if cpu_seconds > job["cpu_limit_s"]:
             return "timeout"
+        if job["isolated"]:
+            folders = map(os.statvfs, ("/tmp", "/dev/shm"))
+            if any(folder.f_files - folder.f_ffree > _MAX_FILES for folder in folders):
+                return "memory"
         if num_pages * resource.getpagesize() > job["memory_bytes"]:
             return "memory"
         return None
+
+
+def _stat(pid: int) -> list[bytes]:
+    """The fields of proc_pid_stat(5) from the state on; none of a process that has just ended."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()
+    except OSError:
+        return []
 
 
 def _prctl(option: int, value: int) -> None:
@@ -355,34 +158,65 @@ def _prctl(option: int, value: int) -> None:
         ctypes.CDLL(None).prctl(option, ctypes.c_ulong(value), 0, 0, 0)
 
 
+def _join_new_keyring() -> None:
+    """Leave the session keyring of whoever started this, which all rows would share."""
+    if LINUX and platform.machine() in _KEYCTL:
+        number = ctypes.c_long(_KEYCTL[platform.machine()])
+        # Where the call is forbidden, so are keys to the child.
+        ctypes.CDLL(None).syscall(number, ctypes.c_long(_JOIN_SESSION_KEYRING), None)
+
+
+def _be_child(channel: socket.socket) -> NoReturn:
+    os.setpgid(0, 0)
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in range(3):
+        os.dup2(null, descriptor)
+    os.close(null)
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    run_program(channel)
+
+
+def _be_judge(job: dict[str, Any], channel: socket.socket, verdict: int) -> NoReturn:
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    try:
+        if LINUX:
+            resource.setrlimit(resource.RLIMIT_AS, (job["memory_bytes"], job["memory_bytes"]))
+        reason = Judge(job, channel).verdict()
+    except (EOFError, ConnectionError):
+        reason = ""
+    except BaseException:  # What the child said is none of the messages.
+        reason = "no_verdict"
+    os.write(verdict, reason.encode())
+    os._exit(0)
+
+
 def main() -> None:
-    """Judge the one program that stdin names; print the token and the reason."""
+    """Watch the one program that stdin names; print the token and the reason."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     _prctl(_PR_SET_DUMPABLE, 0)  # No descriptor and no memory of the judge for its child.
+    _join_new_keyring()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # As pid 1 it then takes no signal at all.
-    sys.set_int_max_str_digits(0)  # Integers of any length cross as JSON.
+    sys.set_int_max_str_digits(0)  # A program may print integers of any length, and a test.
     judge_side, child_side = socket.socketpair()
     child = os.fork()
     if child == 0:
-        os.setpgid(0, 0)
-        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        null = os.open(os.devnull, os.O_RDWR)
-        for descriptor in range(3):
-            os.dup2(null, descriptor)
-        os.close(null)
         judge_side.close()
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-        run_program(child_side)
+        _be_child(child_side)
     child_side.close()
     job = json.loads(sys.stdin.buffer.read())
-    try:
-        reason = Judge(job, child, judge_side).watch()
-    except TimeoutError:
-        reason = "timeout"
-    except (OSError, ValueError, TypeError, RecursionError, MemoryError):
-        reason = "no_verdict"  # What the child said is none of the messages.
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child, signal.SIGKILL)
-    print(json.dumps({"token": job["token"], "reason": reason}), flush=True)
+    print(job["token"], flush=True)
+    verdict, judge_end = os.pipe()
+    judge = os.fork()
+    if judge == 0:
+        _be_judge(job, judge_side, judge_end)
+    judge_side.close()
+    os.close(judge_end)
+    reason = Watcher(job, child, judge, verdict).watch()
+    for kill, process in ((os.killpg, child), (os.kill, judge)):
+        with contextlib.suppress(ProcessLookupError):
+            kill(process, signal.SIGKILL)
+    print(reason, flush=True)
     os._exit(0)
 
 

@@ -1,11 +1,12 @@
 """One program and its tests in a fresh interpreter that can do no harm: see docs/sandbox.md.
 
-A backend is a command in front of the interpreter's. `runner.py` judges inside; this side sends
+A backend is a command in front of the interpreter's. `runner.py` watches inside; this side sends
 the job, believes nothing but the run's token on the runner's stdout, and has the last clock.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
 import os
@@ -16,12 +17,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 from t3d.grading.expected import split_tests
-from t3d.grading.namespaces import ENVIRONMENT, NO_NAMESPACES
+from t3d.grading.namespaces import ENVIRONMENT, NOBODY
 
 Backend = Literal["bubblewrap", "namespaces", "none"]
 
@@ -33,7 +35,7 @@ IDLE_FACTOR, IDLE_SECONDS = 2.0, 1.0
 MEMORY_BYTES = 1 << 30
 """Address space of each process, and memory of all processes of a program together."""
 FILE_BYTES = 16 << 20
-"""Size of each file, and of /tmp."""
+"""Size of each file, of /tmp, and of /dev/shm."""
 MAX_PROCESSES = 32
 """Processes and threads of a program."""
 MAX_OPEN_FILES = 64
@@ -42,6 +44,17 @@ WALL_FACTOR, WALL_SECONDS = 40.0, 60.0
 so that a busy machine makes no program wrong."""
 
 _HERE = Path(__file__).parent
+_INSIDE = ("values", "child", "judge", "runner")
+"""Modules that run inside, each of which imports those before it."""
+_IMPORT_INSIDE = """
+import sys, types
+for name, source in sources.items():
+    module = types.ModuleType(name)
+    sys.modules[name] = module
+    exec(compile(source, name, "exec"), vars(module))
+module.main()
+"""
+_ADDR_NO_RANDOMIZE = 0x0040000
 _SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache", "/nix/store")
 
 
@@ -60,9 +73,13 @@ def read_only_paths() -> list[str]:
 
 
 def interpreter() -> list[str]:
-    """The command that runs the judge, the same in every backend."""
+    """The command that runs the watcher, the same in every backend.
+
+    It reads its environment, and with it the one hash seed of all programs.
+    """
+    sources = {f"t3d.grading.{name}": (_HERE / f"{name}.py").read_text() for name in _INSIDE}
     program = os.path.realpath(sys.executable)
-    return [program, "-I", "-S", "-B", "-c", (_HERE / "runner.py").read_text()]
+    return [program, "-P", "-s", "-S", "-B", "-c", f"sources = {sources!r}{_IMPORT_INSIDE}"]
 
 
 def command(backend: Backend) -> list[str]:
@@ -73,13 +90,23 @@ def command(backend: Backend) -> list[str]:
         start = [sys.executable, "-I", "-S", "-B", str(_HERE / "namespaces.py"), str(FILE_BYTES)]
         return [*start, *read_only_paths(), "--", *interpreter()]
     options = ["--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent"]
+    options += ["--as-pid-1"]  # Which no process inside can stop or kill.
     options += ["--cap-drop", "ALL", "--clearenv"]
     for name, value in ENVIRONMENT.items():
         options += ["--setenv", name, value]
     for path in read_only_paths():
         options += ["--ro-bind", path, path]
-    options += ["--dev", "/dev", "--proc", "/proc", "--size", str(FILE_BYTES), "--tmpfs", "/tmp"]
-    return ["bwrap", *options, "--remount-ro", "/", "--chdir", "/tmp", "--", *interpreter()]
+    options += ["--dev", "/dev", "--proc", "/proc"]
+    for path in ("/tmp", "/dev/shm"):
+        options += ["--perms", "1777", "--size", str(FILE_BYTES), "--tmpfs", path]
+    options += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/tmp"]
+    return [_bubblewrap() or "bwrap", *options, "--", *interpreter()]
+
+
+def _bubblewrap() -> str | None:
+    """Where it lies, as it is started with another PATH than the caller's."""
+    found = shutil.which("bwrap")
+    return found and os.path.abspath(found)
 
 
 @cache
@@ -92,7 +119,7 @@ def find_backend() -> Backend:
     refusals = []
     if sys.platform == "linux":
         backends: list[Backend] = ["namespaces"]
-        if shutil.which("bwrap"):
+        if _bubblewrap():
             backends.insert(0, "bubblewrap")
         for backend in backends:
             try:
@@ -120,16 +147,12 @@ def run(
     token = secrets.token_hex(16)
     job = _job(program, tests, test_setup, time_limit_s, backend)
     job["token"] = token
-    with tempfile.TemporaryDirectory(prefix="t3d-program-") as directory:
-        process = subprocess.Popen(
-            command(backend),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=ENVIRONMENT,
-            cwd=directory,
-            start_new_session=True,
-        )
+    # The others have a /tmp of their own.
+    place = tempfile.TemporaryDirectory(prefix="t3d-program-") if backend == "none" else None
+    with place or nullcontext("/") as directory:
+        # bubblewrap maps its user alone, and no limit binds how many processes root has.
+        as_nobody = backend == "bubblewrap" and os.geteuid() == 0
+        process = _start(command(backend), directory, NOBODY if as_nobody else None)
         limit = job["wall_limit_s"] + WALL_SECONDS
         try:
             stdout, stderr = process.communicate(json.dumps(job).encode(), limit)
@@ -139,20 +162,48 @@ def run(
             if process.returncode is None:  # The pid 1 of the namespace takes the others along.
                 os.killpg(process.pid, signal.SIGKILL)
                 process.communicate()
-    if process.returncode == NO_NAMESPACES or (process.returncode and not stdout and stderr):
-        raise SandboxError(stderr.decode(errors="replace").strip() or "no namespaces")
+    began, _, reason = stdout.decode(errors="replace").strip().partition("\n")
+    if began == token:  # A watcher that did not come to a verdict is the program's doing.
+        return reason or "no_verdict"
+    if process.returncode:
+        told = stderr.decode(errors="replace").strip()
+        raise SandboxError(told or f"exit status {process.returncode}")
+    return "no_verdict"
+
+
+def _start(line: Sequence[str], directory: str, user: int | None) -> subprocess.Popen[bytes]:
+    """Start a command at the same addresses each time, by which some sets are ordered.
+
+    Raises:
+        SandboxError: if it cannot be started.
+    """
+    personality = ctypes.CDLL(None).personality if sys.platform == "linux" else lambda number: 0
+    before = personality(0xFFFFFFFF)  # Of this thread; the new process inherits it.
+    personality(before | _ADDR_NO_RANDOMIZE)
     try:
-        verdict = json.loads(stdout)
-    except ValueError:
-        return "no_verdict"
-    return verdict["reason"] if verdict["token"] == token else "no_verdict"
+        return subprocess.Popen(
+            line,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=ENVIRONMENT,
+            cwd=directory,
+            user=user,
+            group=user,
+            extra_groups=None if user is None else [],
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise SandboxError(str(error)) from None
+    finally:
+        personality(before)
 
 
 def _job(
     program: str, tests: Sequence[str], test_setup: str, time_limit_s: float, backend: Backend
 ) -> dict[str, Any]:
     ask = f"_ask_{secrets.token_hex(8)}"
-    split = split_tests(tests, ask)
+    split = split_tests([test_setup, *tests], ask)
     cpu_limit_s = CPU_FACTOR * time_limit_s
     cpu_seconds = math.ceil(cpu_limit_s) + 1  # The judge's clock is finer, and first.
     limits = {
@@ -167,7 +218,7 @@ def _job(
         limits["RLIMIT_NPROC"] = (MAX_PROCESSES, MAX_PROCESSES)
     return {
         "program": program,
-        "tests": [test_setup, *split.snippets],
+        "tests": split.snippets,
         "ask": ask,
         "checks": [{"template": c.template, "required": c.required} for c in split.checks],
         "limits": limits,

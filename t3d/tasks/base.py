@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 Split = Literal["train", "dev", "test"]
+Grader = Literal["exact", "math"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Example:
     """How the assistant's turn begins; the model goes on from there."""
     verbatim: str | None = None
     """The whole prompt as text, for a benchmark that fixes it; the chat template is not used."""
+    grader: Grader | None = None
+    """How the answer to a question of one's own is compared; see `OwnQuestions.grade`."""
 
 
 @dataclass(frozen=True)

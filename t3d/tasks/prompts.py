@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from t3d.tasks.base import Example
+from t3d.tasks.base import Example, Grader
 from t3d.tasks.records import read_json_lines, read_lines
 
 
@@ -19,8 +19,8 @@ def load_prompts(path: Path) -> list[Example]:
 def numbered_prompts(path: Path) -> list[tuple[int, Example]]:
     """Line numbers and prompts of a `.jsonl` or `.txt` file, in its order; blank lines are skipped.
 
-    A line of `.jsonl` is an object with `question` (or `prompt`) and, optionally, `id` and
-    `answer`; other keys are ignored. An id defaults to `<file's stem>/<line number>`.
+    A line of `.jsonl` is an object with `question` (or `prompt`) and, optionally, `id`,
+    `answer` and `grader`; other keys are ignored. An id defaults to `<file's stem>/<line number>`.
 
     Raises:
         ValueError: naming the file and the line, for whatever cannot be taken.
@@ -32,7 +32,9 @@ def numbered_prompts(path: Path) -> list[tuple[int, Example]]:
     lines: dict[str, int] = {}
     for number, row in read(path):
         try:
-            name, question, answer = _from_json(row) if path.suffix == ".jsonl" else _from_text(row)
+            name, question, answer, grader = (
+                _from_json(row) if path.suffix == ".jsonl" else (None, row.strip(), None, None)
+            )
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from None
         name = f"{path.stem}/{number}" if name is None else name
@@ -41,18 +43,14 @@ def numbered_prompts(path: Path) -> list[tuple[int, Example]]:
                 f"{path}, line {number}: the id {name!r} is already that of line {lines[name]}"
             )
         lines[name] = number
-        examples.append((number, Example(name, question, answer)))
+        examples.append((number, Example(name, question, answer, grader=grader)))
     if not examples:
         raise ValueError(f"{path}: holds no prompts")
     return examples
 
 
-def _from_text(line: str) -> tuple[None, str, None]:
-    return None, line.strip(), None
-
-
-def _from_json(row: Any) -> tuple[str | None, str, str | None]:
-    """Id, question and answer of one line."""
+def _from_json(row: Any) -> tuple[str | None, str, str | None, Grader | None]:
+    """Id, question, answer and grader of one line."""
     if not isinstance(row, dict):
         raise ValueError(f"not a JSON object but {row!r:.40}")
     key = next((key for key in ("question", "prompt") if key in row), None)
@@ -60,10 +58,12 @@ def _from_json(row: Any) -> tuple[str | None, str, str | None]:
         raise ValueError(f"needs the key 'question' or 'prompt', has {', '.join(row) or 'none'}")
     if not isinstance(row[key], str) or not row[key].strip():
         raise ValueError(f"{key!r} must be a text that is not blank, got {row[key]!r}")
-    answer = _scalar(row, "answer")
+    answer, grader = _scalar(row, "answer"), row.get("grader")
     if answer is not None and not answer.strip():
         raise ValueError("'answer' is blank, which no answer equals; fill it in or drop the key")
-    return _scalar(row, "id"), row[key], answer
+    if grader not in (None, *get_args(Grader)):
+        raise ValueError(f"'grader' must be {' or '.join(get_args(Grader))}, got {grader!r}")
+    return _scalar(row, "id"), row[key], answer, grader
 
 
 def _scalar(row: dict[str, Any], key: str) -> str | None:

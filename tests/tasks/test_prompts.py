@@ -113,7 +113,7 @@ def test_numbers_are_written_positionally(tmp_path: Path, number: str, text: str
 @pytest.mark.parametrize("gold", ["\\frac{1}{", "{", "\\text{}"])
 def test_a_gold_that_is_never_right_is_named_by_its_line(tmp_path: Path, gold: str) -> None:
     path = tmp_path / "mine.jsonl"
-    rows = [{"prompt": "a", "answer": "x+1"}, {"prompt": "b", "answer": gold}]
+    rows = [{"prompt": "a", "answer": "x+1"}, {"prompt": "b", "answer": gold, "grader": "math"}]
     path.write_text("\n\n".join(map(json.dumps, rows)))
     task = OwnQuestions(path)
     assert len(task.examples("train", 2)) == 2

@@ -42,17 +42,84 @@ def receive():
     size = struct.unpack("!I", channel.recv(4, socket.MSG_WAITALL))[0]
     return json.loads(channel.recv(size, socket.MSG_WAITALL))
 """,
+    "SYSCALL": """
+import ctypes, platform
+column = ["x86_64", "aarch64"].index(platform.machine())
+NUMBERS = {
+    "add_key": (248, 217), "request_key": (249, 218), "keyctl": (250, 219),
+    "memfd_secret": (447, 447), "shmget": (29, 194), "msgget": (68, 186), "semget": (64, 190),
+    "mq_open": (240, 180), "io_uring_setup": (425, 425),
 }
+def call(name, *arguments):
+    whole = [ctypes.c_long(a) if isinstance(a, int) else a for a in arguments]
+    return ctypes.CDLL(None).syscall(ctypes.c_long(NUMBERS[name][column]), *whole)
+""",
+    "OTHERS": """
+import os
+others = [int(p) for p in os.listdir("/proc") if p.isdigit() and int(p) not in (1, os.getpid())]
+""",
+    "ANY": "assertion|no_verdict|timeout|memory",
+}
+_SAYS = """
+@CHANNEL@
+send(["ready"])
+job = receive()
+for check in range(2):
+    send(["ask", check, [VALUE]])
+    receive()
+send(["passed", job["nonce"]])
+time.sleep(1000)
+"""
+_VALUES = {
+    "no_tag": "[]",
+    "no_value": "['int']",
+    "no_number": "['int', 'spam']",
+    "a_number": "['int', 9]",
+    "a_long_integer": "['int', '0x' + 'f' * (30 << 20)]",
+    "a_tag_that_is_a_list": "[['list'], 9]",
+    "an_unknown_tag": "['__import__', 'os']",
+    "an_object": "{'int': '0x9'}",
+    "a_huge_complex": "['complex', 10 ** 400, 0]",
+    "three_parts": "['complex', 1, 2, 3]",
+    "odd_bytes": "['bytes', 'f']",
+    "bytes_of_a_number": "['bytes', 9]",
+    "a_dict_of_numbers": "['dict', 9, 16]",
+    "a_set_of_lists": "['set', ['list']]",
+    "deep": "(lambda deep: [deep := ['list', deep] for _ in range(400)][-1])([])",
+    "a_fraction_of_zero": "['Fraction', '0x1', '0x0']",
+    "a_text_fraction": "['Fraction', '1/0']",
+    "a_long_fraction": "['Fraction', hex(3 ** 650000), hex(7 ** 350000)]",
+    "no_decimal": "['Decimal', 'spam']",
+    "a_decimal_of_a_list": "['Decimal', [1, 2]]",
+    "a_signalling_decimal": "['Decimal', 'sNaN']",
+    "a_large_decimal": "['Decimal', '1e400000000']",
+    "colliding_integers": "['set', *(['int', hex(k * (2**61 - 1))] for k in range(200000))]",
+    "colliding_keys": "['dict', *([['int', hex(k * (2**61 - 1))], 0] for k in range(200000))]",
+}
+"""What no honest child sends."""
+
+
+def _expand(text: str) -> str:
+    for macro, source in _MACROS.items():
+        text = text.replace(f"@{macro}@", source)
+    return text
 
 
 def read(name: str) -> dict[str, tuple[str, str]]:
     """Reasons and sources by the programs' names."""
-    text = Path(__file__).with_name(f"{name}.txt").read_text()
+    text = _expand(Path(__file__).with_name(f"{name}.txt").read_text())
     parts = re.split(r"^## (\w+) \| (.+)\n", text, flags=re.MULTILINE)[1:]
-    for macro, source in _MACROS.items():
-        parts = [part.replace(f"@{macro}@", source) for part in parts]
-    return dict(zip(parts[::3], zip(parts[1::3], parts[2::3], strict=True), strict=True))
+    names, reasons, sources = parts[::3], parts[1::3], parts[2::3]
+    return {
+        f"{name}_{key}": (reason, source)
+        for key, reason, source in zip(names, reasons, sources, strict=True)
+    }
 
 
 FORGED = read("forged")
-CORPUS = read("broken") | read("limits") | read("exits") | read("escapes") | FORGED
+SAID = {
+    f"said_{name}": (_MACROS["ANY"], _expand(_SAYS).replace("VALUE", value))
+    for name, value in _VALUES.items()
+}
+FILES = ("broken", "limits", "exits", "escapes", "spoken", "kernel")
+CORPUS = {name: item for file in FILES for name, item in read(file).items()} | FORGED | SAID
