@@ -40,7 +40,7 @@ _ASK = (
     "How many {item} are left?",
     "What is the number of {item}?",
 )
-_OPENING = (
+OPENING = (
     "",
     "Then",
     "{day}:",
@@ -52,8 +52,8 @@ _OPENING = (
 )
 """Of very different lengths, so that a number may stand anywhere: where tokens are drawn
 independently, each position takes the likeliest token of another telling."""
-_CLOSING = (".", " now.", " {item} in all.", " {item} for {name}.")
-_FINAL = (
+CLOSING = (".", " now.", " {item} in all.", " {item} for {name}.")
+FINAL = (
     "The answer is \\boxed{{{b}}}.",
     "So the answer is \\boxed{{{b}}}.",
     "{name} has \\boxed{{{b}}} {item}.",
@@ -95,11 +95,11 @@ def _problem(rng: random.Random) -> tuple[str, str, str]:
         k = 2 if kind == "double" else rng.randint(1, possible[kind][-1])
         template, new = rng.choice(templates), _after(value, op, k)
         question.append(template.format(k=k, day=day, **names))
-        step = f"{rng.choice(_OPENING)} {rng.choice(EQUATION)}{rng.choice(_CLOSING)}".lstrip()
+        step = f"{rng.choice(OPENING)} {rng.choice(EQUATION)}{rng.choice(CLOSING)}".lstrip()
         solution.append(step.format(a=value, op=op, k=k, b=new, day=day, **names))
         value = new
     question.append(rng.choice(_ASK).format(**names))
-    solution.append(rng.choice(_FINAL).format(b=value, **names))
+    solution.append(rng.choice(FINAL).format(b=value, **names))
     return " ".join(question), " ".join(solution), str(value)
 
 

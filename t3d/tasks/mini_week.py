@@ -38,7 +38,7 @@ _ASK = (
     "Which day is the {event} on?",
     "What day does {name} have the {event}?",
 )
-_OPENING = (
+OPENING = (
     "",
     "Then",
     "The {event}:",
@@ -48,8 +48,8 @@ _OPENING = (
     "The {event} of {name} is on",
     "From there, {name} counts up to the {event}:",
 )
-_CLOSING = (".", " now.", " for {name}.", " for the {event}.")
-_FINAL = (
+CLOSING = (".", " now.", " for {name}.", " for the {event}.")
+FINAL = (
     "The answer is \\boxed{{{b}}}.",
     "So the answer is \\boxed{{{b}}}.",
     "That is a \\boxed{{{b}}}.",
@@ -91,11 +91,11 @@ class MiniWeek(GeneratedTask):
             op, k = rng.choice("+-"), rng.randint(1, MAX_DAYS)
             question.append(rng.choice(_COUNTS[op]).format(days=_told(k), **names))
             new = (day + k if op == "+" else day - k) % len(WEEK)
-            step = f"{rng.choice(_OPENING)} {rng.choice(EQUATION)}{rng.choice(_CLOSING)}".lstrip()
+            step = f"{rng.choice(OPENING)} {rng.choice(EQUATION)}{rng.choice(CLOSING)}".lstrip()
             solution.append(step.format(a=WEEK[day], op=op, k=k, b=WEEK[new], **names))
             day = new
         question.append(rng.choice(_ASK).format(**names))
-        solution.append(rng.choice(_FINAL).format(b=WEEK[day], **names))
+        solution.append(rng.choice(FINAL).format(b=WEEK[day], **names))
         return " ".join(question), " ".join(solution), WEEK[day]
 
     def is_problem(self, question: str) -> bool:

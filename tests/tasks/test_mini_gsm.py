@@ -101,11 +101,11 @@ def test_every_number_of_steps_and_every_phrasing_occurs(examples: list[Example]
         *mini_gsm._LOSE,
         *mini_gsm._DOUBLE,
         *mini_gsm._ASK,
-        *mini_gsm._FINAL,
+        *mini_gsm.FINAL,
     )
     steps = {
         f"{opening} {equation}{closing}".lstrip()
-        for opening, equation, closing in product(mini_gsm._OPENING, EQUATION, mini_gsm._CLOSING)
+        for opening, equation, closing in product(mini_gsm.OPENING, EQUATION, mini_gsm.CLOSING)
     }
     assert len(steps) == 8 * 3 * 4
     expected = {shape(text.format(**fields)) for text in (*phrasings, *steps)}

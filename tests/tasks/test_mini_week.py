@@ -84,9 +84,9 @@ def test_every_number_of_steps_and_every_telling_occurs(examples: list[Example])
     told = mini_week
     steps = [
         f"{opening} {equation}{closing}".lstrip()
-        for opening, equation, closing in product(told._OPENING, EQUATION, told._CLOSING)
+        for opening, equation, closing in product(told.OPENING, EQUATION, told.CLOSING)
     ]
-    templates = [*told._START, *told._LATER, *told._EARLIER, *told._ASK, *told._FINAL, *steps]
+    templates = [*told._START, *told._LATER, *told._EARLIER, *told._ASK, *told.FINAL, *steps]
     assert found == {shape(template.format(**own)) for template in templates}
     # Without several lengths there is nothing to lose by drawing tokens independently.
     assert len({len(step.split()) for step in steps}) >= 8
