@@ -48,7 +48,8 @@ class OwnQuestions:
             both = next((question for question in here if question in owners), None)
             if both is not None:
                 raise ValueError(
-                    f"{path}: {here[both]}, asks what {owners[both]}, asks; splits share no question"
+                    f"{path}: {here[both]}, asks what {owners[both]}, asks; "
+                    "splits share no question"
                 )
             owners |= here
         # Many files have one name, but results are told apart by their task's: by its problems.
@@ -83,8 +84,9 @@ class OwnQuestions:
             unfit = by_math[first]
             raise ValueError(
                 f"{file}, line {self._rows[split][unfit][0]}: the answer "
-                f"{chosen[unfit].answer!r} is not equal to itself as mathematics, so every answer would be wrong; correct it, "
-                "or give the line the key 'grader' with the value 'exact'"
+                f"{chosen[unfit].answer!r} is not equal to itself as mathematics, so every answer "
+                "would be wrong; correct it, or give the line the key 'grader' with the value "
+                "'exact'"
             )
         return chosen
 
