@@ -21,6 +21,7 @@ from t3d.suggest import did_you_mean
 
 SWITCHES = ("dry_run", "smoke", "untie")
 """Options that need no value."""
+_SWITCHED = tuple(f"--{key}=true" for key in SWITCHES)
 
 _CLASS = re.compile(r"<class\s+'(?:\w+\.)*(\w+)'>")
 _UNKNOWN = re.compile(r"[Uu]nrecognized arguments: --([^\s=]+)|[Oo]ption '([^']+)' is not accepted")
@@ -121,6 +122,7 @@ def parse(name: str, arguments: Sequence[str]) -> tuple[Callable[..., None], dic
     command = COMMANDS[name]
     function, positional = command.function, dict(command.positional)
     first = "RECIPE " if command.takes_recipe else ""
+    is_needed = command.takes_recipe and not command.recipe_optional
     last = f" {positional['metavar']}" if positional else ""
     parser = jsonargparse.ArgumentParser(
         prog=f"t3d {name}",
@@ -138,9 +140,14 @@ def parse(name: str, arguments: Sequence[str]) -> tuple[Callable[..., None], dic
         parser.add_argument(*skip, **positional)
     parser.add_function_arguments(function, as_group=False, skip=skip)
     arguments = [part for argument in arguments for part in _spelled(argument)]
+    # A switch that has its value all the same.
+    for number in range(len(arguments) - 1, 0, -1):
+        before, value = arguments[number - 1 : number + 1]
+        if before in _SWITCHED and value in ("true", "false"):
+            arguments[number - 1 : number + 1] = [before.replace("true", value)]
     if first and arguments and not arguments[0].startswith("-"):
         arguments.insert(0, "--config")
-    elif first and not {"-h", "--help", "--config"} & set(arguments):
+    elif is_needed and not {"-h", "--help", "--config"} & set(arguments):
         raise argparse.ArgumentError(None, f"the recipe comes first: t3d {name} RECIPE")
     for number, argument in enumerate(arguments[:-1]):
         if argument == "--config":

@@ -77,15 +77,20 @@ def check_evaluation(
 
 
 def identify(checkpoint: Path, name: str | None = None) -> Identity:
-    """A student goes by its directory's name; a model that was not distilled is the original."""
+    """A student goes by its directory's name, as a comparison lays it out by that of its parent.
+
+    A model that was not distilled is the original.
+    """
     record = checkpoint / "provenance.json"
     facts = read_object(record) if record.exists() else {}
-    if "optimizer_steps" not in facts:
+    if "method" not in facts.get("config", {}):
         return Identity(name or ORIGINAL)
     counts = {key: facts.get(key) for key in ("seed", "optimizer_steps", "tokens_seen")}
     for key, count in counts.items():
         check_number(f"{record}: {key}", count, "[0, inf)", whole=True)
-    return Identity(name or checkpoint.name, **cast("dict[str, int]", counts))
+    path = checkpoint.resolve()
+    own = path.parent.name if path.name == f"seed{facts['seed']}" else path.name
+    return Identity(name or own, **cast("dict[str, int]", counts))
 
 
 def evaluate_into(

@@ -111,6 +111,14 @@ def prepare(config: RunConfig) -> tuple[LanguageModel, list[Example]]:
     for decoding in decodings | {config.rollout.decoding}:
         encode_prompts(teacher, prompts, decoding)
     problems = config.problem_set().examples(config.data.split, config.data.num_problems)
+    if config.data.prompts is not None:
+        asked = {prompt.question for prompt in prompts}
+        shared = next((problem.id for problem in problems if problem.question in asked), None)
+        if shared is not None:
+            raise ValueError(
+                f"{config.data.prompts}: asks what problem {shared} of {config.task} asks; "
+                "train on other questions than those that are evaluated"
+            )
     check_evaluation(teacher, problems, config.evaluation)
     return teacher, problems
 

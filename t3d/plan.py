@@ -6,7 +6,7 @@ Everything is exact, an upper bound that says so, or called unknown.
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -117,11 +117,18 @@ def plan(config: RunConfig, rates: Path | None = None) -> list[Row]:
 
 
 def plan_pretraining(config: PretrainConfig) -> list[Row]:
-    """The one stage of `t3d pretrain`."""
+    """The one stage of `t3d pretrain`.
+
+    Raises:
+        ValueError: for sequences longer than the model, where its shape is known.
+    """
     shape = _local_shape(config.model) if config.model is not None else None
     weights = num_parameters(shape)
     name = config.model or "a new model, whose tokenizer is learned first"
     data = ", ".join(config.tasks) if config.data is None else config.data.path
+    known = asdict(config.shape) if config.model is None else shape
+    if config.data is not None and known is not None:
+        config.data.longest(known["max_position_embeddings"], name)
     return [
         ("model", "name", name),
         ("model", "parameters", _count(weights)),

@@ -23,6 +23,7 @@ class DataConfig:
         split: what evaluation reads.
         num_problems: evaluated problems.
         prompts: your own training prompts instead of the task's: a .jsonl with the key question.
+            A task that is one .jsonl of your own needs them, as its lines are what is evaluated.
         folder: of the benchmark's files; by default what `t3d data download` fetched.
         protocol: standard, or t3d for the prompts and tests of T3D's authors byte for byte.
         unsafe_exec: run the programs of code benchmarks without the sandbox.
@@ -66,7 +67,8 @@ class RunConfig:
         shape: the model's config.json, or what of it fixes the number of parameters; only read
             by --dry_run, where the model is not on this machine.
         adapt: how the teacher is made in OUTPUT/teacher, instead of `model`.
-        task: the benchmark that gives prompts and problems.
+        task: the benchmark that gives prompts and problems, or a folder of your own with
+            train.jsonl, dev.jsonl (for watch and `t3d calibrate`) and test.jsonl.
         output: the run's directory.
         data: problems.
         rollout: how the teacher decodes the training prompts.
@@ -98,6 +100,12 @@ class RunConfig:
                 "set training.sharding to none, or leave watch out"
             )
         check_ranges(self, {"[1, inf)": "num_workers"})
+        if self.task.endswith(".jsonl") and (self.data.prompts is None or self.watch is not None):
+            key = "data.prompts" if self.data.prompts is None else "watch"
+            raise ValueError(
+                f"task: {self.task} is one file, so {key} would take the problems that are "
+                "evaluated; name a folder with train.jsonl, dev.jsonl and test.jsonl instead"
+            )
 
     def prompt_set(self) -> Task:
         """Where training prompts come from: the benchmark, or a file of one's own."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -263,6 +264,7 @@ def verified(
     """A student's trajectories; the teacher's where the two end with different answers.
 
     Dropping them instead would drop the long problems, and the student would forget those.
+    How many there are is told on stderr.
 
     Args:
         examples: those of `own`, in its order.
@@ -275,8 +277,22 @@ def verified(
         texts = [lm.decode(t.response_ids[: t.num_response_tokens]) for t in trajectories]
         return [grade.final_answer for grade in task.grade(examples, texts)]
 
-    pairs = zip(own, answers(own), first, answers(first), strict=True)
-    return [a if x is not None and x == y else b for a, x, b, y in pairs]
+    found, taught = answers(own), answers(first)
+    agree = [x is not None and x == y for x, y in zip(found, taught, strict=True)]
+    if PartialState().is_main_process:
+        print(
+            f"verification: the teacher's response stands in for {agree.count(False)} of "
+            f"{len(agree)}; without a final answer are {found.count(None)} of the student's "
+            f"responses and {taught.count(None)} of the teacher's{_where(task, taught)}",
+            file=sys.stderr,
+        )
+    return [a if same else b for a, b, same in zip(own, first, agree, strict=True)]
+
+
+def _where(task: Task, answers: Sequence[str | None]) -> str:
+    if 2 * answers.count(None) <= len(answers):
+        return ""
+    return f": too few to verify by; {task.name} reads an answer in \\boxed{{}}"
 
 
 def _prompts(config: RunConfig, method: MethodConfig) -> list[Example]:

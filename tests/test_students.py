@@ -45,7 +45,9 @@ def test_training_needs_a_step_a_round_and_a_batch(tmp_path: Path) -> None:
         check_training(MethodConfig("naive_td", num_sequences=7), training, 100, tmp_path)
 
 
-def test_the_teacher_stands_in_where_the_answers_differ() -> None:
+def test_the_teacher_stands_in_where_the_answers_differ(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     lm, task = from_pretrained("mini_teacher"), get_task("mini_gsm")
     examples = task.examples("train", 5)
 
@@ -73,3 +75,11 @@ def test_the_teacher_stands_in_where_the_answers_differ() -> None:
     asked = [examples[0], examples[1], examples[3]]
     # The order of the teacher's does not matter.
     assert verified(task, asked, lm, own, teacher[::-1]) == [same, teacher[1], teacher[3]]
+    told = capsys.readouterr().err
+    assert "the teacher's response stands in for 2 of 3; without a final answer are 1 of" in told
+    assert told.endswith("and 0 of the teacher's\n")
+    # A teacher whose answers cannot be read verifies nothing, which is not to pass in silence.
+    mute = [trajectory(i, "The answer is 3.") for i in range(5)]
+    assert verified(task, asked, lm, own, mute) == [mute[0], mute[1], mute[3]]
+    told = capsys.readouterr().err
+    assert "3 of the teacher's: too few to verify by; mini_gsm reads an answer in \\boxed{}" in told

@@ -23,6 +23,8 @@ class Command:
     """The parameter given without its name, as `add_argument` takes it."""
     takes_recipe: bool = False
     """Whether the first argument is a recipe."""
+    recipe_optional: bool = False
+    """Whether it may be left out; every key has a default that makes sense by itself."""
     resumable: bool = False
     """Whether the same call goes on where an interrupted one stopped."""
 
@@ -47,7 +49,9 @@ COMMANDS = {
     "run": Command("training.run_command", takes_recipe=True, resumable=True),
     "compare": Command("training.compare_command", takes_recipe=True, resumable=True),
     "convert": Command("checkpoints.convert_command", _SOURCE),
-    "pretrain": Command("training.pretrain_command", takes_recipe=True, resumable=True),
+    "pretrain": Command(
+        "training.pretrain_command", takes_recipe=True, recipe_optional=True, resumable=True
+    ),
     "rollout": Command("training.rollout_command", resumable=True),
     "train": Command("training.train_command", resumable=True),
     "eval": Command("evaluating.eval_command", resumable=True),

@@ -49,8 +49,9 @@ def eval_command(
     Args:
         model: a checkpoint directory, a Hub name, or mini_teacher.
         output: directory of results.json and samples.parquet.
-        task: the benchmark, or a .jsonl of your own: question, answer, and how they are compared,
-            grader: exact or math; by default math for numbers.
+        task: the benchmark, or a .jsonl of your own, or a folder with one for every split, such as
+            test.jsonl: question, answer, which a response is to hold in \\boxed{}, and how they
+            are compared, grader: exact or math; by default math for numbers.
         data: folder of the benchmark's files; by default what `t3d data download` fetched.
         protocol: standard, or t3d for the prompts and tests of T3D's authors byte for byte.
         split: of the benchmark.
@@ -138,8 +139,9 @@ def calibrate_command(
     Args:
         model: a checkpoint directory.
         output: directory of results.json, samples.parquet and calibration.json.
-        task: the benchmark, or a .jsonl of your own: question, answer, and how they are compared,
-            grader: exact or math; by default math for numbers.
+        task: the benchmark, or a .jsonl of your own, or a folder with one for every split, such as
+            test.jsonl: question, answer, which a response is to hold in \\boxed{}, and how they
+            are compared, grader: exact or math; by default math for numbers.
         data: folder of the benchmark's files; by default what `t3d data download` fetched.
         protocol: standard, or t3d for the prompts and tests of T3D's authors byte for byte.
         split: of the benchmark.

@@ -38,7 +38,7 @@ def export_command(
         untie: store the head as a weight of its own where it shares the embedding's.
         block_size: where config.json lacks it.
         mask_token_id: where config.json and the tokenizer lack it.
-        results: a results.json of this model for the card.
+        results: a results.json for the card, which shows this model's rows.
         license: name of the license in the card.
     """
     if check is not None:

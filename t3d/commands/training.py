@@ -10,7 +10,7 @@ from typing import Any
 
 from t3d.commands.common import plan_table, print_paths, show
 from t3d.decoding.config import DecodingConfig, RolloutConfig
-from t3d.provenance import claim
+from t3d.provenance import RECIPE, check_output, claim
 from t3d.recipe import CompareConfig, RunConfig
 from t3d.tasks import ProtocolName, get_task
 from t3d.tasks.prompts import load_prompts
@@ -123,6 +123,7 @@ def pretrain_command(
 
     Examples:
       t3d pretrain mini_teacher --output runs/teacher
+      t3d pretrain --task my/folder --training.learning_rate 1e-3 --output runs/own
       t3d pretrain my.yaml --model runs/converted --data.path chats.jsonl --output runs/adapted
 
     Args:
@@ -134,7 +135,7 @@ def pretrain_command(
 
     from t3d.plan import plan_pretraining
     from t3d.students import check_training, is_trained
-    from t3d.training.pretrain import pretrain, pretraining_method
+    from t3d.training.pretrain import pretrain, pretraining_method, read_lesson
 
     pretraining_method(config)
     if dry_run:
@@ -146,10 +147,13 @@ def pretrain_command(
         for task in config.tasks:
             get_task(task, data=config.folder)
     check_training(None, config.training, config.num_examples, output)
-    claim(output, asdict(config), None)
-    if not is_trained(output):
-        with redirect_stdout(sys.stderr):
-            pretrain(config, output, progress=progress)
+    check_output(output, RECIPE)
+    with redirect_stdout(sys.stderr):
+        # What cannot be learned claims no directory, so that the corrected command finds it free.
+        lesson = None if is_trained(output) else read_lesson(config)
+        claim(output, asdict(config), None)
+        if lesson is not None:
+            pretrain(config, output, lesson=lesson, progress=progress)
     print_paths(output)
 
 
@@ -177,7 +181,8 @@ def rollout_command(
     Args:
         model: the teacher: a checkpoint directory, a Hub name, or mini_teacher.
         output: directory of the store.
-        task: the benchmark whose training prompts are decoded; their answers are not read.
+        task: the benchmark whose training prompts are decoded, or a folder or a .jsonl of your
+            own; their answers are not read.
         data: folder of the benchmark's files; by default what `t3d data download` fetched.
         protocol: standard, or t3d for the prompts of T3D's authors byte for byte.
         num: prompts of the task.

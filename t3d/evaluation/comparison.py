@@ -141,6 +141,11 @@ class Comparison:
         """Of the cells there are, ascending."""
         return self._seeds.get((method, condition), ())
 
+    @property
+    def has_one_seed(self) -> bool:
+        """Whether no method has more, so that nothing says how much seeds differ."""
+        return max(map(len, self._seeds.values())) == 1
+
     def rows(self, method: str, condition: Condition | None = None) -> list[ResultRow]:
         """The rows of a method by seed, of one condition or of all."""
         conditions = self.conditions if condition is None else [condition]

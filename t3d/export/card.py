@@ -32,18 +32,26 @@ def served_engines(directory: Path) -> frozenset[Consumer]:
 
 
 def write_card(
-    directory: Path, *, title: str, results: Path | None = None, license: str | None = None
+    directory: Path,
+    *,
+    title: str,
+    source: str,
+    results: Path | None = None,
+    license: str | None = None,
 ) -> None:
     """Write README.md of a folder that holds everything else.
 
+    Args:
+        source: the model that is exported; of the results its own are shown.
+
     Raises:
-        ValueError: if the results cannot be read.
+        ValueError: if the results cannot be read, or are all of other models.
     """
     config = read_object(directory / "config.json")
     stops = tuple(read_object(directory / "generation_config.json")["eos_token_id"])
     path = directory / "provenance.json"
     record = read_object(path) if path.exists() else {}
-    rows = load_results(results) if results is not None else []
+    rows = [] if results is None else _own_rows(results, source)
     failing = {finding.consumer for finding in engine_findings(directory, stops) if finding.fatal}
     served: list[Consumer] = [engine for engine in ENGINES if engine not in failing]
     base = str(record.get("model", ""))
@@ -65,6 +73,18 @@ def write_card(
     (directory / "README.md").write_text(
         f"---\n{data.to_yaml()}\n---\n\n{text}\n", encoding="utf-8"
     )
+
+
+def _own_rows(results: Path, source: str) -> list[ResultRow]:
+    path = Path(source).resolve()
+    rows = [
+        row
+        for row in load_results(results)
+        if row.model == source or Path(row.model).resolve() == path
+    ]
+    if not rows:
+        raise ValueError(f"{results}: holds no row of {source}; evaluate it with `t3d eval`")
+    return rows
 
 
 def _what(config: dict[str, Any]) -> str:

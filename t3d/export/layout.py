@@ -46,7 +46,7 @@ def export(
         untie: store the head as a weight of its own where it shares the embedding's.
         block_size: where config.json lacks it.
         mask_token_id: where config.json and the tokenizer lack it.
-        results: a results.json of this model for the card.
+        results: a results.json for the card, which shows this model's rows.
         license: name of the license in the card, such as apache-2.0.
 
     Raises:
@@ -85,7 +85,7 @@ def export(
         write_code(partial)
         if (source / "provenance.json").exists():
             shutil.copy(source / "provenance.json", partial)
-        write_card(partial, title=output.name, results=results, license=license)
+        write_card(partial, title=output.name, source=str(model), results=results, license=license)
         partial.rename(output)
     except OSError as error:
         raise ValueError(

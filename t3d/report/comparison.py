@@ -36,7 +36,6 @@ from t3d.report.sheets import (
 from t3d.report.tables import Setting
 
 FORMAT = 1
-_INTERVALS = "Brackets: 95 % intervals of a bootstrap over seeds and problems."
 _MARKS = {1: "▲ ", 0: "", -1: "▼ "}
 
 
@@ -175,11 +174,20 @@ def _few_step_sheet(c: Comparison, temperature: float, recommended: str | None) 
     note = (
         "Accuracy in %, mean over seeds. Mean: over the columns before it. Improvement: that mean "
         "relative to the original's, in %. Bold: the highest of a column. "
-        f"{_INTERVALS}"
+        f"{_intervals(c)}"
     )
     header = ["tokens/\nstep", "method", *(name for _, _, name in columns)]
     title = f"Static few-step decoding, temperature {temperature:g}"
     return Sheet(title, [*header, "mean", "improvement\n(%)"], groups, note)
+
+
+def _intervals(c: Comparison) -> str:
+    if c.has_one_seed:
+        return (
+            "Brackets: 95 % intervals of a bootstrap over problems. How much seeds differ is not "
+            "in them: every method has one."
+        )
+    return "Brackets: 95 % intervals of a bootstrap over seeds and problems."
 
 
 def _full_step_sheet(c: Comparison, conditions: list[Condition], recommended: str | None) -> Sheet:
@@ -200,7 +208,7 @@ def _full_step_sheet(c: Comparison, conditions: list[Condition], recommended: st
     note = (
         "One token a step: accuracy in % and its difference to the original's in points. "
         "▲, ▼: the interval of the difference excludes 0. Bold: the highest of a column. "
-        f"{_INTERVALS}"
+        f"{_intervals(c)}"
     )
     return Sheet(title, header, [lines], note, num_names=1)
 
@@ -263,7 +271,7 @@ def _difference_sheet(c: Comparison, conditions: list[Condition], base: str) -> 
     note = (
         f"Accuracy minus that of {base}, in points, paired by problem and by seed where both have "
         f"the same. ▲: above {base}, ▼: below it, where the interval excludes 0; intervals are "
-        f"not corrected for their number. {_INTERVALS}"
+        f"not corrected for their number. {_intervals(c)}"
     )
     header = ["method", *(Setting.of(one).label for one in conditions)]
     return Sheet(title, header, [lines], note, num_names=1)

@@ -65,7 +65,8 @@ def comparison_figure(comparison: Comparison, recommended: str | None = None) ->
     for axes in panels[-1]:
         axes.set_xlabel("tokens per step", fontsize=11, color=INK)
     figure.suptitle(
-        "Accuracy as each step commits more tokens, with 95 % intervals over seeds and problems",
+        "Accuracy as each step commits more tokens, with 95 % intervals over "
+        + ("problems, one seed each" if comparison.has_one_seed else "seeds and problems"),
         x=0.012,
         ha="left",
         fontsize=12.5,

@@ -13,7 +13,7 @@ from t3d.tasks.math500 import MATH500
 from t3d.tasks.mbpp import MBPP, SanitizedMBPP
 from t3d.tasks.mini_gsm import MiniGSM
 from t3d.tasks.mini_week import MiniWeek
-from t3d.tasks.own import OwnQuestions
+from t3d.tasks.own import OwnQuestions, split_files
 from t3d.tasks.protocols import ProtocolName
 
 _BENCHMARKS: dict[str, type[Benchmark]] = {
@@ -41,10 +41,11 @@ def get_task(
     protocol: ProtocolName = "standard",
     unsafe_exec: bool = False,
 ) -> Task:
-    """A benchmark by name, or the questions of a .jsonl by its path.
+    """A benchmark by name, or questions of one's own by the path of a .jsonl or of a folder.
 
     Args:
-        name: one of `TASKS`, or a path that ends in .jsonl.
+        name: one of `TASKS`, or a path that ends in .jsonl, or a folder with train.jsonl,
+            dev.jsonl and test.jsonl, as far as there are problems of these splits.
         data: a folder with the benchmarks' files; what `t3d data download` fetched by default.
         protocol: `standard`, through the model's chat template, or `t3d`, the prompts and tests
             of T3D's authors byte for byte.
@@ -55,7 +56,7 @@ def get_task(
     """
     if protocol not in ("standard", "t3d"):
         raise ValueError(f"unknown protocol {protocol!r}; choose one of standard, t3d")
-    if name.endswith(".jsonl"):
+    if name.endswith(".jsonl") or (name not in TASKS and split_files(Path(name))):
         if data is not None:
             raise ValueError(f"{name}: holds its problems itself; leave out data")
         return OwnQuestions(Path(name), protocol)
@@ -66,7 +67,7 @@ def get_task(
     if name not in _BENCHMARKS:
         raise ValueError(
             f"unknown task {name!r}; choose one of {', '.join(TASKS)}, "
-            "or a path that ends in .jsonl"
+            "or a path that ends in .jsonl, or a folder that holds train.jsonl and test.jsonl"
         )
     if name == SanitizedMBPP.name and protocol != "standard":
         raise ValueError(f"{name} is none of the authors' tasks; leave out protocol")

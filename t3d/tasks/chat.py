@@ -12,7 +12,15 @@ from t3d.ranges import check_ranges
 from t3d.tasks.records import read_json_lines
 
 OverLong = Literal["drop", "cut"]
-_KNOWN = (("messages",), ("question", "answer"), ("prompt", "response"), ("text",))
+LONGEST = 1024
+"""Tokens of a sequence at most where nothing else is asked for."""
+_KNOWN = (
+    ("messages",),
+    ("question", "reference"),
+    ("question", "answer"),
+    ("prompt", "response"),
+    ("text",),
+)
 """Keys that are looked for in the first row, in this order."""
 
 
@@ -20,8 +28,8 @@ _KNOWN = (("messages",), ("question", "answer"), ("prompt", "response"), ("text"
 class ChatData:
     """Rows of chats, of prompts with responses, or of plain text.
 
-    Without keys the first row decides: messages, else question and answer, else prompt and
-    response, else text.
+    Without keys the first row decides: messages, else question and reference (a worked answer, as
+    tasks have it), else question and answer, else prompt and response, else text.
 
     Args:
         path: a .jsonl or .parquet file; or, for the package datasets, a folder or a Hub name.
@@ -32,7 +40,8 @@ class ChatData:
         prompt: key of the user's turn.
         response: key of the answer to it, which is learned.
         text: key of plain text, all of which is learned.
-        max_length: tokens of a sequence at most.
+        max_length: tokens of a sequence at most; by default 1024, or the model's positions where it
+            has fewer.
         over_long: drop longer ones, or cut their responses.
     """
 
@@ -43,7 +52,7 @@ class ChatData:
     prompt: str | None = None
     response: str | None = None
     text: str | None = None
-    max_length: int = 1024
+    max_length: int | None = None
     over_long: OverLong = "drop"
 
     def __post_init__(self) -> None:
@@ -52,6 +61,18 @@ class ChatData:
             raise ValueError("data: prompt and response are a pair; name both keys")
         if sum(key is not None for key in (self.messages, self.prompt, self.text)) > 1:
             raise ValueError("data: rows are messages, or prompt and response, or text; name one")
+
+    def longest(self, positions: int, model: str) -> int:
+        """Tokens of a sequence at most, for a model of so many positions.
+
+        Raises:
+            ValueError: if more are asked for.
+        """
+        if self.max_length is not None and self.max_length > positions:
+            raise ValueError(
+                f"data: max_length={self.max_length} is beyond the {positions} positions of {model}"
+            )
+        return min(LONGEST, positions) if self.max_length is None else self.max_length
 
     @property
     def is_file(self) -> bool:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 from t3d.grading.math import first_unfit_gold
 from t3d.tasks.base import Example, Grade, Split
@@ -15,35 +18,64 @@ from t3d.tasks.protocols import ProtocolName, t3d_math
 
 _NUMBER = re.compile(r"[-+]?(\d[\d,]*\.?\d*|\.\d+)(e[-+]?\d+)?(/\d+)?\s*%?", re.IGNORECASE)
 _TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf)\{([^{}]*)\}")
+_SPLITS: tuple[Split, ...] = get_args(Split)
+"""Test comes last."""
+
+
+def split_files(folder: Path) -> dict[Split, Path]:
+    """The files of a folder by their splits; none where it holds no task."""
+    found = {split: folder / f"{split}.jsonl" for split in _SPLITS}
+    return {split: file for split, file in found.items() if file.is_file()}
 
 
 class OwnQuestions:
-    """The questions of a .jsonl, as they stand there; every split is the whole file.
+    """The questions of a folder, whose train.jsonl, dev.jsonl and test.jsonl are the splits.
 
-    Training prompts need no answers, problems to evaluate do.
+    Of a single .jsonl every split is the whole file. Training prompts need no answers, problems
+    to evaluate do.
 
     The protocol `t3d` puts them as the authors put math problems.
     """
 
     def __init__(self, path: Path, protocol: ProtocolName = "standard") -> None:
-        """Raises: ValueError as `numbered_prompts` does."""
-        self.name = path.name
+        """Raises: ValueError as `numbered_prompts` does, and for a question of two splits."""
         self._path = path
-        self._lines, self._examples = zip(*numbered_prompts(path), strict=True)
+        self._files = split_files(path) or dict.fromkeys(_SPLITS, path)
+        read = {file: numbered_prompts(file) for file in dict.fromkeys(self._files.values())}
+        owners: dict[str, str] = {}
+        for file, rows in read.items():
+            here = {example.question: f"{file.name}, line {number}" for number, example in rows}
+            both = next((question for question in here if question in owners), None)
+            if both is not None:
+                raise ValueError(
+                    f"{path}: {here[both]}, asks what {owners[both]}, asks; "
+                    "splits share no question"
+                )
+            owners |= here
+        # Many files have one name, but results are told apart by their task's: by its problems.
+        problems = read[[*self._files.values()][-1]]
+        seen = [[e.question, e.answer, e.grader] for _, e in problems]
+        digest = hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:8]
+        self.name = f"{path.resolve().name}@{digest}"
+        self._rows = {split: read[file] for split, file in self._files.items()}
         if protocol == "t3d":
-            self._examples = tuple(
-                replace(e, verbatim=t3d_math(e.question)) for e in self._examples
-            )
+            self._rows = {
+                split: [(n, replace(e, verbatim=t3d_math(e.question))) for n, e in rows]
+                for split, rows in self._rows.items()
+            }
 
     def examples(self, split: Split, num: int, *, seed: int = 0) -> list[Example]:
         """Raises: ValueError if a problem to evaluate has no answer, or one that is never right."""
-        chosen = list(self._examples[:num])
+        if split not in self._rows:
+            raise ValueError(f"{self._path}: has no {split}.jsonl; put the split's questions there")
+        chosen = [example for _, example in self._rows[split][:num]]
         if split == "train":
             return chosen
+        file = self._files[split]
         without = next((example.id for example in chosen if example.answer is None), None)
         if without is not None:
             raise ValueError(
-                f"{self.name}: {without!r} has no answer to grade against; "
+                f"{file}: {without!r} has no answer to grade against; "
                 "give every line the key 'answer'"
             )
         by_math = [number for number, example in enumerate(chosen) if _is_math(example)]
@@ -51,9 +83,10 @@ class OwnQuestions:
         if first is not None:
             unfit = by_math[first]
             raise ValueError(
-                f"{self._path}, line {self._lines[unfit]}: the answer {chosen[unfit].answer!r} is "
-                "not equal to itself as mathematics, so every answer would be wrong; correct it, "
-                "or give the line the key 'grader' with the value 'exact'"
+                f"{file}, line {self._rows[split][unfit][0]}: the answer "
+                f"{chosen[unfit].answer!r} is not equal to itself as mathematics, so every answer "
+                "would be wrong; correct it, or give the line the key 'grader' with the value "
+                "'exact'"
             )
         return chosen
 

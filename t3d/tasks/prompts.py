@@ -19,8 +19,9 @@ def load_prompts(path: Path) -> list[Example]:
 def numbered_prompts(path: Path) -> list[tuple[int, Example]]:
     """Line numbers and prompts of a `.jsonl` or `.txt` file, in its order; blank lines are skipped.
 
-    A line of `.jsonl` is an object with `question` (or `prompt`) and, optionally, `id`,
-    `answer` and `grader`; other keys are ignored. An id defaults to `<file's stem>/<line number>`.
+    A line of `.jsonl` is an object with `question` (or `prompt`) and, optionally, `id`, `answer`,
+    `reference` and `grader`, which are those of `Example`; other keys are ignored. An id defaults
+    to `<file's stem>/<line number>`.
 
     Raises:
         ValueError: naming the file and the line, for whatever cannot be taken.
@@ -32,25 +33,24 @@ def numbered_prompts(path: Path) -> list[tuple[int, Example]]:
     lines: dict[str, int] = {}
     for number, row in read(path):
         try:
-            name, question, answer, grader = (
-                _from_json(row) if path.suffix == ".jsonl" else (None, row.strip(), None, None)
-            )
+            default = f"{path.stem}/{number}"
+            is_json = path.suffix == ".jsonl"
+            example = _from_json(row, default) if is_json else Example(default, row.strip())
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from None
-        name = f"{path.stem}/{number}" if name is None else name
-        if name in lines:
+        if example.id in lines:
             raise ValueError(
-                f"{path}, line {number}: the id {name!r} is already that of line {lines[name]}"
+                f"{path}, line {number}: the id {example.id!r} is already that of line "
+                f"{lines[example.id]}"
             )
-        lines[name] = number
-        examples.append((number, Example(name, question, answer, grader=grader)))
+        lines[example.id] = number
+        examples.append((number, example))
     if not examples:
         raise ValueError(f"{path}: holds no prompts")
     return examples
 
 
-def _from_json(row: Any) -> tuple[str | None, str, str | None, Grader | None]:
-    """Id, question, answer and grader of one line."""
+def _from_json(row: Any, default_id: str) -> Example:
     if not isinstance(row, dict):
         raise ValueError(f"not a JSON object but {row!r:.40}")
     key = next((key for key in ("question", "prompt") if key in row), None)
@@ -63,7 +63,11 @@ def _from_json(row: Any) -> tuple[str | None, str, str | None, Grader | None]:
         raise ValueError("'answer' is blank, which no answer equals; fill it in or drop the key")
     if grader not in (None, *get_args(Grader)):
         raise ValueError(f"'grader' must be {' or '.join(get_args(Grader))}, got {grader!r}")
-    return _scalar(row, "id"), row[key], answer, grader
+    reference = row.get("reference")
+    if reference is not None and not (isinstance(reference, str) and reference.strip()):
+        raise ValueError(f"'reference' must be a text that is not blank, got {reference!r:.60}")
+    name = _scalar(row, "id")
+    return Example(default_id if name is None else name, row[key], answer, reference, grader=grader)
 
 
 def _scalar(row: dict[str, Any], key: str) -> str | None:

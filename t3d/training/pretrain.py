@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from jinja2 import TemplateError
 
+from t3d.grading.math import last_boxed
 from t3d.models import (
     LanguageModel,
     SDARConfig,
@@ -33,6 +34,9 @@ from t3d.training.methods import Method, build_method
 from t3d.training.run import fit, remove_checkpoints
 from t3d.trajectory import labelled_row
 
+_NUM_TEXTS = 8000
+"""Of which a tokenizer is learned."""
+
 
 def pretraining_method(config: PretrainConfig) -> Method:
     """The NELBO on masked copies of labelled answers.
@@ -44,9 +48,8 @@ def pretraining_method(config: PretrainConfig) -> Method:
     return build_method(MethodConfig("sft", noiser=noiser))
 
 
-def new_model(config: PretrainConfig, examples: list[Example]) -> LanguageModel:
-    """A random model and a tokenizer learned from the examples."""
-    texts = [text for e in examples[:4000] for text in (e.question, e.reference or "")]
+def new_model(config: PretrainConfig, texts: Sequence[str]) -> LanguageModel:
+    """A random model and a tokenizer learned from the texts."""
     tokenizer = train_tokenizer(texts, vocab_size=config.vocab_size)
     vocabulary = tokenizer.get_vocab()
     shape = asdict(config.shape)
@@ -75,13 +78,21 @@ def labelled_rows(
     """Examples with worked answers as training rows.
 
     Raises:
-        ValueError: if an example has no worked answer, or holds a control token.
+        ValueError: if an example has no worked answer, or one without the final answer that it
+            has as well, or holds a control token.
     """
-    unanswered = next((e.id for e in examples if e.reference is None), None)
-    if unanswered is not None:
-        raise ValueError(f"{unanswered}: labelled training needs a worked answer")
     for example in examples:
-        lm.check_content(example.id, example.reference or "")
+        if example.reference is None:
+            raise ValueError(
+                f"{example.id}: labelled training needs a worked answer; "
+                "a line of your own has it as 'reference'"
+            )
+        if example.answer is not None and last_boxed(example.reference) is None:
+            raise ValueError(
+                f"{example.id}: the worked answer has no \\boxed{{}}, in which a final answer is "
+                f"read; end it with \\boxed{{{example.answer}}}"
+            )
+        lm.check_content(example.id, example.reference)
     prompts = lm.encode_examples(examples)
     responses = lm.encode_responses([e.reference or "" for e in examples])
     return [
@@ -174,25 +185,21 @@ def _render(lm: LanguageModel, chat: Chat) -> str:
 
 
 def _adaptation_rows(
-    lm: LanguageModel, config: PretrainConfig, data: ChatData
+    lm: LanguageModel, config: PretrainConfig, data: ChatData, chats: Sequence[Chat]
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Training rows of chats or texts, and what provenance says of them."""
-    positions = lm.model.config.max_position_embeddings
-    if data.max_length > positions:
-        raise ValueError(
-            f"data: max_length={data.max_length} is beyond the {positions} positions of {lm.name}"
-        )
+    max_length = data.longest(lm.model.config.max_position_embeddings, lm.name)
     size, batch = max(config.training.block_sizes), config.training.batch_size
     rows, counts = chat_rows(
         lm,
-        read_chats(data, config.num_examples),
+        chats,
         size,
-        max_length=data.max_length,
+        max_length=max_length,
         over_long=data.over_long,
     )
     if counts.cut or counts.dropped:
         print(
-            f"{data.path}: {counts.rows} rows; max_length={data.max_length} cut {counts.cut} of "
+            f"{data.path}: {counts.rows} rows; max_length={max_length} cut {counts.cut} of "
             f"them and dropped {counts.dropped} others",
             file=sys.stderr,
         )
@@ -211,34 +218,81 @@ def _all_response(row: dict[str, Any], mask_id: int) -> dict[str, Any]:
     return labelled_row([], ids, row["index"], fill_id=mask_id, mask_id=mask_id, block_size=1)
 
 
-def pretrain(config: PretrainConfig, output: Path, *, progress: bool = True) -> Path:
+@dataclass(frozen=True)
+class Lesson:
+    """A model, and what it is to learn."""
+
+    lm: LanguageModel
+    rows: list[dict[str, Any]]
+    source: dict[str, Any]
+    """What provenance says of the rows."""
+
+
+def read_lesson(config: PretrainConfig) -> Lesson:
+    """Load or build the model and read its training rows.
+
+    Rows that are too long are told on stderr, and those of `config.data` in the provenance.
+
+    Raises:
+        ValueError: for an unknown task, data that cannot be read, or fewer rows than one batch
+            takes.
+    """
+    block_sizes, data = config.training.block_sizes, config.data
+    examples = [] if data is not None else config.examples()
+    chats = [] if data is None else read_chats(data, config.num_examples)
+    if config.model is None:
+        texts = [text for e in examples for text in (e.question, e.reference or "")]
+        for chat in chats:
+            texts += [*(turn["content"] for turn in chat.prompt), chat.response]
+        lm = new_model(config, texts[:_NUM_TEXTS])
+    else:
+        lm = from_pretrained(config.model, block_size=min(block_sizes))
+    if data is not None:
+        rows, source = _adaptation_rows(lm, config, data, chats)
+    else:
+        rows, source = labelled_rows(lm, examples, max(block_sizes)), {"task": config.task}
+        _tell_long(lm, rows)
+    if len(rows) < config.training.batch_size:
+        raise ValueError(
+            f"{len(rows)} training sequences are fewer than "
+            f"batch_size={config.training.batch_size}; take more problems or a smaller batch"
+        )
+    if config.prompt_loss:
+        rows = [_all_response(row, lm.mask_token_id) for row in rows]
+    return Lesson(lm, rows, source)
+
+
+def _tell_long(lm: LanguageModel, rows: Sequence[dict[str, Any]]) -> None:
+    positions = lm.model.config.max_position_embeddings
+    num = sum(len(row["input_ids"]) > positions for row in rows)
+    if num:
+        print(
+            f"t3d: {num} of {len(rows)} sequences are longer than the model's {positions} "
+            "positions, where decoding ends; give a new model more by "
+            "shape.max_position_embeddings",
+            file=sys.stderr,
+        )
+
+
+def pretrain(
+    config: PretrainConfig, output: Path, *, lesson: Lesson | None = None, progress: bool = True
+) -> Path:
     """Train and save a checkpoint; a killed run continues from the last one on its way.
 
-    Rows of `config.data` that are too long are told on stderr and in the provenance.
+    Args:
+        lesson: of `read_lesson`, where it has been read.
 
     Returns:
         The checkpoint's directory, `output` itself.
 
     Raises:
-        ValueError: for an unknown task, data that cannot be read, or fewer problems than one
-            batch takes.
+        ValueError: as `read_lesson` does.
     """
-    block_sizes = config.training.block_sizes
-    examples = [] if config.data is not None else config.examples()
-    if config.model is None:
-        lm = new_model(config, examples)
-    else:
-        lm = from_pretrained(config.model, block_size=min(block_sizes))
-    source: dict[str, Any] = {"task": config.task}
-    if config.data is None:
-        rows = labelled_rows(lm, examples, max(block_sizes))
-    else:
-        rows, source = _adaptation_rows(lm, config, config.data)
-    if config.prompt_loss:
-        rows = [_all_response(row, lm.mask_token_id) for row in rows]
+    lesson = lesson or read_lesson(config)
+    lm = lesson.lm
     directory = output / "training"
     trainer = fit(
-        lm, pretraining_method(config), rows, config.training, directory, progress=progress
+        lm, pretraining_method(config), lesson.rows, config.training, directory, progress=progress
     )
     trainer.save_trained(output)
     record = provenance(
@@ -247,7 +301,7 @@ def pretrain(config: PretrainConfig, output: Path, *, progress: bool = True) -> 
         model=lm.name,
         weights_hash=hash_weights(output),
     )
-    record["data"] = source
+    record["data"] = lesson.source
     if config.model is not None:
         base = BUILT_IN.get(config.model, Path(config.model)) / "provenance.json"
         # By itself the name of a directory says little once the directory is gone.

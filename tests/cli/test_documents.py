@@ -89,6 +89,12 @@ def commands(path: Path) -> list[tuple[list[str], bool]]:
     return [(words(line), True) for line in lines] + [(words(code), False) for code in mentioned]
 
 
+def recipes(path: Path) -> dict[str, str]:
+    """The YAML files that a document shows, by the names in their first lines."""
+    named = [(re.match(r"# (\S+\.yaml)\n", block), block) for block in blocks(path, "yaml")]
+    return {"my.yaml": "{}\n"} | {match[1]: block for match, block in named if match}
+
+
 @cache
 def options(command: str, run: Run) -> set[str]:
     return set(re.findall(r"--[\w.]+", run(*command.split(), "--help").out))
@@ -97,10 +103,11 @@ def options(command: str, run: Run) -> set[str]:
 class Checker:
     """What is wrong with a command, by the tool that it calls; AssertionError says it."""
 
-    def __init__(self, run: Run, folder: Path) -> None:
+    def __init__(self, run: Run, folder: Path, recipes: dict[str, str]) -> None:
         self.run = run
-        self.recipe = folder / "my.yaml"
-        self.recipe.write_text("{}\n")
+        self.recipes = {name: str(folder / name) for name in recipes}
+        for name, text in recipes.items():
+            (folder / name).write_text(text)
 
     def check(self, command: list[str], *, whole: bool) -> None:
         {
@@ -119,7 +126,7 @@ class Checker:
         name, arguments = " ".join(call[:size]), call[size:]
         assert name in COMMANDS, f"no command {name!r}"
         recipe = {"run": "demo", "compare": "mini_compare", "pretrain": "mini_teacher"}.get(name)
-        filled = {"RECIPE": recipe, "my.yaml": str(self.recipe)}
+        filled = {"RECIPE": recipe} | self.recipes
         arguments = [filled.get(word) or word for word in arguments if word != "..."]
         for option in re.findall(r"--([\w.-]+)", " ".join(arguments)):
             key = option.replace("-", "_")
@@ -186,7 +193,7 @@ class Checker:
 
 @pytest.mark.parametrize("path", [*DOCUMENTS, *HELP], ids=lambda path: path.name)
 def test_every_command_parses_and_the_quick_ones_run(path: Path, t3d: Run, tmp_path: Path) -> None:
-    checker, wrong = Checker(t3d, tmp_path), []
+    checker, wrong = Checker(t3d, tmp_path, recipes(path)), []
     for command, whole in commands(path):
         try:
             checker.check(command, whole=whole)
@@ -203,7 +210,7 @@ def test_the_readme_shows_every_command_and_recipe() -> None:
 
 
 def test_a_command_that_is_wrong_is_found(t3d: Run, tmp_path: Path) -> None:
-    checker = Checker(t3d, tmp_path)
+    checker = Checker(t3d, tmp_path, {})
     lines = (
         "t3d rum demo",
         "t3d run nosuch",

@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -333,14 +334,18 @@ def test_the_card_tells_what_is_known_and_no_more(saved: dict[str, Path], tmp_pa
     }
     write_json(source / "provenance.json", record)
     row = ResultRow(
-        task="gsm8k", method="t3d", seed=5, model="m", block_size=4,
+        task="gsm8k", method="t3d", seed=5, model=str(source), block_size=4,
         remasking="low_confidence_static", denoising_steps=2, confidence_threshold=None,
         temperature=0.1, accuracy=0.5, n=128, ci95=(0.415, 0.585), tokens_per_forward=2.0,
         tokens_per_pass=1.5, passes=10, average_steps=3.0, average_length=20.0, truncated=0.0,
         agreement=None, tokens_per_second=1.0, latency_seconds=None, optimizer_steps=70,
         tokens_seen=12345,
     )  # fmt: skip
-    save_results(tmp_path / "results.json", [row], {})
+    other = replace(row, method="theirs", model="elsewhere")
+    save_results(tmp_path / "results.json", [other], {})
+    with pytest.raises(ValueError, match="results.json: holds no row of .*source; evaluate it"):
+        export(source, tmp_path / "full", results=tmp_path / "results.json")
+    save_results(tmp_path / "results.json", [row, other], {})
     export(source, tmp_path / "full", results=tmp_path / "results.json", license="apache-2.0")
     full = (tmp_path / "full" / "README.md").read_text()
     for part in (
@@ -353,3 +358,4 @@ def test_the_card_tells_what_is_known_and_no_more(saved: dict[str, Path], tmp_pa
         "| 50.0% | 41.5% to 58.5% | 128 | 2.00 |",
     ):
         assert part in full, part
+    assert "theirs" not in full

@@ -131,6 +131,17 @@ def test_differences_are_marked_where_sure(cells: list[Cell]) -> None:
     assert marks >= {"▲", "▼"}
 
 
+def test_intervals_of_one_seed_say_what_is_not_in_them(cells: list[Cell]) -> None:
+    one = [cell for cell in cells if cell.row.seed == 0]
+    for some, said, unsaid in (
+        (one, "bootstrap over problems. How much seeds differ is not", "over seeds and problems"),
+        (cells, "bootstrap over seeds and problems", "How much seeds differ"),
+    ):
+        text = comparison_markdown(some, recommended="t3d")
+        assert said in text
+        assert unsaid not in text
+
+
 def test_dynamic_table_is_the_means_over_seeds(cells: list[Cell]) -> None:
     cells = [
         dataclasses.replace(x, row=dataclasses.replace(x.row, latency_seconds=0.25 + x.row.seed))

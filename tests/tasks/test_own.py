@@ -59,3 +59,41 @@ def test_a_line_names_its_grader(grader: str | None, correct: list[bool], tmp_pa
     path.write_text('{"question": "?", "answer": "x", "grader": "fuzzy"}')
     with pytest.raises(ValueError, match="line 1: 'grader' must be exact or math, got 'fuzzy'"):
         get_task(str(path))
+
+
+def folder(path: Path, **splits: list[dict[str, object]]) -> Path:
+    path.mkdir(parents=True)
+    for split, rows in splits.items():
+        (path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def test_the_files_of_a_folder_are_the_splits(tmp_path: Path) -> None:
+    known = {"question": "1?", "reference": "It is \\boxed{2}.", "answer": 2}
+    path = folder(tmp_path / "mine", train=[known], test=[{"question": "2?", "answer": "b"}])
+    task = get_task(str(path))
+    [taught], [asked] = task.examples("train", 9), task.examples("test", 9)
+    assert (taught.question, taught.answer, taught.reference) == ("1?", "2", known["reference"])
+    assert (asked.id, asked.answer) == ("test/1", "b")
+    with pytest.raises(ValueError, match="mine: has no dev.jsonl"):
+        task.examples("dev", 9)
+    with pytest.raises(ValueError, match="unknown task '.*none'; .*a folder that holds train"):
+        get_task(str(tmp_path / "none"))
+
+
+def test_splits_share_no_question(tmp_path: Path) -> None:
+    rows = [{"question": f"{n}?", "answer": n} for n in range(3)]
+    path = folder(tmp_path / "mine", train=rows[:2], test=rows[1:])
+    with pytest.raises(ValueError, match="test.jsonl, line 1, asks what train.jsonl, line 2, asks"):
+        get_task(str(path))
+
+
+def test_results_tell_problems_of_one_file_name_apart(tmp_path: Path) -> None:
+    rows = [{"question": f"{n}?", "answer": n} for n in range(3)]
+    first = folder(tmp_path / "a" / "mine", test=rows[:1])
+    second = folder(tmp_path / "b" / "mine", test=rows[:2])
+    more = folder(tmp_path / "c" / "mine", train=rows[1:], test=rows[:1])
+    one, two, same = (get_task(str(path)).name for path in (first, second, more))
+    assert one == same != two
+    assert one.startswith("mine@")
+    assert get_task(str(first / "test.jsonl")).name == one.replace("mine", "test.jsonl")

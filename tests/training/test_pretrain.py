@@ -26,6 +26,7 @@ from t3d.training.pretrain import (
     new_model,
     pretrain,
     pretraining_method,
+    read_lesson,
 )
 
 Log = Callable[[Path], list[dict[str, float]]]
@@ -95,11 +96,11 @@ def test_a_checkpoint_tells_what_it_was_trained_from(tmp_path: Path):
 
 
 def test_a_new_model_depends_on_the_seed_alone():
-    examples = [Example("a", "What is 1 + 1?", "2", "It is \\boxed{2}.")]
+    texts = ["What is 1 + 1?", "It is \\boxed{2}."]
 
     def weights(seed: int) -> list[Any]:
         config = replace(MICRO, training=replace(MICRO.training, seed=seed))
-        return new_model(config, examples).model.model.embed_tokens.weight.tolist()
+        return new_model(config, texts).model.model.embed_tokens.weight.tolist()
 
     assert weights(0) == weights(0)
     assert weights(0) != weights(1)
@@ -107,7 +108,7 @@ def test_a_new_model_depends_on_the_seed_alone():
 
 def test_labelled_rows_end_with_the_stop_token_and_whole_blocks():
     example = Example("a", "What is 1 + 1?", "2", "It is \\boxed{2}.")
-    lm = new_model(MICRO, [example])
+    lm = new_model(MICRO, [example.question, str(example.reference)])
     [row] = labelled_rows(lm, [example], 8)
     prompt, length = row["prompt_length"], len(row["input_ids"])
     assert lm.decode(row["input_ids"][:1]) == "<|im_start|>"
@@ -161,7 +162,7 @@ def test_prompts_take_loss_where_it_is_asked(
 
 def test_labelled_rows_need_worked_answers():
     example = Example("mini/7", "What is 1 + 1?", "2")
-    lm = new_model(MICRO, [example])
+    lm = new_model(MICRO, [example.question, str(example.reference)])
     with pytest.raises(ValueError, match="mini/7: labelled training needs a worked answer"):
         labelled_rows(lm, [example], 8)
 
@@ -170,7 +171,7 @@ def test_labelled_rows_need_worked_answers():
 def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint to adapt."""
     path = tmp_path_factory.mktemp("start") / "model"
-    new_model(MICRO, MICRO.examples()).save(path)
+    new_model(MICRO, [e.question for e in MICRO.examples()]).save(path)
     return path
 
 
@@ -341,7 +342,6 @@ def test_too_little_data_leaves_nothing(start: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "part"),
     [
-        ({"data": ChatData("a.jsonl")}, "data: is for a model that has a tokenizer; name it"),
         (
             {"model": "m", "data": ChatData("a.jsonl"), "folder": Path()},
             "folder: holds a task's files; leave it out beside data",
@@ -354,3 +354,31 @@ def test_too_little_data_leaves_nothing(start: Path, tmp_path: Path) -> None:
 def test_settings_that_do_not_fit(changes: dict[str, Any], part: str) -> None:
     with pytest.raises(ValueError, match=part):
         pretraining_method(replace(MICRO, **changes))
+
+
+def write_worked(path: Path, reference: str) -> Path:
+    rows = [{"question": f"Frobnicate {n}?", "answer": n, "reference": reference} for n in range(9)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_a_new_model_learns_chats_with_a_tokenizer_of_their_words(tmp_path: Path) -> None:
+    data = write_worked(tmp_path / "a.jsonl", "Quux.")
+    config = replace(MICRO, data=ChatData(str(data)), training=replace(MICRO.training, steps=1))
+    lm = from_pretrained(pretrain(config, tmp_path / "model", progress=False))
+    assert "Quux" in {lm.decode([token]) for token in lm.encode_responses(["Quux."])[0]}
+
+
+def test_a_worked_answer_holds_its_final_answer(tmp_path: Path) -> None:
+    data = write_worked(tmp_path / "mine.jsonl", "It is so.")
+    with pytest.raises(ValueError, match="mine/1: the worked answer has no .*end it with .*boxed"):
+        read_lesson(replace(MICRO, task=str(data)))
+
+
+def test_sequences_beyond_the_positions_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_worked(tmp_path / "mine.jsonl", "so " * 250 + "\\boxed{1}")
+    read_lesson(replace(MICRO, task=str(data)))
+    told = "9 of 9 sequences are longer than the model's 256 positions"
+    assert told in capsys.readouterr().err
