@@ -36,6 +36,9 @@ _UNION = re.compile(
     r"Errors: - (.*?) Given value type: .*? Given value: (.*)"
 )
 _NO_MEMORY = re.compile(r"can't allocate memory: you tried to allocate (\d+)|out of memory")
+_NO_DISK = re.compile(
+    "No space left on device|File too large|Disk quota exceeded|file write failed"
+)
 _UNKNOWN = re.compile(r"[Uu]nrecognized arguments: --([^\s=]+)|[Oo]ption '([^']+)' is not accepted")
 
 
@@ -50,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _silence_libraries()
         # Clusters stop a job so before they kill it; it ends as tidily as with Ctrl-C.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-    name = ""
+    name, settings = "", {}
     try:
         name, arguments = _command(sys.argv[1:] if argv is None else argv)
         function, settings = parse(name, arguments)
@@ -59,20 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"`t3d {name} --help` lists what it takes"
         print(f"t3d {name}: error: {_sentence(str(error))}; {hint}", file=sys.stderr)
         return 2
-    except (ValueError, OSError) as error:
-        print(f"t3d: error: {error}", file=sys.stderr)
-        return 1
-    except (MemoryError, RuntimeError) as error:
-        # torch says so in a RuntimeError of its own; others are faults of the program.
-        found = _NO_MEMORY.search(str(error))
-        if found is None and not isinstance(error, MemoryError):
+    except Exception as error:
+        told = _beyond_the_machine(error, settings.get("output"))
+        if told is None and not isinstance(error, ValueError | OSError):
             raise
-        asked = f" for {found[1]} bytes" if found and found[1] else ""
-        print(
-            f"t3d: error: the memory does not suffice{asked}; give smaller sizes, such as of "
-            "batches and blocks, or a smaller model",
-            file=sys.stderr,
-        )
+        print(f"t3d: error: {told or error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         resumable = name in COMMANDS and COMMANDS[name].resumable
@@ -80,6 +74,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\nt3d: stopped{resume}", file=sys.stderr)
         return 130
     return 0
+
+
+def _beyond_the_machine(error: Exception, output: Path | None) -> str | None:
+    """A sentence where memory or disk does not suffice; None where it is something else.
+
+    Libraries say so in errors of their own kinds, and mostly without a path.
+    """
+    if isinstance(error, ValueError):
+        return None
+    memory, disk = _NO_MEMORY.search(str(error)), _NO_DISK.search(str(error))
+    if memory or isinstance(error, MemoryError):
+        asked = f" for {memory[1]} bytes" if memory and memory[1] else ""
+        return (
+            f"the memory does not suffice{asked}; give smaller sizes, such as of batches and "
+            "blocks, or a smaller model"
+        )
+    if disk is None:
+        return None
+    place = error.filename if isinstance(error, OSError) else None
+    return (
+        f"{place or output or 'the output'}: cannot be written: {disk[0]}; "
+        "free the space or choose another place, then run the same again"
+    )
 
 
 def _silence_libraries() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -66,29 +65,6 @@ def test_a_recipe_that_is_no_file(tmp_path: Path, t3d: Run) -> None:
     os.mkfifo(path)
     assert_refused(t3d("run", path), 2, f"{path}: no regular file")
     assert_refused(t3d("eval", "--config", path), 2, f"{path}: no regular file")
-
-
-@pytest.mark.parametrize(
-    ("error", "part"),
-    [
-        (MemoryError(), "the memory does not suffice; give smaller sizes"),
-        (RuntimeError("x: you tried to allocate 3"), None),
-        (RuntimeError("[..] can't allocate memory: you tried to allocate 12 bytes."), "12 bytes"),
-        (RuntimeError("CUDA out of memory. Tried"), "the memory does not suffice"),
-    ],
-)
-def test_memory(
-    monkeypatch: pytest.MonkeyPatch, t3d: Run, error: Exception, part: str | None
-) -> None:
-    def fail(*_: object) -> None:
-        raise error
-
-    monkeypatch.setattr("t3d.cli.parse", fail)
-    if part is None:
-        with pytest.raises(RuntimeError):
-            t3d("generate", "q")
-    else:
-        assert_refused(t3d("generate", "q"), 1, part)
 
 
 CALLS = [
@@ -309,51 +285,6 @@ def test_an_output_is_new_or_empty_or_ones_own(
         part = "name a directory of its own" if output != taken else f"{taken}: exists already and"
         assert_refused(outcome, 1, part)
     assert sorted(tmp_path.rglob("*")) == before
-
-
-CHECKPOINTS = [
-    ("generation_config.json", '{"eos_token_id": [[1]]}', "eos_token_id [1] is no token of"),
-    ("generation_config.json", '{"a": ' * 9999, "generation_config.json: not valid JSON: nested"),
-    ("config.json", "[" * 9999, "config.json: not valid JSON: nested too deeply"),
-    ("chat_template.jinja", "{{ 1 // 0 }}", "chat template is missing or broken"),
-    ("chat_template.jinja", "{% include 'x' %}", "chat template is missing or broken"),
-    ("chat_template.jinja", "{{ messages[5].content.x.y }}", "chat template is missing or broken"),
-]
-
-
-@pytest.mark.parametrize(("name", "text", "part"), CHECKPOINTS)
-def test_wrong_checkpoints(
-    checkpoint: Path, tmp_path: Path, t3d: Run, name: str, text: str, part: str
-) -> None:
-    model = shutil.copytree(checkpoint, tmp_path / "model")
-    (model / name).write_text(text)
-    outcome = t3d("generate", "--model", model, "q")
-    assert outcome.code == 1
-    last = outcome.err.splitlines()[-1]
-    assert last.startswith(f"t3d: error: {model}")
-    assert part in last
-
-
-def test_half_a_character(checkpoint: Path, tmp_path: Path, t3d: Run) -> None:
-    questions = tmp_path / "questions.jsonl"
-    call = ("--model", checkpoint, "--output", tmp_path / "out")
-    for row, part in (
-        ({"question": "\ud800?", "answer": "1"}, "holds half a character ('\\ud800')"),
-        ({"question": "x", "answer": "\udc00"}, "holds half a character ('\\udc00')"),
-    ):
-        questions.write_text(f"{json.dumps(row)}\n")
-        outcome = t3d("eval", *call, "--task", questions)
-        assert_refused(outcome, 1, f"{questions}, line 1: ", part)
-        outcome = t3d("rollout", *call, "--prompts", questions)
-        assert_refused(outcome, 1, f"{questions}, line 1: ", part)
-    questions.write_text("[" * 9999)
-    outcome = t3d("eval", *call, "--task", questions)
-    assert_refused(outcome, 1, f"{questions}, line 1: ", "nested too deeply")
-    outcome = t3d("generate", "--model", checkpoint, "\udcff")
-    assert outcome.code == 1
-    assert "question: the text holds half a character ('\\udcff')" in outcome.err
-    (tmp_path / "results.json").write_text("[" * 9999)
-    assert_refused(t3d("report", tmp_path), 1, "results.json: not a results file: nested")
 
 
 PROMPTS = [
