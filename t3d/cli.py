@@ -11,7 +11,9 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import is_dataclass
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,21 @@ SWITCHES = ("dry_run", "smoke", "untie")
 """Options that need no value."""
 _SWITCHED = tuple(f"--{key}=true" for key in SWITCHES)
 
+MAX_RECIPE_BYTES = 2**18
+MAX_RECIPE_VALUES = 10_000
+"""Aliases count as often as they are used: a few lines of them may stand for billions."""
+
+MAX_INTEGER = 2**63
+
 _CLASS = re.compile(r"<class\s+'(?:\w+\.)*(\w+)'>")
+_UNION = re.compile(
+    r"[Dd]oes not validate against any of the Union subtypes Subtypes: \[(.*?)\] "
+    r"Errors: - (.*?) Given value type: .*? Given value: (.*)"
+)
+_NO_MEMORY = re.compile(r"can't allocate memory: you tried to allocate (\d+)|out of memory")
+_NO_DISK = re.compile(
+    "No space left on device|File too large|Disk quota exceeded|file write failed"
+)
 _UNKNOWN = re.compile(r"[Uu]nrecognized arguments: --([^\s=]+)|[Oo]ption '([^']+)' is not accepted")
 
 
@@ -38,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _silence_libraries()
         # Clusters stop a job so before they kill it; it ends as tidily as with Ctrl-C.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-    name = ""
+    name, settings = "", {}
     try:
         name, arguments = _command(sys.argv[1:] if argv is None else argv)
         function, settings = parse(name, arguments)
@@ -47,8 +63,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"`t3d {name} --help` lists what it takes"
         print(f"t3d {name}: error: {_sentence(str(error))}; {hint}", file=sys.stderr)
         return 2
-    except (ValueError, OSError) as error:
-        print(f"t3d: error: {error}", file=sys.stderr)
+    except Exception as error:
+        told = _beyond_the_machine(error, settings.get("output"))
+        if told is None and not isinstance(error, ValueError | OSError):
+            raise
+        print(f"t3d: error: {told or error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         resumable = name in COMMANDS and COMMANDS[name].resumable
@@ -56,6 +75,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\nt3d: stopped{resume}", file=sys.stderr)
         return 130
     return 0
+
+
+def _beyond_the_machine(error: Exception, output: Path | None) -> str | None:
+    """A sentence where memory or disk does not suffice; None where it is something else.
+
+    Libraries say so in errors of their own kinds, and mostly without a path.
+    """
+    if isinstance(error, ValueError):
+        return None
+    memory, disk = _NO_MEMORY.search(str(error)), _NO_DISK.search(str(error))
+    if memory or isinstance(error, MemoryError):
+        asked = f" for {memory[1]} bytes" if memory and memory[1] else ""
+        return (
+            f"the memory does not suffice{asked}; give smaller sizes, such as of batches and "
+            "blocks, or a smaller model"
+        )
+    if disk is None:
+        return None
+    place = error.filename if isinstance(error, OSError) else None
+    return (
+        f"{place or output or 'the output'}: cannot be written: {disk[0]}; "
+        "free the space or choose another place, then run the same again"
+    )
 
 
 def _silence_libraries() -> None:
@@ -152,14 +194,23 @@ def parse(name: str, arguments: Sequence[str]) -> tuple[Callable[..., None], dic
     for number, argument in enumerate(arguments[:-1]):
         if argument == "--config":
             arguments[number + 1] = _recipe(arguments[number + 1])
+            _check_recipe(Path(arguments[number + 1]))
+    for option, behind in pairwise([*arguments, ""]):
+        key, equals, value = option.partition("=")
+        value = value if equals else behind
+        if key.startswith("--") and value.startswith(("{", "[", "&")):
+            _check_yaml(key, value)
     try:
         settings = parser.instantiate(parser.parse_args(arguments)).as_dict()
+    except ValueError as error:
+        raise ValueError(_without_union(str(error))) from None
     except argparse.ArgumentError as error:
         unknown = _UNKNOWN.search(str(error))
         keys = parser.get_defaults().keys(branches=True)
         meant = did_you_mean(unknown[1] or unknown[2], keys) if unknown else ""
         raise argparse.ArgumentError(None, f"{error}{meant}") from None
     settings.pop("config", None)
+    _check_integers("", settings)
     return function, settings
 
 
@@ -180,6 +231,89 @@ def _recipe(name: str) -> str:
     raise argparse.ArgumentError(None, f"no recipe file or shipped recipe {name!r}{meant}")
 
 
+def _check_recipe(path: Path) -> None:
+    """That a recipe is a file that is read in bounded time, with texts as keys.
+
+    One that is missing or no YAML is left to the parser.
+
+    Raises:
+        argparse.ArgumentError: naming the file.
+    """
+    if not path.exists():
+        return
+    if not path.is_file():
+        raise argparse.ArgumentError(None, f"{path}: no regular file; save the recipe to one")
+    if path.stat().st_size > MAX_RECIPE_BYTES:
+        raise argparse.ArgumentError(
+            None, f"{path}: larger than {MAX_RECIPE_BYTES} bytes; this is no recipe"
+        )
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise argparse.ArgumentError(None, f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise argparse.ArgumentError(None, f"{path}: not UTF-8 text; save it as such") from None
+    _check_yaml(str(path), text)
+
+
+def _check_yaml(name: str, text: str) -> None:
+    """That YAML is a tree of bounded size whose keys are texts.
+
+    Raises:
+        argparse.ArgumentError: naming it.
+    """
+    import yaml
+
+    sizes: dict[int, int] = {}
+
+    def count(node: yaml.Node) -> int:
+        """Values in a node; one that is being counted holds itself."""
+        if id(node) not in sizes:
+            sizes[id(node)] = MAX_RECIPE_VALUES
+            parts = [] if isinstance(node, yaml.ScalarNode) else node.value
+            if isinstance(node, yaml.MappingNode):
+                for key, _ in parts:
+                    if not key.tag.endswith((":str", ":merge")):
+                        where = f"line {key.start_mark.line + 1}"
+                        shown = key.value if isinstance(key, yaml.ScalarNode) else "that is a list"
+                        message = f"{name}, {where}: the key {shown} is no text; put it in quotes"
+                        raise argparse.ArgumentError(None, message)
+                parts = [value for _, value in parts]
+            sizes[id(node)] = 1 + sum(map(count, parts))
+        return sizes[id(node)]
+
+    try:
+        root = yaml.compose(text, yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader)
+        size = 0 if root is None else count(root)
+    except RecursionError:
+        raise argparse.ArgumentError(None, f"{name}: nested too deeply; flatten it") from None
+    except yaml.YAMLError:
+        return
+    if size > MAX_RECIPE_VALUES:
+        raise argparse.ArgumentError(
+            None,
+            f"{name}: stands for more than {MAX_RECIPE_VALUES} values, with aliases written out; "
+            "shorten it",
+        )
+
+
+def _check_integers(key: str, value: Any) -> None:
+    """That no whole number is one that a machine cannot count to.
+
+    Raises:
+        ValueError: naming the key.
+    """
+    if isinstance(value, int) and abs(value) >= MAX_INTEGER:
+        raise ValueError(f"{key}: numbers must lie within 64 bits, got {value}")
+    if is_dataclass(value):
+        value = vars(value)
+    if isinstance(value, list | tuple):
+        value = dict(enumerate(value))
+    if isinstance(value, dict):
+        for name, part in value.items():
+            _check_integers(f"{key}.{name}".lstrip("."), part)
+
+
 def _spelled(argument: str) -> list[str]:
     """An option with underscores, as its key is spelled, and a switch with its value."""
     if not argument.startswith("--"):
@@ -194,9 +328,22 @@ def _spelled(argument: str) -> list[str]:
 def _sentence(message: str) -> str:
     """An error of jsonargparse without its internals, on one line."""
     message = " ".join(message.split())
+    message = _without_union(message)
     message = re.sub(r"Problem with given class_path '[^']*': ", "", message)
     message = re.sub(r'Parser key "([^"]*)":', r"\1:", message)
     message = _CLASS.sub(r"\1", message).replace("typing.", "")
     message = re.sub(r"Expected an? (.*?)\. Got value: ", r"expected \1, got ", message)
     message = re.sub(r"^[A-Z]|(?<=: )[A-Z](?=[a-z])", lambda m: m[0].lower(), message)
     return message.partition(" Subclass types expect")[0]
+
+
+def _without_union(message: str) -> str:
+    """What jsonargparse says of a value that fits none of several types, without its internals."""
+    found = _UNION.search(" ".join(message.split()))
+    if found is None:
+        return message
+    mere = ("Expected", "Not a valid subclass", "a class path", "a dict with")
+    told = [error for error in found[2].split(" - ") if not error.startswith(mere)]
+    kinds = _CLASS.sub(r"\1", found[1]).replace("NoneType", "null").replace(", ", " or ")
+    before = " ".join(message.split())[: found.start()]
+    return before + (told[0] if told else f"expected {kinds}, got {found[3]}")

@@ -5,7 +5,6 @@ Everything is exact, an upper bound that says so, or called unknown.
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -204,7 +203,7 @@ class _Rates:
         if not found:
             raise ValueError(f"{folder}: holds neither decode.json nor train.json of `t3d bench`")
         for name in found:
-            document = json.loads((folder / name).read_text(encoding="utf-8"))
+            document = read_object(folder / name, "measure again with `t3d bench`")
             self.rows[name] = document["rows"]
 
     def decoding(self, tokens: int, steps: int) -> str:

@@ -111,12 +111,31 @@ def read_object(path: Path, remedy: str = "copy it again") -> dict[str, Any]:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise ValueError(f"larger than {MAX_JSON_BYTES} bytes")
         text = path.read_text(encoding="utf-8")
-        document = json.loads(text, parse_constant=_refuse_constant)
-    except (OSError, ValueError, RecursionError) as error:
+        document = parse_json(text, parse_constant=_refuse_constant)
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path}: not valid JSON: {first_words(error)}; {remedy}") from None
     if not isinstance(document, dict):
         raise ValueError(f"{path}: not a JSON object; {remedy}")
     return document
+
+
+def parse_json(text: str | bytes, **options: Any) -> Any:
+    """The value of JSON whose texts can be written again.
+
+    Raises:
+        ValueError: for anything else, lone surrogates and deep nesting included.
+    """
+    try:
+        value = json.loads(text, **options)
+        # Half of a pair is written as an escape, which UTF-8 has no bytes for.
+        if ("\\ud" if isinstance(text, str) else b"\\ud") in text.lower():
+            json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise ValueError(f"holds half a character ({half!a}), which is no text") from None
+    return value
 
 
 def _refuse_constant(name: str) -> None:

@@ -138,6 +138,11 @@ def encode_prompts(
         raise ValueError(f"the prompt id {name!r} is used {count} times; ids must be unique")
     room = BlockLayout(decoding.block_size).floor(lm.model.config.max_position_embeddings)
     limit = room - decoding.max_new_tokens
+    if limit < 1:
+        raise ValueError(
+            f"max_new_tokens={decoding.max_new_tokens} leaves no room for a prompt in the {room} "
+            f"positions of {lm.name}; give a smaller max_new_tokens"
+        )
     prompts = lm.encode_examples(examples)
     for example, ids in zip(examples, prompts, strict=True):
         if len(ids) > limit:

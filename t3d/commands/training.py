@@ -11,6 +11,7 @@ from typing import Any
 from t3d.commands.common import plan_table, print_paths, show
 from t3d.decoding.config import DecodingConfig, RolloutConfig
 from t3d.provenance import RECIPE, check_output, claim
+from t3d.ranges import check_number
 from t3d.recipe import CompareConfig, RunConfig
 from t3d.tasks import ProtocolName, get_task
 from t3d.tasks.prompts import load_prompts
@@ -190,6 +191,7 @@ def rollout_command(
         prompts: your own prompts instead: .jsonl with the key question, or .txt, one a line.
         progress: show progress bars.
     """
+    check_number("num", num, "[0, inf)", whole=True)
     config = RolloutConfig(**settings)
     if prompts is None:
         benchmark = get_task(task, data=data, protocol=protocol)

@@ -6,11 +6,12 @@ As their code for SDAR was at the end of 2025 (`srt/models/sdar.py`, `srt/dllm/c
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from t3d.provenance import parse_json
 
 Consumer = Literal["transformers", "sglang", "lmdeploy", "t3d"]
 MASK_TOKEN_ID = 151669
@@ -45,10 +46,10 @@ def read_object(path: Path) -> dict[str, Any]:
         ValueError: if the file is missing or holds something else.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file; {AGAIN}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ValueError(f"{path}: not valid JSON ({error}); {AGAIN}") from None
     if not isinstance(document, dict):
         raise ValueError(f"{path}: not a JSON object; {AGAIN}")

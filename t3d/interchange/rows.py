@@ -11,11 +11,12 @@ Other keys are ignored. `prompt_id` is t3d's own.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from t3d.provenance import parse_json
 
 Format = Literal["t3d", "dllm-rl"]
 
@@ -44,10 +45,10 @@ def read_responses(source: Path, format: Format) -> list[Response]:
         ValueError: naming file, entry and key, for whatever is not in that format.
     """
     try:
-        rows = json.loads(source.read_bytes())
+        rows = parse_json(source.read_bytes())
     except OSError as error:
         raise ValueError(f"{source}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ValueError(f"{source}: not JSON ({error})") from None
     if not isinstance(rows, list) or not rows:
         raise ValueError(f"{source}: must be a JSON list of rollouts, with at least one")

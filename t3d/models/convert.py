@@ -170,7 +170,9 @@ def _locate(name: str, gguf_file: str | None) -> _Source:
 
 def _package(name: str) -> Path:
     """The folder of an installed package, which is not imported."""
-    spec = find_spec(name) if name.isidentifier() else None
+    if not name.isidentifier():
+        raise ValueError(f"package:{name}: no name of a Python package; name a folder by its path")
+    spec = find_spec(name)
     if spec is None or not spec.submodule_search_locations:
         raise ValueError(
             f"package:{name}: no such Python package is installed; pip install --no-deps "

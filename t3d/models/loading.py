@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
-from jinja2 import TemplateError
 from transformers import (
     AutoTokenizer,
     GenerationConfig,
@@ -77,6 +76,13 @@ class LanguageModel:
             ValueError: naming the first control token, which would forge a turn, end one or mask.
         """
         for text in texts:
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(
+                    f"{name}: the text holds half a character ({text[error.start]!a}); "
+                    "give it as UTF-8 or drop it"
+                ) from None
             if found := self._control_tokens.search(text):
                 raise ValueError(
                     f"{name}: the text holds {found[0]}, a control token of {self.name}; "
@@ -211,7 +217,8 @@ def _end_of_turn(tokenizer: PreTrainedTokenizerBase, name: str) -> list[int]:
             tokenizer.apply_chat_template(chat[:1], tokenize=False, add_generation_prompt=True)
         )
         text = str(tokenizer.apply_chat_template(chat, tokenize=False))
-    except (ValueError, TypeError, TemplateError) as error:
+    # It is a program of the checkpoint's, which may raise anything.
+    except Exception as error:
         raise ValueError(
             f"{name}: the tokenizer's chat template is missing or broken; "
             "add or correct chat_template.jinja"
@@ -237,7 +244,7 @@ def _stop_tokens(
         tokenizer.eos_token_id,
         tokenizer.get_vocab().get("<|endoftext|>"),
     ]
-    stops = tuple(dict.fromkeys(token for token in listed if token is not None))
+    stops = [token for token in listed if token is not None]
     if not stops:
         raise ValueError(f"{name}: the tokenizer has no end-of-turn token; set its eos_token")
     for token in stops:
@@ -246,7 +253,7 @@ def _stop_tokens(
                 f"{name}: eos_token_id {token!r} is no token of the vocabulary of "
                 f"{model.config.vocab_size}; correct it in generation_config.json"
             )
-    return stops
+    return tuple(dict.fromkeys(stops))
 
 
 def wrap(

@@ -16,6 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
+from t3d.ranges import check_number
 from t3d.rng import derive_key
 from t3d.tasks.base import Example, Grade, Split
 
@@ -24,6 +25,8 @@ ITEMS = ("apples", "books", "coins", "cards", "shells", "stamps", "pens", "beads
 EVENTS = ("class", "game", "party", "trip", "test", "concert", "picnic", "race")
 WEEK = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 
+MAX_PROBLEMS = 10**7
+"""Of one call, which holds them all in memory."""
 NUM_STEPS = ((2, 3, 4, 5), (0.3, 0.3, 0.25, 0.15))
 """How many steps a problem may have, and how often."""
 EQUATION = ("{a} {op} {k} = {b}", "{a} {op} {k}, so {b}", "{a} {op} {k}, making {b}")
@@ -70,6 +73,7 @@ class GeneratedTask(ABC):
                 yield Example(name, question, answer, reference)
 
     def examples(self, split: Split, num: int, *, seed: int = 0) -> list[Example]:
+        check_number(f"problems of {self.name}", num, f"[0, {MAX_PROBLEMS}]", whole=True)
         return list(islice(self.stream(split, seed=seed), num))
 
     def grade(self, examples: Sequence[Example], outputs: Sequence[str]) -> list[Grade]:

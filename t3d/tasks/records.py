@@ -10,6 +10,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Any
 
+from t3d.provenance import parse_json
+
 
 @dataclass(frozen=True)
 class Record:
@@ -121,11 +123,13 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
     """
     for number, line in read_lines(path):
         try:
-            yield number, json.loads(line)
+            yield number, parse_json(line)
         except json.JSONDecodeError as error:
             raise ValueError(
                 f"{path}, line {number}: not JSON: {error.msg} at column {error.colno}"
             ) from None
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from None
 
 
 def _parse(row: Any, needs: Needs) -> Record:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -32,19 +34,61 @@ RECIPES = [
     ("data: {split: tset}", "data.split: expected Literal['train', 'dev', 'test'], got tset"),
     ("training: [1", "while parsing a flow sequence"),
     ("- model", "unexpected config: - model"),
+    ("1: 2", "recipe.yaml, line 1: the key 1 is no text; put it in quotes"),
+    ("methods: {null: {method: t3d}}", "line 1: the key null is no text"),
+    ("? [1, 2]\n: 3", "line 1: the key that is a list is no text"),
+    ("training: {trainer: &a {x: *a}}", "stands for more than 10000 values, with aliases"),
+    (
+        "a: &a [x, x, x, x, x, x, x, x, x]\n"
+        + "\n".join(f"{n}: &{n} [{', '.join([f'*{m}'] * 9)}]" for m, n in pairwise("abcdefghi")),
+        "stands for more than 10000 values",
+    ),
+    (f"model: {'[' * 5000}", "nest"),
+    ("model: \xff", "recipe.yaml: not UTF-8 text"),
+    (f"model: {'x' * 2**18}", "recipe.yaml: larger than 262144 bytes"),
+    ("training: {lora: 3}", "training.lora: expected LoraSettings or null, got 3"),
+    ("rollout: {decoding: {window: x}}", "rollout.decoding.window: expected int or null, got x"),
 ]
 
 
 @pytest.mark.parametrize(("text", "part"), RECIPES)
 def test_wrong_recipes(tmp_path: Path, t3d: Run, text: str, part: str) -> None:
     path = tmp_path / "recipe.yaml"
-    path.write_text(text + "\n", encoding="utf-8")
+    path.write_text(text + "\n", encoding="latin-1")
     outcome = t3d("run", path, "--output", tmp_path / "run")
     assert_refused(outcome, 2, "t3d run: error: ", part, "`t3d run --help`")
     assert not (tmp_path / "run").exists()
 
 
+def test_a_recipe_that_is_no_file(tmp_path: Path, t3d: Run) -> None:
+    path = tmp_path / "recipe.yaml"
+    os.mkfifo(path)
+    assert_refused(t3d("run", path), 2, f"{path}: no regular file")
+    assert_refused(t3d("eval", "--config", path), 2, f"{path}: no regular file")
+
+
 CALLS = [
+    (("run", "demo", "--methods", "{1: {method: t3d}}"), 2, "--methods, line 1: the key 1 is no"),
+    (("run", "demo", "--training.lora", "{rank: 0}"), 1, "lora: rank must be at least 1, got 0"),
+    (("rollout", "--model", "m", "--output", "x", "--num=-1"), 1, "num must not be negative"),
+    (("rollout", "--model", "m", "--output", "x", f"--num={10**20}"), 1, "num: numbers must lie"),
+    (("eval", "--model", "m", "--output", "x", f"--num_workers={10**20}"), 1, "within 64 bits"),
+    (
+        ("eval", "--model", "m", "--output", "x", f"--limit={10**10}"),
+        1,
+        "problems of mini_gsm must lie in [0, 10000000], got 10000000000",
+    ),
+    (
+        ("rollout", "--model", "mini_teacher", "--output", "x", "--num=2"),
+        1,
+        "max_new_tokens=256 leaves no room for a prompt in the 256 positions of mini_teacher",
+    ),
+    (
+        ("convert", "package:../../etc", "--output", "x"),
+        1,
+        "package:../../etc: no name of a Python package; name a folder by its path",
+    ),
+    (("run", "demo", "--training.seed", str(10**20)), 1, "seed must lie in"),
     (("run", "no.yaml"), 2, "no.yaml"),
     (("run",), 2, "the recipe comes first: t3d run RECIPE"),
     (("run", "--output", "x", "recipe.yaml"), 2, "the recipe comes first"),
@@ -257,7 +301,8 @@ def test_wrong_prompts(
 ) -> None:
     path, output = tmp_path / name, tmp_path / "store"
     path.write_text(text)
-    outcome = t3d("rollout", "--model", checkpoint, "--prompts", path, "--output", output)
+    short = ("--decoding.max_new_tokens", 16)
+    outcome = t3d("rollout", "--model", checkpoint, "--prompts", path, "--output", output, *short)
     assert_refused(outcome, 1, part)
     assert not output.exists()
 

@@ -1,0 +1,134 @@
+"""What a machine lacks, and what files may hold: one sentence each, in bounded time."""
+
+from __future__ import annotations
+
+import json
+import re
+import resource
+import shutil
+from pathlib import Path
+
+import pytest
+
+from t3d.evaluation.results import ResultRow, save_results
+from tests.cli.conftest import Run
+from tests.cli.test_bad_input import assert_refused
+
+ROW = ResultRow(
+    task="mini_gsm",
+    method="original",
+    seed=0,
+    model="m",
+    block_size=4,
+    remasking="low_confidence_static",
+    denoising_steps=4,
+    confidence_threshold=None,
+    temperature=0.1,
+    accuracy=0.5,
+    n=2,
+    ci95=(0.1, 0.9),
+    tokens_per_forward=1.0,
+    tokens_per_pass=1.0,
+    passes=8,
+    average_steps=8.0,
+    average_length=8.0,
+    truncated=0.0,
+    agreement=None,
+    tokens_per_second=9.0,
+    latency_seconds=None,
+    optimizer_steps=0,
+    tokens_seen=0,
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "part"),
+    [
+        (MemoryError(), "the memory does not suffice; give smaller sizes"),
+        (RuntimeError("x: you tried to allocate 3"), None),
+        (RuntimeError("[..] can't allocate memory: you tried to allocate 12 bytes."), "12 bytes"),
+        (RuntimeError("CUDA out of memory. Tried"), "the memory does not suffice"),
+    ],
+)
+def test_memory(
+    monkeypatch: pytest.MonkeyPatch, t3d: Run, error: Exception, part: str | None
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("t3d.cli.parse", fail)
+    if part is None:
+        with pytest.raises(RuntimeError):
+            t3d("generate", "q")
+    else:
+        assert_refused(t3d("generate", "q"), 1, part)
+
+
+@pytest.mark.parametrize("command", ["train", "export", "report", "rollout"])
+def test_full_disks(checkpoint: Path, store: Path, tmp_path: Path, t3d: Run, command: str) -> None:
+    runs, output = tmp_path / "runs", tmp_path / "out"
+    runs.mkdir()
+    save_results(runs / "results.json", [ROW], {})
+    short = ("--training.batch_size", 4, "--training.micro_batch_size", 4, "--progress", "false")
+    calls = {
+        "train": ("--trajectories", store, "--method", "naive_td", "--training.steps", 1, *short),
+        "export": (),
+        "report": (runs,),
+        "rollout": ("--num", 2, "--decoding.max_new_tokens", 8, "--progress", "false"),
+    }
+    model = () if command == "report" else ("--model", checkpoint)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # The largest file that may be written stands for the room on a disk.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+    try:
+        outcome = t3d(command, *calls[command], *model, "--output", output)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert outcome.code == 1
+    last = outcome.err.splitlines()[-1]
+    assert re.match(rf"t3d: error: {output}\S*: cannot be written\W+File too large", last), last
+
+
+CHECKPOINTS = [
+    ("generation_config.json", '{"eos_token_id": [[1]]}', "eos_token_id [1] is no token of"),
+    ("generation_config.json", '{"a": ' * 9999, "generation_config.json: not valid JSON: nested"),
+    ("config.json", "[" * 9999, "config.json: not valid JSON: nested too deeply"),
+    ("chat_template.jinja", "{{ 1 // 0 }}", "chat template is missing or broken"),
+    ("chat_template.jinja", "{% include 'x' %}", "chat template is missing or broken"),
+    ("chat_template.jinja", "{{ messages[5].content.x.y }}", "chat template is missing or broken"),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "part"), CHECKPOINTS)
+def test_wrong_checkpoints(
+    checkpoint: Path, tmp_path: Path, t3d: Run, name: str, text: str, part: str
+) -> None:
+    model = shutil.copytree(checkpoint, tmp_path / "model")
+    (model / name).write_text(text)
+    outcome = t3d("generate", "--model", model, "q")
+    assert outcome.code == 1
+    last = outcome.err.splitlines()[-1]
+    assert last.startswith(f"t3d: error: {model}")
+    assert part in last
+
+
+def test_half_a_character(checkpoint: Path, tmp_path: Path, t3d: Run) -> None:
+    questions = tmp_path / "questions.jsonl"
+    call = ("--model", checkpoint, "--output", tmp_path / "out")
+    for row, part in (
+        ({"question": "\ud800?", "answer": "1"}, "holds half a character ('\\ud800')"),
+        ({"question": "x", "answer": "\udc00"}, "holds half a character ('\\udc00')"),
+    ):
+        questions.write_text(f"{json.dumps(row)}\n")
+        outcome = t3d("eval", *call, "--task", questions)
+        assert_refused(outcome, 1, f"{questions}, line 1: ", part)
+        outcome = t3d("rollout", *call, "--prompts", questions)
+        assert_refused(outcome, 1, f"{questions}, line 1: ", part)
+    questions.write_text("[" * 9999)
+    outcome = t3d("eval", *call, "--task", questions)
+    assert_refused(outcome, 1, f"{questions}, line 1: ", "nested too deeply")
+    outcome = t3d("generate", "--model", checkpoint, "\udcff")
+    assert outcome.code == 1
+    assert "question: the text holds half a character ('\\udcff')" in outcome.err
+    (tmp_path / "results.json").write_text("[" * 9999)
+    assert_refused(t3d("report", tmp_path), 1, "results.json: not a results file: nested")
