@@ -128,7 +128,7 @@ def parse_json(text: str | bytes, **options: Any) -> Any:
     try:
         value = json.loads(text, **options)
         # Half of a pair is written as an escape, which UTF-8 has no bytes for.
-        if ("\\ud" if isinstance(text, str) else b"\\ud") in text.lower():
+        if b"\\ud" in (text.encode() if isinstance(text, str) else text).lower():
             json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
         raise ValueError("nested too deeply") from None
