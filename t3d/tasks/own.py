@@ -24,7 +24,7 @@ _SPLITS: tuple[Split, ...] = get_args(Split)
 
 def split_files(folder: Path) -> dict[Split, Path]:
     """The files of a folder by their splits; none where it holds no task."""
-    found = {split: folder / f"{split}.jsonl" for split in _SPLITS}
+    found: dict[Split, Path] = {split: folder / f"{split}.jsonl" for split in _SPLITS}
     return {split: file for split, file in found.items() if file.is_file()}
 
 
