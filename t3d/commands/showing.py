@@ -67,7 +67,8 @@ def generate_command(
     Args:
         question: the question, or - to read it from stdin; or give --task.
         model: a checkpoint directory, a Hub name, or mini_teacher.
-        task: the benchmark whose problem is shown and graded, or a .jsonl of your own.
+        task: the benchmark whose problem is shown and graded, or a .jsonl or a folder of your
+            own.
         index: of the problem in the split, from 0.
         split: of the benchmark.
         data: folder of the benchmark's files; by default what `t3d data download` fetched.
@@ -87,7 +88,7 @@ def generate_command(
         benchmark, problem = None, Example("question", text)
     else:
         benchmark = get_task(task, data=data, protocol=protocol, unsafe_exec=unsafe_exec)
-        problem = _problem(benchmark, split, index)
+        problem = _problem(task, benchmark, split, index)
 
     from rich.console import Console
 
@@ -133,7 +134,7 @@ def generate_command(
         _print_graded(problem, output, grade)
 
 
-def _problem(task: Task, split: Split, index: int) -> Example:
+def _problem(name: str, task: Task, split: Split, index: int) -> Example:
     """One problem that can be graded.
 
     Raises:
@@ -144,10 +145,10 @@ def _problem(task: Task, split: Split, index: int) -> Example:
     problems = task.examples(split, index + 1)
     if index >= len(problems):
         raise ValueError(
-            f"{task.name}: no problem {index}; its split {split!r} has {len(problems)}, from 0 on"
+            f"{name}: no problem {index}; its split {split!r} has {len(problems)}, from 0 on"
         )
     if problems[index].answer is None and problems[index].reference is None:
-        raise ValueError(f"{task.name}: {problems[index].id!r} has no gold answer to grade against")
+        raise ValueError(f"{name}: {problems[index].id!r} has no gold answer to grade against")
     return problems[index]
 
 
@@ -164,7 +165,7 @@ def _only_tasks(model: str) -> list[str]:
         if "base" not in record:
             return _only_tasks(record["model"])
         record = record["base"]
-    if record is None:
+    if record is None or record["config"]["data"] is not None:
         return []
     task = record["config"]["task"]
     names = [task] if isinstance(task, str) else task

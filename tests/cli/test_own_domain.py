@@ -59,6 +59,16 @@ def test_a_pretraining_that_fails_claims_nothing(tmp_path: Path, t3d: Run) -> No
     assert (outcome.code, outcome.out) == (0, f"{output}\n"), outcome.err
 
 
+def test_a_new_model_of_chats_is_no_model_of_the_default_task(tmp_path: Path, t3d: Run) -> None:
+    chats, output = write_rows(tmp_path / "chats.jsonl", range(8)), tmp_path / "model"
+    size = ("--training.steps", 1, *BATCH, "--shape", json.dumps(SHAPE))
+    outcome = t3d("pretrain", "--data.path", chats, "--output", output, *size, *QUIET)
+    assert outcome.code == 0, outcome.err
+    short = ("--decoding.max_new_tokens", 8)
+    answered = t3d("generate", "--model", output, *short, "Reverse 7.")
+    assert (answered.code, answered.err) == (0, "")
+
+
 def test_a_switch_takes_a_value_too(tmp_path: Path, t3d: Run) -> None:
     mine = write_rows(tmp_path / "mine.jsonl", range(8))
     call = ("pretrain", "--data.path", mine)
@@ -127,10 +137,8 @@ def test_the_how_to_from_questions_to_an_export(
     teacher = from_pretrained("runs/teacher")
     words = {teacher.decode([token]) for token in teacher.encode_responses([" kiwi"])[0]}
     assert " kiwi" in words
-    assert [from_pretrained(f"runs/{m}").model.config.block_size for m in ("words", "teacher")] == [
-        1,
-        4,
-    ]
+    assert from_pretrained("runs/words").model.config.block_size == 1
+    assert teacher.model.config.block_size == 4
     first = read("runs/teacher_eval/results.json")["rows"]
     assert {(row["method"], row["n"]) for row in first} == {("original", 8)}
 
