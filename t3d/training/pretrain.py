@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 
 from t3d.models import (
     LanguageModel,
@@ -30,7 +29,7 @@ from t3d.tasks.chat import Chat, ChatData, OverLong, read_chats
 from t3d.tasks.tokenizer import END_TOKEN, PAD_TOKEN, train_tokenizer
 from t3d.training.config import MethodConfig, PretrainConfig
 from t3d.training.methods import Method, build_method
-from t3d.training.run import fit, remove_checkpoints
+from t3d.training.run import check_block_sizes, fit, remove_checkpoints
 from t3d.trajectory import labelled_row
 
 
@@ -75,8 +74,10 @@ def labelled_rows(
     """Examples with worked answers as training rows.
 
     Raises:
-        ValueError: if an example has no worked answer, or holds a control token.
+        ValueError: if an example has no worked answer, or holds a control token, or a block is
+            longer than the model.
     """
+    check_block_sizes(lm, [block_size])
     unanswered = next((e.id for e in examples if e.reference is None), None)
     if unanswered is not None:
         raise ValueError(f"{unanswered}: labelled training needs a worked answer")
@@ -169,7 +170,8 @@ def _render(lm: LanguageModel, chat: Chat) -> str:
                 chat.prompt, tokenize=False, add_generation_prompt=True
             )
         )
-    except (ValueError, TemplateError) as error:
+    # It is a program of the checkpoint's, which may raise anything.
+    except Exception as error:
         raise ValueError(f"{chat.name}: the chat template refuses the turns: {error}") from error
 
 
@@ -183,6 +185,7 @@ def _adaptation_rows(
             f"data: max_length={data.max_length} is beyond the {positions} positions of {lm.name}"
         )
     size, batch = max(config.training.block_sizes), config.training.batch_size
+    check_block_sizes(lm, [size])
     rows, counts = chat_rows(
         lm,
         read_chats(data, config.num_examples),
