@@ -32,7 +32,7 @@ from t3d.evaluation.samples import write_samples
 from t3d.models import LanguageModel, from_pretrained
 from t3d.progress import bar, display, hear, stage
 from t3d.provenance import claim, provenance, read_object
-from t3d.ranges import check_number
+from t3d.ranges import WORKERS, check_number
 from t3d.tasks import Example, Split, Task
 from t3d.workers import pool
 
@@ -106,8 +106,8 @@ def evaluate_into(
     progress: bool,
 ) -> list[Evaluation]:
     """Evaluate a grid into a directory, with the rows in results.json and all samples beside."""
-    for key, number in (("num_workers", num_workers), ("limit", limit)):
-        check_number(key, number, "[1, inf)", whole=True)
+    check_number("num_workers", num_workers, WORKERS, whole=True)
+    check_number("limit", limit, "[1, inf)", whole=True)
     problems = task.examples(split, limit)
     lm = load(model)
     cut = check_evaluation(lm, problems, config)

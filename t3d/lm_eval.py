@@ -10,6 +10,7 @@ is its own command line with the registration done; `evaluate_tasks` is the same
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
@@ -337,6 +338,7 @@ def evaluate_tasks(
     # The harness's own tasks are 14000 files to parse; only groups and tags may need them too.
     manager = TaskManager(include_path=include_path, include_defaults=False)
     if not set(tasks) <= set(manager.all_subtasks):
+        print("t3d: reading the harness's index of tasks, about half a minute", file=sys.stderr)
         manager = TaskManager(include_path=include_path)
     for name in tasks:
         if name not in manager.all_tasks and not Path(name).is_file():

@@ -172,6 +172,20 @@ def check_output(directory: Path, *own: str) -> None:
         )
 
 
+def make_directory(directory: Path) -> None:
+    """Make an output's directory, with those above it, before anything is computed for it.
+
+    Raises:
+        ValueError: if the system refuses.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"{directory}: no directory can be made there ({error.strerror}); choose another output"
+        ) from None
+
+
 def _without_circumstances(recipe: dict[str, Any]) -> dict[str, Any]:
     """A recipe without what changes no result."""
     return {
@@ -189,14 +203,9 @@ def claim(directory: Path, recipe: dict[str, Any], weights_hash: str | None) -> 
     """
     path = directory / RECIPE
     check_output(directory, RECIPE, ADAPTATION)
+    make_directory(directory)
     recipe = json.loads(json.dumps(recipe, default=str)) | {"weights_hash": weights_hash}
     recipe = _without_circumstances(recipe)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(
-            f"{directory}: no directory can be made there ({error.strerror}); choose another output"
-        ) from None
     if not path.exists():
         write_json(path, recipe)
         return

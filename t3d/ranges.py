@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+WORKERS = "[1, 1024]"
+"""Processes of one machine; a pipe of theirs takes no million."""
 _WORDS = {"[0, inf)": "must not be negative", "(0, inf)": "must be positive"}
 
 

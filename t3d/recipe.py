@@ -8,7 +8,7 @@ from typing import Any
 
 from t3d.decoding.config import RolloutConfig
 from t3d.evaluation.config import EvaluationConfig, WatchConfig
-from t3d.ranges import check_ranges
+from t3d.ranges import WORKERS, check_ranges
 from t3d.tasks import ProtocolName, Split, Task, get_task
 from t3d.training.config import SEEDS, MethodConfig, PretrainConfig, TrainingConfig
 
@@ -99,7 +99,7 @@ class RunConfig:
                 "watch: decodes with the model that one process holds; "
                 "set training.sharding to none, or leave watch out"
             )
-        check_ranges(self, {"[1, inf)": "num_workers"})
+        check_ranges(self, {WORKERS: "num_workers"})
         if self.task.endswith(".jsonl") and (self.data.prompts is None or self.watch is not None):
             key = "data.prompts" if self.data.prompts is None else "watch"
             raise ValueError(

@@ -74,8 +74,7 @@ def train_table(row: TrainRow, rates: Rates) -> Table:
 
 
 def save(path: Path, rows: Sequence[DecodeRow | TrainRow], rates: Rates) -> None:
-    """Write the rows and what they were measured with; the folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write the rows and what they were measured with."""
     write_json(path, {**head(), "rates": asdict(rates), "rows": [asdict(row) for row in rows]})
 
 

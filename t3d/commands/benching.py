@@ -10,7 +10,7 @@ from typing import Any
 from t3d.bench.config import DECODE, TRAIN, DecodeSettings, Device, Shape
 from t3d.commands.common import print_paths, show
 from t3d.dtypes import Dtype
-from t3d.provenance import check_output
+from t3d.provenance import check_output, make_directory
 from t3d.training.config import MethodConfig, TrainingConfig
 
 TRACE = "trace.json"
@@ -53,6 +53,8 @@ def decode_command(
     place = choose_device(device)
     dtype = dtype or ("bfloat16" if place.type == "cuda" else "float32")
     lm = load_subject(model, shape, place, dtype)
+    if output is not None:
+        make_directory(output)
     rates = measure_rates(place, lm.model.dtype)
     rows = decode.measure(lm, asked, rates)
     show(decode_table(rows, rates))
@@ -106,11 +108,10 @@ def train_command(
 
     built, place = build_method(MethodConfig(method)), choose_device(device)
     lm = load_subject(model, shape, place, "float32")
+    for folder in filter(None, (output, profile)):
+        make_directory(folder)
     rates = measure_rates(place, torch.bfloat16 if training.bf16 else torch.float32)
-    trace = None
-    if profile is not None:
-        profile.mkdir(parents=True, exist_ok=True)
-        trace = profile / TRACE
+    trace = None if profile is None else profile / TRACE
     # Libraries print to stdout, which belongs to the results.
     with redirect_stdout(sys.stderr):
         row = train.measure(lm, method, built, training, rates, trace=trace)

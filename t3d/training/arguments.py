@@ -13,6 +13,7 @@ from transformers.integrations.integration_utils import (
     get_available_reporting_integrations,
 )
 
+from t3d.provenance import first_words
 from t3d.training.config import TrainingConfig
 
 _CHECKPOINTING = (
@@ -66,6 +67,11 @@ def training_arguments(config: TrainingConfig, output_dir: Path) -> TrainingArgu
         arguments = TrainingArguments(**(device | own | config.trainer))
     except TypeError as error:
         raise ValueError(f"trainer: not an argument of transformers: {error}") from None
+    except ImportError as error:
+        raise ValueError(
+            f"trainer: asks for a package that is not there ({first_words(error)}); "
+            "install it, or leave the key out"
+        ) from None
     if arguments.n_gpu > 1:
         raise ValueError(
             f"one process sees {arguments.n_gpu} GPUs; start one for each with "

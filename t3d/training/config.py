@@ -189,9 +189,10 @@ class ModelShape:
     tie_word_embeddings: bool = True
 
     def __post_init__(self) -> None:
-        counts = "hidden_size intermediate_size num_hidden_layers num_attention_heads"
+        counts = "hidden_size intermediate_size num_attention_heads"
         counts += " num_key_value_heads head_dim max_position_embeddings"
-        check_ranges(self, {"[1, inf)": counts, "(0, inf)": "rope_theta"}, where="shape: ")
+        ranges = {"[1, inf)": counts, "[1, 1000]": "num_hidden_layers", "(0, inf)": "rope_theta"}
+        check_ranges(self, ranges, where="shape: ")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"shape: num_attention_heads={self.num_attention_heads} is no multiple of "

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 
 from t3d.grading.math import last_boxed
 from t3d.models import (
@@ -31,7 +30,7 @@ from t3d.tasks.chat import Chat, ChatData, OverLong, read_chats
 from t3d.tasks.tokenizer import END_TOKEN, PAD_TOKEN, train_tokenizer
 from t3d.training.config import MethodConfig, PretrainConfig
 from t3d.training.methods import Method, build_method
-from t3d.training.run import fit, remove_checkpoints
+from t3d.training.run import check_block_sizes, fit, remove_checkpoints
 from t3d.trajectory import labelled_row
 
 _NUM_TEXTS = 8000
@@ -79,8 +78,9 @@ def labelled_rows(
 
     Raises:
         ValueError: if an example has no worked answer, or one without the final answer that it
-            has as well, or holds a control token.
+            has as well, or holds a control token, or a block is longer than the model.
     """
+    check_block_sizes(lm, [block_size])
     for example in examples:
         if example.reference is None:
             raise ValueError(
@@ -180,7 +180,8 @@ def _render(lm: LanguageModel, chat: Chat) -> str:
                 chat.prompt, tokenize=False, add_generation_prompt=True
             )
         )
-    except (ValueError, TemplateError) as error:
+    # It is a program of the checkpoint's, which may raise anything.
+    except Exception as error:
         raise ValueError(f"{chat.name}: the chat template refuses the turns: {error}") from error
 
 
@@ -190,6 +191,7 @@ def _adaptation_rows(
     """Training rows of chats or texts, and what provenance says of them."""
     max_length = data.longest(lm.model.config.max_position_embeddings, lm.name)
     size, batch = max(config.training.block_sizes), config.training.batch_size
+    check_block_sizes(lm, [size])
     rows, counts = chat_rows(
         lm,
         chats,

@@ -53,12 +53,14 @@ def fit(
     as it is given.
 
     Raises:
-        ValueError: if there are fewer sequences than one batch takes.
+        ValueError: if there are fewer sequences than one batch takes, or a block is longer than
+            the model.
     """
     if len(rows) < config.batch_size:
         raise ValueError(
             f"{len(rows)} training sequences are fewer than batch_size={config.batch_size}"
         )
+    check_block_sizes(lm, config.block_sizes)
     arguments = training_arguments(config, directory)
     trainer = DiffusionTrainer(
         lm,
@@ -89,6 +91,20 @@ def fit(
         trainer.adapter.merge()
     lm.model.eval()
     return trainer
+
+
+def check_block_sizes(lm: LanguageModel, sizes: Sequence[int]) -> None:
+    """That a model can hold the blocks, to whose length its sequences are filled.
+
+    Raises:
+        ValueError: for a longer one.
+    """
+    room = lm.model.config.max_position_embeddings
+    if max(sizes) > room:
+        raise ValueError(
+            f"training.block_sizes: {max(sizes)} is more than the {room} positions of {lm.name}; "
+            "give a smaller one"
+        )
 
 
 class _Report(TrainerCallback):

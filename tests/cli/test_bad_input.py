@@ -68,6 +68,17 @@ def test_a_recipe_that_is_no_file(tmp_path: Path, t3d: Run) -> None:
 
 
 CALLS = [
+    (("eval", "--model", "m", "--output", "x", "--num_workers=1025"), 1, "must lie in [1, 1024]"),
+    (
+        ("bench", "decode", "--model", "mini_teacher", "--output", "/proc/x/y"),
+        1,
+        "/proc/x/y: no directory can be made there",
+    ),
+    (
+        ("bench", "train", "--model", "mini_teacher", "--output", "/proc/x/y"),
+        1,
+        "/proc/x/y: no directory can be made there",
+    ),
     (("run", "demo", "--methods", "{1: {method: t3d}}"), 2, "--methods, line 1: the key 1 is no"),
     (("run", "demo", "--training.lora", "{rank: 0}"), 1, "lora: rank must be at least 1, got 0"),
     (("rollout", "--model", "m", "--output", "x", "--num=-1"), 1, "num must not be negative"),
@@ -177,6 +188,7 @@ OVERRIDES = [
     (("--training.batch_size", "6"), "batch_size=6 is no multiple of micro_batch_size=4"),
     (("--training.batch_size", "32"), "16 training sequences are fewer than batch_size=32"),
     (("--training.trainer", "{nosuch: 1}"), "trainer: not an argument of transformers"),
+    (("--training.trainer", "{deepspeed: x.json}"), "trainer: asks for a package that is not"),
     (("--training.trainer", "{max_steps: 1}"), "trainer.max_steps is owned by t3d"),
     (("--rollout.batch_size", "0"), "batch_size must be at least 1"),
     (("--rollout.memory_share", "1.5"), "memory_share must lie in (0, 1], got 1.5"),
@@ -210,6 +222,7 @@ def test_settings_that_do_not_fit_leave_nothing(
 
 
 SHAPES = [
+    (("--shape.num_hidden_layers", "999999999"), "num_hidden_layers must lie in [1, 1000]"),
     (("--shape.num_attention_heads", "3"), "num_attention_heads=3 is no multiple of num_key_value"),
     (("--shape.head_dim", "7"), "shape: head_dim must be even, got 7"),
     (("--shape.hidden_size", "0"), "shape: hidden_size must be at least 1, got 0"),

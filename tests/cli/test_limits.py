@@ -89,6 +89,23 @@ def test_full_disks(checkpoint: Path, store: Path, tmp_path: Path, t3d: Run, com
     assert re.match(rf"t3d: error: {output}\S*: cannot be written\W+File too large", last), last
 
 
+def test_blocks_longer_than_the_model(
+    checkpoint: Path, store: Path, tmp_path: Path, t3d: Run
+) -> None:
+    size = ("--training.batch_size", 4, "--training.micro_batch_size", 4, "--progress", "false")
+    fixed = ("--model", checkpoint, "--training.block_sizes", "[1000000]", *size)
+    call = ("train", *fixed, "--trajectories", store, "--method", "t3d")
+    part = "training.block_sizes: 1000000 is more than the 256 positions of "
+    outcome = t3d(*call, "--output", tmp_path / "student")
+    assert outcome.code == 1
+    assert part in outcome.err
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("num_examples: 64\n")
+    outcome = t3d("pretrain", recipe, *fixed, "--output", tmp_path / "teacher")
+    assert outcome.code == 1
+    assert part in outcome.err
+
+
 CHECKPOINTS = [
     ("generation_config.json", '{"eos_token_id": [[1]]}', "eos_token_id [1] is no token of"),
     ("generation_config.json", '{"a": ' * 9999, "generation_config.json: not valid JSON: nested"),
