@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
+import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +30,9 @@ from t3d.provenance import hash_weights
 from t3d.suggest import did_you_mean
 from t3d.tasks import Example
 
+TEMPLATE_SECONDS = 10.0
+MAX_TEMPLATE_TEXT = 10**6
+"""Characters around one short question; published templates print some thousands."""
 MASK_TOKEN = "<|MASK|>"
 BUILT_IN = {"mini_teacher": Path(__file__).parent.parent / "assets" / "mini_teacher"}
 """Checkpoints that ship with the package."""
@@ -201,6 +207,33 @@ def _mask_token(tokenizer: PreTrainedTokenizerBase, config: BlockDiffusionConfig
     return mask
 
 
+def _render(tokenizer: PreTrainedTokenizerBase, chat: list[dict[str, str]], **options: Any) -> str:
+    """What a chat template of unknown making prints.
+
+    Raises:
+        TimeoutError: where it does not end; a thread's loop can be told to.
+        ValueError: for more than any prompt.
+    """
+    printed: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            printed.set_result(tokenizer.apply_chat_template(chat, tokenize=False, **options))
+        except BaseException as error:
+            printed.set_exception(error)
+
+    (thread := threading.Thread(target=run, daemon=True)).start()
+    try:
+        text = str(printed.result(TEMPLATE_SECONDS))
+    except TimeoutError:
+        ident, stop = ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit)
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ident, stop)
+        raise
+    if len(text) > MAX_TEMPLATE_TEXT:
+        raise ValueError(f"prints {len(text)} characters")
+    return text
+
+
 def _end_of_turn(tokenizer: PreTrainedTokenizerBase, name: str) -> list[int]:
     """The token that the chat template puts behind an answer.
 
@@ -213,14 +246,12 @@ def _end_of_turn(tokenizer: PreTrainedTokenizerBase, name: str) -> list[int]:
     question, answer = (f"1 < 2 & 'b'\n  Is it so? ({said})" for said in ("Asked", "Told"))
     chat = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     try:
-        prompt = str(
-            tokenizer.apply_chat_template(chat[:1], tokenize=False, add_generation_prompt=True)
-        )
-        text = str(tokenizer.apply_chat_template(chat, tokenize=False))
+        prompt = _render(tokenizer, chat[:1], add_generation_prompt=True)
+        text = _render(tokenizer, chat)
     # It is a program of the checkpoint's, which may raise anything.
     except Exception as error:
         raise ValueError(
-            f"{name}: the tokenizer's chat template is missing or broken; "
+            f"{name}: the tokenizer's chat template is missing or broken, or prints without end; "
             "add or correct chat_template.jinja"
         ) from error
     if question not in prompt:

@@ -6,11 +6,14 @@ import json
 import re
 import resource
 import shutil
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from t3d.evaluation.results import ResultRow, save_results
+from t3d.models import loading
 from tests.cli.conftest import Run
 from tests.cli.test_bad_input import assert_refused
 
@@ -127,6 +130,33 @@ def test_wrong_checkpoints(
     last = outcome.err.splitlines()[-1]
     assert last.startswith(f"t3d: error: {model}")
     assert part in last
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for i in range(99999) %}{% for i in range(99999) %}{% endfor %}{% endfor %}",
+        "{{ messages[0].content * 99999 }}",
+        "{{ 'x' * 10 ** 18 }}",
+    ],
+)
+def test_templates_without_end(
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    t3d: Run,
+    template: str,
+) -> None:
+    monkeypatch.setattr(loading, "TEMPLATE_SECONDS", 0.5)
+    before = threading.active_count()
+    model = shutil.copytree(checkpoint, tmp_path / "model")
+    (model / "chat_template.jinja").write_text(template)
+    outcome = t3d("generate", "--model", model, "q")
+    assert outcome.code == 1
+    assert "chat template is missing or broken, or prints without end" in outcome.err
+    time.sleep(0.2)
+    # The loop ends with its time.
+    assert threading.active_count() <= before
 
 
 def test_half_a_character(checkpoint: Path, tmp_path: Path, t3d: Run) -> None:
