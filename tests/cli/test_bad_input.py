@@ -103,7 +103,6 @@ CALLS = [
     (("run", "no.yaml"), 2, "no.yaml"),
     (("run",), 2, "the recipe comes first: t3d run RECIPE"),
     (("run", "--output", "x", "recipe.yaml"), 2, "the recipe comes first"),
-    (("pretrain", "--output", "x"), 2, "the recipe comes first: t3d pretrain RECIPE"),
     (("rollout", "--model", "m"), 2, "arguments are required: output"),
     (("rollout", "--model", "m", "--output", "x", "--nmu", "3"), 2, "--nmu 3"),
     (("train", "--model", "m", "--output", "x", "--method", "t3d"), 2, "trajectories"),

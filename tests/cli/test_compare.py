@@ -186,7 +186,7 @@ def test_what_stops_a_worker_stops_the_comparison(finished: Path, tmp_path: Path
         ("--seeds", "[]", "seeds must name each seed once"),
         ("--seeds", "[1, 1]", "seeds must name each seed once"),
         ("--recommended", "nothing", "recommended='nothing' is none of the methods"),
-        ("--num_workers", "0", "num_workers must be at least 1"),
+        ("--num_workers", "0", "num_workers must lie in [1, 1024], got 0"),
     ],
 )
 def test_bad_settings(

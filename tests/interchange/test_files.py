@@ -223,7 +223,7 @@ WRONG: list[tuple[str, str]] = [
     ('[{"answer": ["7"], "prompt": "a"}]', "lacks the key 'step_map'"),
     (json.dumps([LACKS_PROMPT]), "lacks the key 'prompt'"),
     (json.dumps([LACKS_PROMPT | {"prompt": 7}]), "'prompt' must be a text, got 7"),
-    (json.dumps([LACKS_PROMPT | {"prompt": "\ud800"}]), "half a surrogate pair"),
+    (json.dumps([LACKS_PROMPT | {"prompt": "\ud800"}]), "half a character"),
     (json.dumps([LACKS_PROMPT | {"prompt": "a", "answer": {}}]), "must be lists"),
     (json.dumps([LACKS_PROMPT | {"prompt": "a", "answer": [7]}]), "'answer' must be a text"),
     (json.dumps([LACKS_PROMPT | {"prompt": "a", "step_map": []}]), "evaluation keeps no step maps"),

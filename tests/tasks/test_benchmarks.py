@@ -126,7 +126,7 @@ def test_own_questions(tmp_path: Path) -> None:
     rows = [{"question": "1 + 1?", "answer": 2}, {"question": "2 + 2?", "answer": "4"}]
     path.write_text("\n".join(map(json.dumps, rows)))
     task = get_task(str(path))
-    assert task.name == "mine.jsonl"
+    assert task.name.startswith("mine.jsonl@")
     examples = task.examples("train", 9)
     assert [task.examples(split, 9) for split in SPLITS] == [examples] * 3
     assert task.examples("test", 1) == examples[:1]
