@@ -129,7 +129,7 @@ class Display:
             self._live.stop()
         for stage in self._active():
             stopped = f"{self._title(stage)}: stopped at {stage.amount}"
-            self._print(self._result(stage) if kind is None else stopped)
+            self.print(self._result(stage) if kind is None else stopped)
 
     def show(self, stage: Stage) -> None:
         """Take in how far a stage is."""
@@ -143,7 +143,7 @@ class Display:
         if stage.is_over:
             # Where an earlier run did all, there is nothing to say.
             if stage.counted.total():
-                self._print(self._result(stage))
+                self.print(self._result(stage))
         elif self._live is None:
             self._tell(stage)
 
@@ -155,7 +155,7 @@ class Display:
         if about != before or tenth or now - at > _LINE_SECONDS:
             self._lines[stage.names[0]] = about, stage.done, now
             details = [stage.amount, *self._left(stage), *self._all_left(), *stage.numbers]
-            self._print(f"{self._title(stage)}: {', '.join(details)}")
+            self.print(f"{self._title(stage)}: {', '.join(details)}")
 
     def _result(self, stage: Stage) -> str:
         work = " and ".join(f"{number} {unit}s" for unit, number in stage.passed.items())
@@ -163,7 +163,7 @@ class Display:
             [f"{self._title(stage)}: {work} in {_clock(stage.took)}", *stage.numbers[:2]]
         )
 
-    def _print(self, line: str) -> None:
+    def print(self, line: str) -> None:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _render(self) -> Group:
@@ -226,10 +226,23 @@ def display(plan: Plan, *, show: bool, num_workers: int = 1) -> Iterator[None]:
         _display = None
 
 
-def hear(stage: Stage) -> None:
-    """Show how far a stage is, a worker's too."""
-    if _display is not None:
-        _display.show(stage)
+def hear(told: Stage | str) -> None:
+    """Show how far a stage is, or a line of `note`, a worker's too."""
+    if isinstance(told, Stage):
+        if _display is not None:
+            _display.show(told)
+    elif _display is not None:
+        _display.print(told)
+    else:
+        print(told, file=sys.stderr)
+
+
+def note(line: str) -> None:
+    """Tell something besides the stages, above what is drawn of them."""
+    if workers.is_worker():
+        workers.tell(line)
+    else:
+        hear(line)
 
 
 @contextmanager

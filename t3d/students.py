@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from t3d.decoding.config import DecodingConfig, RolloutConfig
 from t3d.evaluation.results import ORIGINAL
 from t3d.grid import digest, load
 from t3d.models import LanguageModel
-from t3d.progress import stage
+from t3d.progress import note, stage
 from t3d.provenance import write_json
 from t3d.recipe import RunConfig
 from t3d.rng import derive_key
@@ -280,11 +279,10 @@ def verified(
     found, taught = answers(own), answers(first)
     agree = [x is not None and x == y for x, y in zip(found, taught, strict=True)]
     if PartialState().is_main_process:
-        print(
+        note(
             f"verification: the teacher's response stands in for {agree.count(False)} of "
             f"{len(agree)}; without a final answer are {found.count(None)} of the student's "
-            f"responses and {taught.count(None)} of the teacher's{_where(task, taught)}",
-            file=sys.stderr,
+            f"responses and {taught.count(None)} of the teacher's{_where(task, taught)}"
         )
     return [a if same else b for a, b, same in zip(own, first, agree, strict=True)]
 
