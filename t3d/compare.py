@@ -45,7 +45,7 @@ def compare(config: CompareConfig, *, progress: bool = True) -> list[Cell]:
         for _ in finished(config, teacher, units, untimed, progress=progress):
             _write(config, teacher.weights_hash)
         for unit in (TEACHER, *units):
-            evaluate_unit(config, unit, settings, timed=True, progress=progress)
+            evaluate_unit(config, unit, timed, timed=True, progress=progress)
     _write(config, teacher.weights_hash)
     return read_cells(config)
 

@@ -226,6 +226,8 @@ def finished(
             train_next()
         owed = [(TEACHER, [setting for setting in settings if setting not in full])]
         trained = {TEACHER}
+        if not jobs:
+            evaluate_later(*owed.pop())
         while jobs:
             for job in wait(jobs, return_when=FIRST_COMPLETED).done:
                 unit = jobs.pop(job)

@@ -79,38 +79,6 @@ def _after(value: int, op: str, k: int) -> int:
     return {"+": value + k, "-": value - k, "*": value * k}[op]
 
 
-def _problem(rng: random.Random) -> tuple[str, str, str]:
-    """Question, worked answer, final answer."""
-    names = {"name": rng.choice(NAMES), "item": rng.choice(ITEMS)}
-    value = rng.randint(2, 9)
-    question = [rng.choice(_START).format(a=value, **names)]
-    solution: list[str] = []
-    num_steps = rng.choices(NUM_STEPS[0], NUM_STEPS[1])[0]
-    for day in DAYS[:num_steps]:
-        possible = _possible(value)
-        kinds = list(possible)
-        kind = rng.choices(kinds, [1 if k == "double" else 3 for k in kinds])[0]
-        templates, op = _EVENTS[kind]
-        # A doubling draws no number.
-        k = 2 if kind == "double" else rng.randint(1, possible[kind][-1])
-        template, new = rng.choice(templates), _after(value, op, k)
-        question.append(template.format(k=k, day=day, **names))
-        step = f"{rng.choice(OPENING)} {rng.choice(EQUATION)}{rng.choice(CLOSING)}".lstrip()
-        solution.append(step.format(a=value, op=op, k=k, b=new, day=day, **names))
-        value = new
-    question.append(rng.choice(_ASK).format(**names))
-    solution.append(rng.choice(FINAL).format(b=value, **names))
-    return " ".join(question), " ".join(solution), str(value)
-
-
-def is_problem(question: str) -> bool:
-    """Whether the generator makes this very question."""
-    sentences = re.split(r"(?<=\.) ", question)
-    return len(sentences) - 2 in NUM_STEPS[0] and any(
-        _reads(sentences, {"name": name, "item": item}) for name, item in product(NAMES, ITEMS)
-    )
-
-
 def _reads(sentences: Sequence[str], names: dict[str, str]) -> bool:
     """Whether the sentences make a problem about this person and these things."""
     first, *events, last = sentences
@@ -133,10 +101,32 @@ class MiniGSM(GeneratedTask):
     name = "mini_gsm"
 
     def problem(self, rng: random.Random) -> tuple[str, str, str]:
-        return _problem(rng)
+        names = {"name": rng.choice(NAMES), "item": rng.choice(ITEMS)}
+        value = rng.randint(2, 9)
+        question = [rng.choice(_START).format(a=value, **names)]
+        solution: list[str] = []
+        num_steps = rng.choices(NUM_STEPS[0], NUM_STEPS[1])[0]
+        for day in DAYS[:num_steps]:
+            possible = _possible(value)
+            kinds = list(possible)
+            kind = rng.choices(kinds, [1 if k == "double" else 3 for k in kinds])[0]
+            templates, op = _EVENTS[kind]
+            # A doubling draws no number.
+            k = 2 if kind == "double" else rng.randint(1, possible[kind][-1])
+            template, new = rng.choice(templates), _after(value, op, k)
+            question.append(template.format(k=k, day=day, **names))
+            step = f"{rng.choice(OPENING)} {rng.choice(EQUATION)}{rng.choice(CLOSING)}".lstrip()
+            solution.append(step.format(a=value, op=op, k=k, b=new, day=day, **names))
+            value = new
+        question.append(rng.choice(_ASK).format(**names))
+        solution.append(rng.choice(FINAL).format(b=value, **names))
+        return " ".join(question), " ".join(solution), str(value)
 
     def is_problem(self, question: str) -> bool:
-        return is_problem(question)
+        sentences = re.split(r"(?<=\.) ", question)
+        return len(sentences) - 2 in NUM_STEPS[0] and any(
+            _reads(sentences, {"name": name, "item": item}) for name, item in product(NAMES, ITEMS)
+        )
 
     def holds(self, a: str, op: str, k: str, b: str) -> bool:
         if not (a.isdigit() and k.isdigit() and b.isdigit()):

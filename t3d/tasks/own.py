@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
-from t3d.grading.math import first_unfit_gold
+from t3d.grading.math import first_unfit_gold, last_boxed
 from t3d.tasks.base import Example, Grade, Split
 from t3d.tasks.benchmark import grade_math
 from t3d.tasks.prompts import numbered_prompts
@@ -112,8 +112,6 @@ def _is_math(example: Example) -> bool:
 
 
 def _grade_exact(example: Example, output: str) -> Grade:
-    from t3d.grading.math import last_boxed
-
     final = last_boxed(output)
     correct = None not in (final, example.answer) and _plain(final) == _plain(example.answer)
     return Grade(correct, final, correct)

@@ -12,36 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from t3d.evaluation.results import ResultRow, save_results
+from t3d.evaluation.results import save_results
 from t3d.models import loading
 from tests.cli.conftest import Run
 from tests.cli.test_bad_input import assert_refused
-
-ROW = ResultRow(
-    task="mini_gsm",
-    method="original",
-    seed=0,
-    model="m",
-    block_size=4,
-    remasking="low_confidence_static",
-    denoising_steps=4,
-    confidence_threshold=None,
-    temperature=0.1,
-    accuracy=0.5,
-    n=2,
-    ci95=(0.1, 0.9),
-    tokens_per_forward=1.0,
-    tokens_per_pass=1.0,
-    passes=8,
-    average_steps=8.0,
-    average_length=8.0,
-    truncated=0.0,
-    agreement=None,
-    tokens_per_second=9.0,
-    latency_seconds=None,
-    optimizer_steps=0,
-    tokens_seen=0,
-)
+from tests.evaluation.test_results import ROW
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from t3d.tasks import mini_gsm
 from t3d.tasks.base import Example, Split
 from t3d.tasks.generated import EQUATION, ITEMS, NAMES
-from t3d.tasks.mini_gsm import DAYS, MAX_VALUE, MiniGSM, is_problem
+from t3d.tasks.mini_gsm import DAYS, MAX_VALUE, MiniGSM
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 TASK = MiniGSM()
@@ -118,7 +118,7 @@ def test_every_number_of_steps_and_every_phrasing_occurs(examples: list[Example]
 @pytest.mark.parametrize("split", SPLITS)
 def test_every_generated_question_is_known_for_one(split: Split):
     for seed in range(3):
-        assert all(is_problem(e.question) for e in TASK.examples(split, 200, seed=seed))
+        assert all(TASK.is_problem(e.question) for e in TASK.examples(split, 200, seed=seed))
 
 
 def test_a_question_that_differs_in_one_word_or_number_is_none(examples: list[Example]):
@@ -128,12 +128,12 @@ def test_a_question_that_differs_in_one_word_or_number_is_none(examples: list[Ex
             others = [word + "s", *(["77"] if word.isdigit() else [])]
             for other in others:
                 changed = [*words[:i], other, *words[i + 1 :]]
-                assert not is_problem(" ".join(changed))
-            assert not is_problem(" ".join(words[:i] + words[i + 1 :]))
+                assert not TASK.is_problem(" ".join(changed))
+            assert not TASK.is_problem(" ".join(words[:i] + words[i + 1 :]))
 
 
 def test_a_question_of_the_same_form_is_one():
-    assert is_problem(
+    assert TASK.is_problem(
         "Tom has 5 pens. On Monday Tom finds 4. On Tuesday Tom sells 1. How many pens are left?"
     )
 
@@ -156,4 +156,4 @@ def test_a_question_of_the_same_form_is_one():
     ],
 )
 def test_a_question_from_elsewhere_is_none(question: str):
-    assert not is_problem(question)
+    assert not TASK.is_problem(question)
