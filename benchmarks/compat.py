@@ -24,14 +24,14 @@ from rich.table import Table
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from t3d.core.files import write_json
 from t3d.decoding.config import DecodingConfig
 from t3d.decoding.engine import BlockDecoder
 from t3d.decoding.oracle import decode_one
 from t3d.decoding.request import Request
-from t3d.export.layout import export
-from t3d.export.verify import expected, probe_inputs, run_probe
+from t3d.interop.checkpoints.layout import export
+from t3d.interop.checkpoints.verify import expected, probe_inputs, run_probe
 from t3d.models import LanguageModel, from_pretrained, tiny, wrap
-from t3d.provenance import write_json
 from t3d.tasks import get_task
 from t3d.tasks.tokenizer import train_tokenizer
 

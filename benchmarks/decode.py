@@ -33,10 +33,10 @@ from t3d.bench.config import DecodeSettings, Engine, Shape
 from t3d.bench.decode import Run, make_engine, passes_per_block
 from t3d.bench.subject import ordinary_ids, random_model
 from t3d.bench.tables import head as file_head
+from t3d.core.files import write_json
 from t3d.decoding.request import Request
-from t3d.export.layout import export
+from t3d.interop.checkpoints.layout import export
 from t3d.models import LanguageModel, from_pretrained
-from t3d.provenance import write_json
 
 BLOCK = 4
 PROMPT = (32, 64)

@@ -20,9 +20,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from t3d.core.files import write_json
+from t3d.core.store import TrajectoryStore
 from t3d.models import tiny, wrap
-from t3d.provenance import write_json
-from t3d.store import TrajectoryStore
 from t3d.tasks import get_task
 from t3d.tasks.tokenizer import train_tokenizer
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from t3d.blocks import BlockLayout
+from t3d.core.blocks import BlockLayout
 from t3d.decoding.config import DecodingConfig
 from t3d.decoding.engine import BlockDecoder
 from t3d.decoding.oracle import decode_one

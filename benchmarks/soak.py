@@ -16,11 +16,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from t3d.core.files import write_json
 from t3d.decoding.config import DecodingConfig
 from t3d.decoding.engine import BlockDecoder
 from t3d.decoding.request import Completion, Request
 from t3d.models import tiny
-from t3d.provenance import write_json
 
 MASK = 63
 SETTINGS = [

@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from t3d.provenance import write_json
+from t3d.core.files import write_json
 
 MEASURES = ("on_policy_risk", "total_correlation")
 

@@ -24,14 +24,14 @@ from rich.table import Table
 
 from t3d.bench.roofline import peak_bytes
 from t3d.bench.train import PROMPT, RESPONSE, Clock, random_trajectories
+from t3d.core.files import write_json
+from t3d.core.trajectory import Trajectory, training_rows
 from t3d.models import from_pretrained, tiny, wrap
-from t3d.provenance import write_json
 from t3d.tasks import get_task
 from t3d.tasks.tokenizer import train_tokenizer
 from t3d.training.config import MethodConfig, TrainingConfig
 from t3d.training.methods import build_method
 from t3d.training.run import fit
-from t3d.trajectory import Trajectory, training_rows
 
 VOCABULARY = 151_936
 CAP = (512, 1024)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import t3d
 from t3d.decoding.config import RolloutConfig
-from t3d.rollout import rollout
+from t3d.decoding.rollout import rollout
 
 task = t3d.get_task("mini_gsm")
 run = Path("runs/quickstart")

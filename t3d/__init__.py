@@ -9,18 +9,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from t3d.core.store import TrajectoryStore
+    from t3d.core.trajectory import training_rows
     from t3d.decoding.build import generate, make_decoder
     from t3d.decoding.config import DecodingConfig, RolloutConfig
     from t3d.decoding.request import Request
     from t3d.evaluation.evaluate import evaluate
+    from t3d.experiment.recipe import RunConfig
+    from t3d.experiment.run import run
     from t3d.models.loading import LanguageModel, from_pretrained
-    from t3d.pipeline import run
-    from t3d.recipe import RunConfig
-    from t3d.store import TrajectoryStore
     from t3d.tasks import get_task
     from t3d.training.config import MethodConfig, TrainingConfig
     from t3d.training.distill import distill
-    from t3d.trajectory import training_rows
 
 __version__ = "0.1.0"
 
@@ -50,17 +50,17 @@ _HOME = {
     "MethodConfig": "training.config",
     "Request": "decoding.request",
     "RolloutConfig": "decoding.config",
-    "RunConfig": "recipe",
+    "RunConfig": "experiment.recipe",
     "TrainingConfig": "training.config",
-    "TrajectoryStore": "store",
+    "TrajectoryStore": "core.store",
     "distill": "training.distill",
     "evaluate": "evaluation.evaluate",
     "from_pretrained": "models.loading",
     "generate": "decoding.build",
     "get_task": "tasks",
     "make_decoder": "decoding.build",
-    "run": "pipeline",
-    "training_rows": "trajectory",
+    "run": "experiment.run",
+    "training_rows": "core.trajectory",
 }
 
 

@@ -1,6 +1,6 @@
 """`python -m t3d` is `t3d`."""
 
-from t3d.cli import main
+from t3d.cli.main import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -21,10 +21,10 @@ from t3d.analysis.config import AnalysisConfig
 from t3d.analysis.estimators import Estimate, Marginals, leave_one_out
 from t3d.analysis.full_steps import exact_marginals, sample_paths
 from t3d.analysis.states import Denoiser, State, select_states
+from t3d.core.files import write_bytes, write_json
+from t3d.core.progress import bar
+from t3d.core.trajectory import Trajectory
 from t3d.models import BlockDiffusionLM, LanguageModel
-from t3d.progress import bar
-from t3d.provenance import write_bytes, write_json
-from t3d.trajectory import Trajectory
 
 MAX_EXACT_VOCABULARY = 16
 MAX_EXACT_BLOCK = 4

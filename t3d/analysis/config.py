@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from t3d.ranges import check_ranges
+from t3d.core.ranges import check_ranges
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from t3d.rng import derive_key, fold, uniform
+from t3d.core.rng import derive_key, fold, uniform
 
 _NUM_RESAMPLES = 2000
 

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from t3d.analysis.estimators import Marginals
 from t3d.analysis.states import Denoiser
+from t3d.core.rng import fold, uniform
 from t3d.decoding.sampling import inverse_cdf
-from t3d.rng import fold, uniform
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,14 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import Cache, DynamicCache
 
-from t3d.blocks import CLEAN, BlockLayout, Coordinates
+from t3d.core.blocks import CLEAN, BlockLayout, Coordinates
+from t3d.core.rng import derive_key, fold, uniform
+from t3d.core.trajectory import Trajectory
 from t3d.decoding.cache import SlotCache
 from t3d.decoding.replay import visited_states
 from t3d.decoding.sampling import allowed_log_probs
 from t3d.models.attention import attention_mask
 from t3d.models.block_diffusion import BlockDiffusionLM
-from t3d.rng import derive_key, fold, uniform
-from t3d.trajectory import Trajectory
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from t3d.core.ranges import check_ranges
 from t3d.decoding.config import DecodingConfig
-from t3d.ranges import check_ranges
 
 DECODE, TRAIN = "decode.json", "train.json"
 """What is measured, as files of one folder."""

@@ -15,7 +15,7 @@ from typing import Any
 from t3d.bench.config import DecodeSettings, Engine
 from t3d.bench.roofline import ModelCosts, Rates, Work, peak_bytes, reset_peak, seconds
 from t3d.bench.subject import device_name, ordinary_ids
-from t3d.blocks import BlockLayout
+from t3d.core.blocks import BlockLayout
 from t3d.decoding.config import DecodingConfig
 from t3d.decoding.engine import BlockDecoder
 from t3d.decoding.oracle import decode_one

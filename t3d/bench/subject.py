@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from t3d.bench.config import Device, Shape
-from t3d.dtypes import Dtype
+from t3d.core.dtypes import Dtype
 from t3d.models import LanguageModel, family_of, from_pretrained, wrap
 from t3d.tasks.tokenizer import train_tokenizer
 

@@ -17,7 +17,8 @@ from rich.table import Table
 from t3d.bench.decode import DecodeRow
 from t3d.bench.roofline import Rates
 from t3d.bench.train import TrainRow
-from t3d.provenance import package_versions, write_json
+from t3d.core.files import write_json
+from t3d.core.provenance import package_versions
 
 """As `--rates` of `t3d run` looks for them."""
 

@@ -17,14 +17,14 @@ from torch.profiler import profile
 
 from t3d.bench.roofline import ModelCosts, Rates, peak_bytes, reset_peak, synchronize
 from t3d.bench.subject import device_name, ordinary_ids
-from t3d.blocks import BlockLayout
+from t3d.core.blocks import BlockLayout
+from t3d.core.trajectory import Trajectory, TrajectoryBatch, training_rows
 from t3d.models import LanguageModel
 from t3d.noising import Noiser, View, Vocabulary
 from t3d.training.config import TrainingConfig
 from t3d.training.methods import Method
 from t3d.training.run import fit
 from t3d.training.trainer import TrainingCallback
-from t3d.trajectory import Trajectory, TrajectoryBatch, training_rows
 
 PROMPT, RESPONSE = (40, 200), (80, 400)
 """Tokens at least and at most, as GSM8K has them; a response is filled up to a whole block."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from t3d.blocks import CLEAN, Coordinates
+from t3d.core.blocks import CLEAN, Coordinates
 from t3d.models.attention import dense_mask
 
 FOLDED_WIDTH = 64

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from t3d.core.rng import derive_key
 from t3d.decoding.budget import GPU_SHARE, fitting_cache
 from t3d.decoding.config import DecodingConfig
 from t3d.decoding.engine import PREFILL_CHUNK, BlockDecoder
 from t3d.decoding.request import Completion, Request
 from t3d.models.loading import LanguageModel
-from t3d.rng import derive_key
 
 
 def make_decoder(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from t3d.ranges import check_ranges
+from t3d.core.ranges import check_ranges
 
 Remasking = Literal[
     "low_confidence_static",

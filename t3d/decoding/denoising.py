@@ -10,11 +10,11 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from t3d.core.rng import fold, uniform
 from t3d.decoding.config import DecodingConfig
 from t3d.decoding.remasking import STRATEGIES, Scores
 from t3d.decoding.sampling import entropies, position_keys, sample
 from t3d.decoding.sequence import Sequence
-from t3d.rng import fold, uniform
 
 
 def choose(

@@ -12,7 +12,7 @@ from collections.abc import Sequence as Ordered
 
 import torch
 
-from t3d.blocks import BlockLayout
+from t3d.core.blocks import BlockLayout
 from t3d.decoding.config import DecodingConfig
 from t3d.decoding.denoising import choose
 from t3d.decoding.request import Completion, Event, Request

@@ -10,14 +10,14 @@ from collections.abc import Callable, Collection
 
 import torch
 
-from t3d.blocks import BlockLayout
+from t3d.core.blocks import BlockLayout
+from t3d.core.rng import fold, uniform
+from t3d.core.trajectory import FinishReason
 from t3d.decoding.config import DecodingConfig
 from t3d.decoding.request import Completion, Passes, Request
 from t3d.decoding.sampling import initial_ids, position_keys, sample
 from t3d.models.attention import attention_mask
 from t3d.models.block_diffusion import BlockDiffusionLM
-from t3d.rng import fold, uniform
-from t3d.trajectory import FinishReason
 
 
 def _entropy(logits: list[float], banned: Collection[int]) -> float:

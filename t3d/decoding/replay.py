@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from t3d.blocks import BlockLayout
-from t3d.trajectory import Trajectory
+from t3d.core.blocks import BlockLayout
+from t3d.core.trajectory import Trajectory
 
 
 def visited_states(trajectory: Trajectory) -> list[tuple[int, list[int]]]:

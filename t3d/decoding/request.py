@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from t3d.core.trajectory import FinishReason
 from t3d.decoding.config import DecodingConfig
-from t3d.trajectory import FinishReason
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Passes:
 
 @dataclass(frozen=True)
 class Completion:
-    """A decoded response; fields as in `t3d.trajectory.Trajectory`."""
+    """A decoded response; fields as in `t3d.core.trajectory.Trajectory`."""
 
     response_ids: list[int]
     step_map: list[int]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from t3d.rng import fold, other_token, uniform
+from t3d.core.rng import fold, other_token, uniform
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Candidates:
 
 
 def position_keys(seed: Tensor, position: Tensor, step: Tensor) -> Tensor:
-    """Keys of `t3d.rng`, one for each position of each denoising step; int64, broadcast."""
+    """Keys of `t3d.core.rng`, one for each position of each denoising step; int64, broadcast."""
     return fold(seed, position, step)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from t3d.blocks import BlockLayout
+from t3d.core.blocks import BlockLayout
 from t3d.decoding.sequence import Sequence
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from t3d.blocks import BlockLayout
+from t3d.core.blocks import BlockLayout
+from t3d.core.trajectory import FinishReason
 from t3d.decoding.config import DecodingConfig
 from t3d.decoding.request import Completion, Passes, Request
-from t3d.trajectory import FinishReason
 
 
 @dataclass(eq=False)

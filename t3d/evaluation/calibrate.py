@@ -27,11 +27,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from t3d.core.files import write_json
 from t3d.decoding.config import DecodingConfig
 from t3d.evaluation.config import Speed
 from t3d.evaluation.results import Cell, Condition, ResultRow
 from t3d.models.files import read_generation
-from t3d.provenance import write_json
 
 _NUISANCE = 65
 """Shares of disagreement at which the probability of the tail is computed."""

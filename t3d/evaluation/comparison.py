@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from t3d.core.rng import derive_key, fold, uniform
 from t3d.evaluation.results import ORIGINAL, STATIC, Cell, Condition, ResultRow
-from t3d.rng import derive_key, fold, uniform
 
 LEVEL = 0.95
 _CHUNK = 500

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from t3d.core.ranges import check_ranges
 from t3d.decoding.config import DecodingConfig
-from t3d.ranges import check_ranges
 
 Speed = Literal["tokens_per_forward", "tokens_per_second"]
 """What the fastest setting is the fastest in."""

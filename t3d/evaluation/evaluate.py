@@ -10,7 +10,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from t3d.blocks import BlockLayout
+from t3d.core.blocks import BlockLayout
+from t3d.core.files import write_json
+from t3d.core.progress import bar
+from t3d.core.rng import derive_key
+from t3d.core.shards import Shards
 from t3d.decoding.build import make_decoder
 from t3d.decoding.config import DecodingConfig
 from t3d.decoding.request import Completion, Request
@@ -26,10 +30,6 @@ from t3d.evaluation.samples import (
     write_samples,
 )
 from t3d.models import LanguageModel
-from t3d.progress import bar
-from t3d.provenance import write_json
-from t3d.rng import derive_key
-from t3d.shards import Shards
 from t3d.tasks import Example, Task
 
 _LATENCY_PROBLEMS = 8

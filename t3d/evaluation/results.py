@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from t3d.provenance import parse_json
-from t3d.ranges import check_ranges
+from t3d.core.files import parse_json
+from t3d.core.ranges import check_ranges
 
 FORMAT = 1
 STATIC = "low_confidence_static"

@@ -10,9 +10,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from t3d.core.files import write_bytes
+from t3d.core.shards import list_of, to_parquet
 from t3d.decoding.request import Completion, Passes
-from t3d.provenance import write_bytes
-from t3d.shards import list_of, to_parquet
 from t3d.tasks import Grade
 
 

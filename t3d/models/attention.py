@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from t3d.blocks import Coordinates, may_attend
+from t3d.core.blocks import Coordinates, may_attend
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask

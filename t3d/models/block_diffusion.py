@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from t3d.blocks import BlockLayout
+from t3d.core.blocks import BlockLayout
 from t3d.models.attention import attention_mask as build_mask
 
 

@@ -16,9 +16,9 @@ from safetensors import SafetensorError, safe_open
 from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from t3d.core.files import first_words, read_object
 from t3d.models.families import Family, family_of
 from t3d.models.files import check_links, read_generation
-from t3d.provenance import first_words, read_object
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -26,11 +26,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from t3d.core.files import check_output, hash_file, write_json
+from t3d.core.provenance import hash_weights, provenance
 from t3d.models.checkpoint import check_checkpoint
 from t3d.models.families import FAMILIES, Family
 from t3d.models.files import read_generation
 from t3d.models.loading import MASK_TOKEN, wrap
-from t3d.provenance import check_output, hash_file, hash_weights, provenance, write_json
 
 _LOCAL_KEYS = (
     *("_model_name_or_path", "_name_or_path", "architectures", "auto_map", "model_type"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from t3d.provenance import read_object
+from t3d.core.files import read_object
 
 
 def check_links(directory: Path) -> None:

@@ -23,11 +23,11 @@ from transformers import (
 )
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
+from t3d.core.provenance import hash_weights
+from t3d.core.suggest import did_you_mean
 from t3d.models.block_diffusion import BlockDiffusionConfig, BlockDiffusionLM
 from t3d.models.checkpoint import check_checkpoint
 from t3d.models.families import family_of
-from t3d.provenance import hash_weights
-from t3d.suggest import did_you_mean
 from t3d.tasks import Example
 
 TEMPLATE_SECONDS = 10.0

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from t3d.blocks import BlockLayout
-from t3d.rng import fold
-from t3d.trajectory import TrajectoryBatch
+from t3d.core.blocks import BlockLayout
+from t3d.core.rng import fold
+from t3d.core.trajectory import TrajectoryBatch
 
 # What a random number is drawn for.
 LEVEL, SUBSET, REPLACE, TOKEN, LATER, RANDOM_VIEW = range(6)

@@ -8,7 +8,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from t3d.blocks import BlockLayout
+from t3d.core.blocks import BlockLayout
+from t3d.core.ranges import check_ranges
+from t3d.core.rng import fold, uniform
+from t3d.core.trajectory import TrajectoryBatch
 from t3d.noising.base import (
     LEVEL,
     SUBSET,
@@ -18,9 +21,6 @@ from t3d.noising.base import (
     position_keys,
     to_blocks,
 )
-from t3d.ranges import check_ranges
-from t3d.rng import fold, uniform
-from t3d.trajectory import TrajectoryBatch
 
 Weighting = Literal["nelbo", "uniform"]
 

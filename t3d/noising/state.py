@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from t3d.blocks import BlockLayout
+from t3d.core.blocks import BlockLayout
+from t3d.core.ranges import check_ranges
+from t3d.core.rng import fold, other_token, uniform
+from t3d.core.trajectory import NEVER, TrajectoryBatch
 from t3d.noising.base import (
     LATER,
     LEVEL,
@@ -24,9 +27,6 @@ from t3d.noising.base import (
     to_blocks,
 )
 from t3d.noising.random import RandomMask
-from t3d.ranges import check_ranges
-from t3d.rng import fold, other_token, uniform
-from t3d.trajectory import NEVER, TrajectoryBatch
 
 RandomIn = Literal["all", "full"]
 

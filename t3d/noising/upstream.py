@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from t3d.blocks import BlockLayout
+from t3d.core.blocks import BlockLayout
+from t3d.core.trajectory import NEVER, TrajectoryBatch
 from t3d.noising.base import View, Vocabulary
 from t3d.noising.state import Blocks, TrajectoryState
-from t3d.trajectory import NEVER, TrajectoryBatch
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from t3d.core.ranges import check_ranges
 from t3d.objectives.base import Context, read
-from t3d.ranges import check_ranges
 
 
 @dataclass(frozen=True)

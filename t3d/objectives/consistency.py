@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from t3d.core.ranges import check_ranges
 from t3d.objectives.base import Context, Distributions, Predictions, read
-from t3d.ranges import check_ranges
 
 
 @dataclass(frozen=True)

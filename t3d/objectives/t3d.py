@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from t3d.core.ranges import check_ranges
+from t3d.core.rng import uniform
 from t3d.objectives.base import Context, Distributions, LossTokens, grouped_mean, read
-from t3d.ranges import check_ranges
-from t3d.rng import uniform
 
 Fake = Literal["argmax", "sample", "exact"]
 Reduction = Literal["mean", "sum"]

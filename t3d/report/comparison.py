@@ -10,8 +10,9 @@ from typing import Any
 
 from rich.console import RenderableType
 
+from benchmarks.orderings import COLLAPSED, KEPT, ORDERINGS, T3D, Finding, findings, verdict
+from t3d.core.files import write_bytes, write_json
 from t3d.evaluation.comparison import Comparison, Estimate
-from t3d.evaluation.orderings import COLLAPSED, KEPT, ORDERINGS, T3D, Finding, findings, verdict
 from t3d.evaluation.results import (
     ORIGINAL,
     STATIC,
@@ -21,7 +22,6 @@ from t3d.evaluation.results import (
     ResultRow,
     save_results,
 )
-from t3d.provenance import write_bytes, write_json
 from t3d.report.comparison_plot import comparison_plot
 from t3d.report.sheets import (
     NONE,

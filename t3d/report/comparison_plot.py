@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 
+from t3d.core.files import write_bytes
 from t3d.evaluation.comparison import Comparison, Estimate
 from t3d.evaluation.results import Condition
-from t3d.provenance import write_bytes
 from t3d.report.plots import INK, SOFT, method_styles, style_axes
 from t3d.report.sheets import order_methods
 

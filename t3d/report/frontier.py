@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from rich.console import RenderableType
 
+from t3d.core.files import write_bytes, write_json
 from t3d.evaluation.frontier import ALPHA, TOLERANCE, Frontier, Point, frontier
 from t3d.evaluation.results import DYNAMIC, STATIC, ResultRow
-from t3d.provenance import write_bytes, write_json
 from t3d.report.plots import INK, SOFT, method_styles, style_axes
 from t3d.report.sheets import (
     Entry,

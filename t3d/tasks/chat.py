@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from t3d.ranges import check_ranges
+from t3d.core.ranges import check_ranges
 from t3d.tasks.records import read_json_lines
 
 OverLong = Literal["drop", "cut"]

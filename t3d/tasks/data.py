@@ -15,7 +15,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from t3d.provenance import check_output, write_bytes
+from t3d.core.files import check_output, write_bytes
 from t3d.tasks import convert
 from t3d.tasks.records import Needs, Record, content_digest, read_records, to_jsonl
 
@@ -149,7 +149,7 @@ def download(
         ValueError: for an unknown name, a Hub that cannot be reached, or another content than
             the one that the digests were taken of.
     """
-    from t3d.progress import bar
+    from t3d.core.progress import bar
 
     unknown = next((name for name in names if name not in DATASETS), None)
     if unknown is not None:

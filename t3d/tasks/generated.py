@@ -16,8 +16,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
-from t3d.ranges import check_number
-from t3d.rng import derive_key
+from t3d.core.ranges import check_number
+from t3d.core.rng import derive_key
 from t3d.tasks.base import Example, Grade, Split
 
 NAMES = ("Tom", "Anna", "Ben", "Mia", "Sam", "Lucy", "Max", "Eva")

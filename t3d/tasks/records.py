@@ -10,7 +10,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any
 
-from t3d.provenance import parse_json
+from t3d.core.files import parse_json
 
 
 @dataclass(frozen=True)

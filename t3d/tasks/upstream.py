@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from t3d.provenance import parse_json, write_bytes
+from t3d.core.files import parse_json, write_bytes
 from t3d.tasks.records import Record, to_jsonl
 
 

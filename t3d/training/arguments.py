@@ -13,7 +13,7 @@ from transformers.integrations.integration_utils import (
     get_available_reporting_integrations,
 )
 
-from t3d.provenance import first_words
+from t3d.core.files import first_words
 from t3d.training.config import TrainingConfig
 
 _CHECKPOINTING = (

@@ -11,7 +11,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from t3d.ranges import check_ranges
+from t3d.core.ranges import check_ranges
 from t3d.tasks import get_task
 from t3d.tasks.base import Example
 from t3d.tasks.chat import ChatData

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch.utils.data import Sampler
 
-from t3d.rng import derive_key
+from t3d.core.rng import derive_key
 
 
 class SortedBatchSampler(Sampler[int]):

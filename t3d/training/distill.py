@@ -7,8 +7,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from t3d.core.files import write_json
+from t3d.core.provenance import hash_weights, provenance
 from t3d.models import LanguageModel
-from t3d.provenance import hash_weights, provenance, write_json
 from t3d.training.config import MethodConfig, TrainingConfig
 from t3d.training.methods import build_method
 from t3d.training.run import fit, remove_checkpoints

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from t3d.blocks import CLEAN, PADDING, BlockLayout, Coordinates, pack
+from t3d.core.blocks import CLEAN, PADDING, BlockLayout, Coordinates, pack
+from t3d.core.trajectory import TrajectoryBatch
 from t3d.models.attention import attention_mask
 from t3d.noising import View
 from t3d.objectives import LossTokens
 from t3d.training.config import Attention
-from t3d.trajectory import TrajectoryBatch
 
 FLEX_WIDTH = 1 << 14
 """Columns of a row at most where attention skips what it masks, unless one sequence has more."""

@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from t3d.core.rng import derive_key
 from t3d.models import LanguageModel
 from t3d.models.loading import check_finite
-from t3d.rng import derive_key
 from t3d.training.config import LoraSettings
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

@@ -14,6 +14,10 @@ from typing import Any
 
 import torch
 
+from t3d.core.files import hash_file, write_json
+from t3d.core.provenance import hash_weights, provenance
+from t3d.core.shards import read_object
+from t3d.core.trajectory import labelled_row
 from t3d.grading.math import last_boxed
 from t3d.models import (
     LanguageModel,
@@ -23,15 +27,12 @@ from t3d.models import (
     wrap,
 )
 from t3d.models.loading import BUILT_IN
-from t3d.provenance import hash_file, hash_weights, provenance, write_json
-from t3d.shards import read_object
 from t3d.tasks.base import Example
 from t3d.tasks.chat import Chat, ChatData, OverLong, read_chats
 from t3d.tasks.tokenizer import END_TOKEN, PAD_TOKEN, train_tokenizer
 from t3d.training.config import MethodConfig, PretrainConfig
 from t3d.training.methods import Method, build_method
 from t3d.training.run import check_block_sizes, fit, remove_checkpoints
-from t3d.trajectory import labelled_row
 
 _NUM_TEXTS = 8000
 """Of which a tokenizer is learned."""

@@ -14,8 +14,8 @@ from accelerate.utils import broadcast
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerCallback, TrainerState
 
+from t3d.core.progress import Stage, bar
 from t3d.models import LanguageModel
-from t3d.progress import Stage, bar
 from t3d.training.arguments import training_arguments
 from t3d.training.config import TrainingConfig
 from t3d.training.methods import Method

@@ -25,13 +25,14 @@ from transformers import (
     TrainingArguments,
 )
 
-from t3d.blocks import BlockLayout
+from t3d.core.blocks import BlockLayout
+from t3d.core.files import write_json
+from t3d.core.rng import derive_key, fold
+from t3d.core.shards import read_object
+from t3d.core.trajectory import TrajectoryBatch
 from t3d.models import BlockDiffusionLM, LanguageModel
 from t3d.noising import Vocabulary
 from t3d.objectives import Context, Predictions
-from t3d.provenance import write_json
-from t3d.rng import derive_key, fold
-from t3d.shards import read_object
 from t3d.training import sharding as shards
 from t3d.training.config import Attention, LoraSettings, OptimizerName, Sharding
 from t3d.training.data import SortedBatchSampler
@@ -39,7 +40,6 @@ from t3d.training.forward import ModelInputs, assemble, attending
 from t3d.training.lora import Adapter, FrozenAdapter
 from t3d.training.methods import Method
 from t3d.training.muon import muon
-from t3d.trajectory import TrajectoryBatch
 
 REFERENCE_FILE = "reference.safetensors"
 SCHEDULE_FILE = "schedule.json"

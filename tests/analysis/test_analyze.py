@@ -19,14 +19,14 @@ from rich.console import Console
 from t3d.analysis.analyze import analyze
 from t3d.analysis.config import AnalysisConfig
 from t3d.analysis.states import select_states
+from t3d.core.store import TrajectoryStore
+from t3d.core.trajectory import Trajectory
 from t3d.decoding.config import DecodingConfig, RolloutConfig
 from t3d.decoding.replay import visited_states
+from t3d.decoding.rollout import rollout
 from t3d.models import LanguageModel, from_pretrained, tiny, wrap
-from t3d.rollout import rollout
-from t3d.store import TrajectoryStore
 from t3d.tasks import get_task
 from t3d.tasks.tokenizer import train_tokenizer
-from t3d.trajectory import Trajectory
 
 
 def trajectory(rng: random.Random, name: int, block_size: int = 4) -> Trajectory:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.toy import BLOCK_SIZE, NUM_DIGITS, Toy, analyze_toy, build
 from t3d.analysis.analyze import Analysis
-from t3d.analysis.toy import BLOCK_SIZE, NUM_DIGITS, Toy, analyze_toy, build
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "theory.md"
 

@@ -17,8 +17,8 @@ from t3d.bench.subject import (
     ordinary_ids,
     random_model,
 )
+from t3d.experiment.plan import num_parameters
 from t3d.models import from_pretrained
-from t3d.plan import num_parameters
 from tests.bench.conftest import SHAPE
 
 CPU = torch.device("cpu")

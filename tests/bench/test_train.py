@@ -28,12 +28,12 @@ from t3d.bench.train import (
     random_trajectories,
     step_flops,
 )
-from t3d.blocks import PADDING, BlockLayout, may_attend
+from t3d.core.blocks import PADDING, BlockLayout, may_attend
+from t3d.core.trajectory import TrajectoryBatch, training_rows
 from t3d.models import LanguageModel, tiny
 from t3d.noising import Vocabulary
 from t3d.training.config import MethodConfig, TrainingConfig
 from t3d.training.methods import build_method
-from t3d.trajectory import TrajectoryBatch, training_rows
 
 CONFIG = TrainingConfig(steps=3, batch_size=4, micro_batch_size=2, learning_rate=0.0)
 RATES = Rates(bytes_per_second=1e9, flops_per_second=1e9)

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from t3d.cli import main
+from t3d.cli.main import main
 from t3d.models import tiny, wrap
 from t3d.tasks import get_task
 from t3d.tasks.tokenizer import train_tokenizer

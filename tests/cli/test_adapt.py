@@ -11,9 +11,9 @@ import yaml
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
+from t3d.core.provenance import hash_weights
+from t3d.experiment.plan import SMOKE
 from t3d.models import from_pretrained
-from t3d.plan import SMOKE
-from t3d.provenance import hash_weights
 from t3d.tasks import get_task
 from t3d.tasks.tokenizer import CHAT_TEMPLATE, train_tokenizer
 from tests.cli.conftest import Run, recipe

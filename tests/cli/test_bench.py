@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from t3d.bench import roofline
-from t3d.plan import plan
-from t3d.recipe import RunConfig
+from t3d.experiment.plan import plan
+from t3d.experiment.recipe import RunConfig
 from tests.cli.conftest import Run
 
 

@@ -16,11 +16,11 @@ import pytest
 import yaml
 
 import t3d as package
-from t3d.commands import COMMANDS
+from t3d.cli.commands import COMMANDS
+from t3d.core.store import TrajectoryStore
+from t3d.experiment.recipe import RunConfig
 from t3d.models import from_pretrained, tiny, wrap
 from t3d.models.loading import BUILT_IN
-from t3d.recipe import RunConfig
-from t3d.store import TrajectoryStore
 from tests.cli.conftest import Run
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +29,7 @@ SHORT = ("--decoding.max_new_tokens", 8)
 
 LIGHT = """
 import json, sys
-from t3d.cli import main
+from t3d.cli.main import main
 for call in json.loads(sys.argv[1]):
     try:
         main(call)

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from t3d.cli import main
-from t3d.plan import SMOKE
+from t3d.cli.main import main
+from t3d.experiment.plan import SMOKE
 from tests.cli.conftest import Run, recipe
 from tests.cli.test_run import rows, start, stop_when
 

@@ -19,8 +19,8 @@ from typing import Any, get_args
 import pytest
 
 import t3d as package
-from t3d import cli
-from t3d.commands import COMMANDS
+from t3d.cli import main as cli
+from t3d.cli.commands import COMMANDS
 from t3d.decoding.config import DecodingConfig, Remasking
 from tests.cli.conftest import Run
 
@@ -34,7 +34,7 @@ RECIPES = {path.stem for path in (ROOT / "t3d" / "recipes").glob("*.yaml")}
 TOOLS = ("t3d", "make", "python", "torchrun", "accelerate", "pip")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`([^`]+)`")
-SOURCES = {"t3d.lm_eval": "lm_eval._cli.run"}
+SOURCES = {"t3d.interop.lm_eval": "lm_eval._cli.run"}
 """Modules whose options another one has."""
 OTHERS = ("generate.py", "rename_key.py", "train/self_ddo_sdar_full.py", "train/sft_sdar.py")
 """Files of SDAR, of T3D's authors and of dLLM-RL."""
@@ -317,7 +317,7 @@ def repository() -> dict[str, str]:
 
 @pytest.mark.parametrize("path", LINKED, ids=lambda path: path.name)
 def test_every_file_and_every_name_in_one_exists(path: Path) -> None:
-    """`t3d/rng.py`, `t3d/noising/state.py:Blocks` and `test_rng.py::test_x`, or the file's end."""
+    """`t3d/core/rng.py`, `t3d/noising/state.py:Blocks` and `test_rng.py::test_x`, or the file's end."""
     wrong, before = [], ""
     for code in inline(path):
         match = re.fullmatch(r"([\w./-]*\.py|[\w/.-]+/[\w.-]+\.\w+)?(?:(::?) ?([\w.]+))?", code)

@@ -34,7 +34,7 @@ def test_memory(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("t3d.cli.parse", fail)
+    monkeypatch.setattr("t3d.cli.main.parse", fail)
     if part is None:
         with pytest.raises(RuntimeError):
             t3d("generate", "q")

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from t3d.core.store import TrajectoryStore
 from t3d.models import from_pretrained
-from t3d.store import TrajectoryStore
 from tests.cli.conftest import Run
 from tests.cli.test_bad_input import assert_refused
 from tests.cli.test_documents import ROOT, blocks, commands, recipes

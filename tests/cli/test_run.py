@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 import yaml
 
-from t3d.cli import main
+from t3d.cli.main import main
+from t3d.core.provenance import hash_weights
 from t3d.models import from_pretrained
-from t3d.provenance import hash_weights
 from tests.cli.conftest import Run, recipe
 
 # Timings, and where the checkpoint lies.

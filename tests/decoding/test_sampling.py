@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from t3d.core.rng import uniform
 from t3d.decoding.sampling import (
     allowed_log_probs,
     entropies,
@@ -19,7 +20,6 @@ from t3d.decoding.sampling import (
     sample,
     sampling_probs,
 )
-from t3d.rng import uniform
 
 NONE = torch.tensor([], dtype=torch.int64)
 

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.orderings import RIVALS, Finding, findings, verdict
 from t3d.evaluation.comparison import Comparison, Estimate, Term
 from t3d.evaluation.metrics import wilson_interval
-from t3d.evaluation.orderings import RIVALS, Finding, findings, verdict
 from t3d.evaluation.results import (
     DYNAMIC,
     ORIGINAL,

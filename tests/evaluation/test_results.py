@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from t3d.commands.common import distinct_rows
+from t3d.cli.common import distinct_rows
 from t3d.evaluation.results import ResultRow, load_results, save_results
 
 ROW = ResultRow(

@@ -16,8 +16,8 @@ from t3d.decoding.oracle import decode_one
 from t3d.decoding.remasking import STRATEGIES
 from t3d.decoding.replay import visited_states
 from t3d.decoding.request import Completion, Event, Passes, Request
+from t3d.decoding.rollout import record
 from t3d.models import SDARForCausalLM, tiny
-from t3d.rollout import record
 from t3d.tasks import Example
 
 VOCABULARY = 50

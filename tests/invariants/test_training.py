@@ -8,18 +8,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from t3d.blocks import BlockLayout
+from t3d.core.blocks import BlockLayout
+from t3d.core.trajectory import Trajectory, TrajectoryBatch, training_row
 from t3d.decoding.config import DecodingConfig
 from t3d.decoding.engine import BlockDecoder
 from t3d.decoding.oracle import decode_one
 from t3d.decoding.request import Completion, Request
+from t3d.decoding.rollout import record
 from t3d.models import tiny
 from t3d.models.attention import attention_mask
 from t3d.noising import TrajectoryState, View, Vocabulary
-from t3d.rollout import record
 from t3d.tasks import Example
 from t3d.training.forward import assemble
-from t3d.trajectory import Trajectory, TrajectoryBatch, training_row
 
 MASK = 49
 STOPS = (3, 19, 30)

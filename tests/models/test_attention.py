@@ -7,7 +7,7 @@ from torch.nn.attention.flex_attention import flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.models.qwen3.modeling_qwen3 import eager_attention_forward
 
-from t3d.blocks import BlockLayout, Coordinates
+from t3d.core.blocks import BlockLayout, Coordinates
 from t3d.models.attention import additive_mask, attention_mask, dense_mask, flex_mask
 
 HEADS, HEAD_SIZE = 2, 8

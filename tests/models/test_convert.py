@@ -25,9 +25,10 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
+from t3d.core.files import hash_file
+from t3d.core.provenance import hash_weights
 from t3d.models import LanguageModel, from_pretrained
 from t3d.models.convert import convert
-from t3d.provenance import hash_file, hash_weights
 from t3d.tasks.tokenizer import CHAT_TEMPLATE, MASK_TOKEN, train_tokenizer
 from tests.models.llama_gguf import write_gguf
 

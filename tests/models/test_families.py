@@ -14,7 +14,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from t3d.blocks import BlockLayout, Coordinates
+from t3d.core.blocks import BlockLayout, Coordinates
+from t3d.core.trajectory import labelled_row
 from t3d.decoding.cache import SlotCache
 from t3d.decoding.config import DecodingConfig
 from t3d.decoding.engine import BlockDecoder
@@ -27,7 +28,6 @@ from t3d.tasks.tokenizer import train_tokenizer
 from t3d.training.config import MethodConfig, TrainingConfig
 from t3d.training.methods import build_method
 from t3d.training.run import fit
-from t3d.trajectory import labelled_row
 
 VOCABULARY = 64
 LLAMA3 = {

@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from t3d.core.provenance import hash_weights
 from t3d.models import LanguageModel, from_pretrained, tiny, wrap
-from t3d.provenance import hash_weights
 from t3d.tasks import Example, get_task
 from t3d.tasks.tokenizer import train_tokenizer
 from tests.models.malformed import config, edit

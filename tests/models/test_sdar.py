@@ -13,7 +13,7 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from t3d.blocks import BlockLayout, Coordinates
+from t3d.core.blocks import BlockLayout, Coordinates
 from t3d.models import SDARConfig, SDARForCausalLM, tiny
 from t3d.models.attention import additive_mask, attention_mask, dense_mask
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from t3d.decoding.build import generate, make_decoder
 from t3d.decoding.config import DecodingConfig
 from t3d.decoding.request import Request
-from t3d.interchange.importing import import_rollouts
+from t3d.interop.rollouts.importing import import_rollouts
 from t3d.models import LanguageModel, from_pretrained, tiny, wrap
 from t3d.noising.base import Vocabulary
 from t3d.tasks import Example

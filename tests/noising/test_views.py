@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from t3d.blocks import BlockLayout
+from t3d.core.blocks import BlockLayout
+from t3d.core.trajectory import Trajectory, TrajectoryBatch, training_row
 from t3d.decoding.replay import visited_states
 from t3d.noising import (
     ComplementaryMask,
@@ -25,7 +26,6 @@ from t3d.noising import (
 )
 from t3d.training.config import MethodConfig
 from t3d.training.methods import METHODS, build_method
-from t3d.trajectory import Trajectory, TrajectoryBatch, training_row
 
 MASK, SIZE = 50, 4
 VOCABULARY = Vocabulary(64, MASK)

@@ -18,10 +18,10 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from t3d.decoding.config import DecodingConfig, RolloutConfig
-from t3d.grid import load
+from t3d.experiment.grid import load
+from t3d.experiment.recipe import DataConfig, RunConfig
+from t3d.experiment.rounds import check_training, record_trajectories, train_student
 from t3d.models import tiny, wrap
-from t3d.recipe import DataConfig, RunConfig
-from t3d.students import check_training, record_trajectories, train_student
 from t3d.tasks import get_task
 from t3d.tasks.tokenizer import train_tokenizer
 from t3d.training.config import MethodConfig, Sharding, TrainingConfig

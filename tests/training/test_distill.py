@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from t3d.core.provenance import hash_weights
 from t3d.models import from_pretrained
-from t3d.provenance import hash_weights
 from t3d.training.config import LoraSettings, MethodConfig, TrainingConfig
 from t3d.training.distill import distill
 from t3d.training.methods import build_method

@@ -15,9 +15,9 @@ from accelerate.commands.config.config_args import ClusterConfig, load_config_fr
 from torch import Tensor
 
 from t3d import from_pretrained
+from t3d.core.store import TrajectoryStore
 from t3d.evaluation.config import WatchConfig
-from t3d.recipe import RunConfig
-from t3d.store import TrajectoryStore
+from t3d.experiment.recipe import RunConfig
 from t3d.training.arguments import training_arguments
 from t3d.training.config import LoraSettings, Sharding, TrainingConfig
 from tests.training import distributed_worker as worker

@@ -6,10 +6,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from t3d.blocks import BlockLayout
+from t3d.core.blocks import BlockLayout
+from t3d.core.trajectory import TrajectoryBatch
 from t3d.noising import View
 from t3d.training.forward import assemble
-from t3d.trajectory import TrajectoryBatch
 
 PAD = 99
 

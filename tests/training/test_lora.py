@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
+from t3d.core.provenance import hash_weights
 from t3d.models import LanguageModel, from_pretrained
-from t3d.provenance import hash_weights
 from t3d.training.arguments import training_arguments
 from t3d.training.config import LoraSettings, MethodConfig, TrainingConfig
 from t3d.training.distill import distill

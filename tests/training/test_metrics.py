@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 from t3d.decoding.config import DecodingConfig
 from t3d.evaluation.config import WatchConfig
 from t3d.evaluation.evaluate import evaluate
+from t3d.experiment.watch import Watch
 from t3d.models import LanguageModel, from_pretrained
 from t3d.tasks.base import Example, Grade, Split
 from t3d.training.arguments import training_arguments
@@ -24,7 +25,6 @@ from t3d.training.config import LoraSettings, MethodConfig, TrainingConfig
 from t3d.training.methods import build_method
 from t3d.training.run import fit
 from t3d.training.trainer import DiffusionTrainer, TrainingCallback
-from t3d.watch import Watch
 from tests.training.test_run import PowerCut
 
 Weights = Callable[[LanguageModel], dict[str, Tensor]]

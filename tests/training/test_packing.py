@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from transformers import Trainer
 
-from t3d.blocks import Coordinates
+from t3d.core.blocks import Coordinates
+from t3d.core.trajectory import TrajectoryBatch
 from t3d.models import LanguageModel, tiny
 from t3d.training import forward
 from t3d.training.arguments import training_arguments
@@ -20,7 +21,6 @@ from t3d.training.forward import attending
 from t3d.training.methods import METHODS, Method, build_method
 from t3d.training.run import fit
 from t3d.training.trainer import DiffusionTrainer
-from t3d.trajectory import TrajectoryBatch
 
 ALL: dict[str, Method] = {
     **METHODS,

@@ -12,8 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from t3d.core.files import hash_file
+from t3d.core.provenance import hash_weights
 from t3d.models import LanguageModel, from_pretrained
-from t3d.provenance import hash_file, hash_weights
 from t3d.tasks import convert
 from t3d.tasks.base import Example
 from t3d.tasks.chat import Chat, ChatData, OverLong

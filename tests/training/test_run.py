@@ -24,14 +24,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import TrainerControl
 
-from t3d.blocks import BlockLayout
+from t3d.core.blocks import BlockLayout
+from t3d.core.trajectory import TrajectoryBatch
 from t3d.models import LanguageModel
 from t3d.noising import Noiser, View, Vocabulary
 from t3d.training import run
 from t3d.training.config import MethodConfig, OptimizerName, TrainingConfig
 from t3d.training.methods import Method, build_method
 from t3d.training.run import fit
-from t3d.trajectory import TrajectoryBatch
 from tests.training.conftest import Recorder
 
 Weights = Callable[[LanguageModel], dict[str, Tensor]]

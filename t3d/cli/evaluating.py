@@ -1,0 +1,297 @@
+"""Commands that measure: eval, frontier, calibrate, lm-eval, analyze."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import redirect_stdout
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from t3d.analysis.config import AnalysisConfig
+from t3d.cli.common import distinct_rows, print_paths, show
+from t3d.core.files import check_output, write_json
+from t3d.core.provenance import provenance
+from t3d.decoding.config import DecodingConfig
+from t3d.evaluation.config import EvaluationConfig, Speed
+from t3d.evaluation.results import Cell
+from t3d.tasks import ProtocolName, Split, get_task
+
+
+def eval_command(
+    model: str,
+    output: Path,
+    task: str = "mini_gsm",
+    data: Path | None = None,
+    protocol: ProtocolName = "standard",
+    split: Split = "test",
+    limit: int = 500,
+    max_new_tokens: int | None = None,
+    name: str | None = None,
+    num_workers: int = 1,
+    unsafe_exec: bool = False,
+    *,
+    progress: bool = True,
+    **settings: Any,
+) -> None:
+    """Measure accuracy and speed of one checkpoint under several decoding settings.
+
+    A killed evaluation goes on with the problems that are missing; settings that were finished
+    before are read back. results.json holds a row a setting, samples.parquet every prompt,
+    output, step map and grade.
+
+    Examples:
+      t3d eval --model mini_teacher --limit 100 --output runs/teacher_eval
+      t3d eval --model my/checkpoint --task gsm8k --max_new_tokens 512 --output runs/gsm8k
+      t3d eval --model runs/student --task questions.jsonl --output runs/student_eval
+          --settings '[{denoising_steps: 4, max_new_tokens: 96}]'
+
+    Args:
+        model: a checkpoint directory, a Hub name, or mini_teacher.
+        output: directory of results.json and samples.parquet.
+        task: the benchmark, or a .jsonl of your own, or a folder with one for every split, such as
+            test.jsonl: question, answer, which a response is to hold in \\boxed{}, and how they
+            are compared, grader: exact or math; by default math for numbers.
+        data: folder of the benchmark's files; by default what `t3d data download` fetched.
+        protocol: standard, or t3d for the prompts and tests of T3D's authors byte for byte.
+        split: of the benchmark.
+        limit: problems at most.
+        max_new_tokens: replaces that of every setting.
+        name: the method in the tables; by default a student's directory name, or original.
+        num_workers: processes that decode at the same time, one a GPU where there are GPUs.
+        unsafe_exec: run the programs of code benchmarks without the sandbox.
+        progress: show progress bars.
+    """
+    config = _longer(EvaluationConfig(**settings), max_new_tokens)
+    benchmark = get_task(task, data=data, protocol=protocol, unsafe_exec=unsafe_exec)
+
+    from t3d.experiment.grid import evaluate_into
+    from t3d.report.tables import terminal_tables
+
+    evaluations = evaluate_into(
+        model, name, benchmark, split, limit, config, output, num_workers, progress=progress
+    )
+    show(terminal_tables([evaluation.row for evaluation in evaluations]))
+    print_paths(output, "results.json", "samples.parquet")
+
+
+def _longer(config: EvaluationConfig, max_new_tokens: int | None) -> EvaluationConfig:
+    if max_new_tokens is None:
+        return config
+    settings = (replace(s, max_new_tokens=max_new_tokens) for s in config.settings)
+    return replace(config, settings=tuple(settings))
+
+
+def frontier_command(runs: list[Path], output: Path) -> None:
+    """Accuracy against speed: every setting of one or more runs in one figure.
+
+    Marks the settings that nothing of the same checkpoint beats in speed and accuracy, and
+    sums each frontier up as AUP, the accuracy under parallelism of d3LLM.
+
+    Examples:
+      t3d eval --model runs/student --config sweep --output runs/sweep
+      t3d frontier runs/sweep runs/other_sweep --output runs/frontier
+
+    Args:
+        runs: directories that hold a results.json.
+        output: directory of frontier.md, frontier.png and frontier.json.
+    """
+    check_output(output, "frontier.json")
+    rows = distinct_rows(runs)
+
+    from t3d.report.frontier import frontier_terminal, write_frontier
+
+    record = provenance(config={"runs": runs}, seed=0, model="", weights_hash=None)
+    write_frontier(output, rows, provenance=record)
+    show(frontier_terminal(rows))
+    print_paths(output, "frontier.md", "frontier.png", "frontier.json")
+
+
+def calibrate_command(
+    model: str,
+    output: Path,
+    task: str = "mini_gsm",
+    data: Path | None = None,
+    protocol: ProtocolName = "standard",
+    split: Split = "dev",
+    limit: int = 500,
+    max_new_tokens: int | None = None,
+    max_loss: float = 1.0,
+    confidence: float = 0.95,
+    speed: Speed = "tokens_per_forward",
+    write: bool = True,
+    num_workers: int = 1,
+    unsafe_exec: bool = False,
+    *,
+    progress: bool = True,
+    **settings: Any,
+) -> None:
+    """Find the fastest setting that keeps accuracy, and make it the default.
+
+    Evaluates a grid on development problems, whose first setting is the full-step baseline,
+    and accepts settings from slow to fast while their loss is small with the stated confidence.
+    The choice goes into generation_config.json, which `t3d generate` follows.
+
+    Example:
+      t3d calibrate --model runs/demo/checkpoints/t3d --max_loss 2 --config sweep
+          --output runs/calibration
+
+    Args:
+        model: a checkpoint directory.
+        output: directory of results.json, samples.parquet and calibration.json.
+        task: the benchmark, or a .jsonl of your own, or a folder with one for every split, such as
+            test.jsonl: question, answer, which a response is to hold in \\boxed{}, and how they
+            are compared, grader: exact or math; by default math for numbers.
+        data: folder of the benchmark's files; by default what `t3d data download` fetched.
+        protocol: standard, or t3d for the prompts and tests of T3D's authors byte for byte.
+        split: of the benchmark.
+        limit: problems at most.
+        max_new_tokens: replaces that of every setting.
+        max_loss: of accuracy against the baseline, in points.
+        confidence: that all accepted settings lose no more than that.
+        speed: what the fastest setting is the fastest in.
+        write: the choice into the checkpoint; otherwise it is only shown.
+        num_workers: processes that decode at the same time, one a GPU where there are GPUs.
+        unsafe_exec: run the programs of code benchmarks without the sandbox.
+        progress: show progress bars.
+    """
+    if write and not Path(model).is_dir():
+        raise ValueError(f"{model}: no checkpoint directory to write to; give --write false")
+    config = _longer(EvaluationConfig(**settings), max_new_tokens)
+    benchmark = get_task(task, data=data, protocol=protocol, unsafe_exec=unsafe_exec)
+
+    from t3d.evaluation.calibrate import choose, write_generation_config
+    from t3d.experiment.grid import evaluate_into
+    from t3d.report.calibration import calibration_terminal
+
+    evaluations = evaluate_into(
+        model, None, benchmark, split, limit, config, output, num_workers, progress=progress
+    )
+    full, *others = [Cell(e.row, tuple(s.grade.correct for s in e.samples)) for e in evaluations]
+    choice = choose(others, full, max_loss=max_loss, confidence=confidence, speed=speed)
+    write_json(output / "calibration.json", asdict(choice))
+    chosen = next(
+        setting
+        for setting, evaluation in zip(config.settings, evaluations, strict=True)
+        if evaluation.row == choice.row
+    )
+    show(calibration_terminal(choice))
+    print_paths(output, "calibration.json")
+    if write:
+        write_generation_config(Path(model), choice, chosen)
+        print_paths(Path(model), "generation_config.json")
+
+
+def lm_eval_command(
+    model: str,
+    tasks: list[str],
+    output: Path,
+    decoding: DecodingConfig = DecodingConfig(),  # noqa: B008, the command line shows its fields
+    batch_size: int = 32,
+    limit: int | None = None,
+    num_fewshot: int | None = None,
+    include_path: Path | None = None,
+    apply_chat_template: bool = True,
+    log_samples: bool = False,
+    confirm_run_unsafe_code: bool = False,
+    seed: int = 0,
+    *,
+    progress: bool = True,
+) -> None:
+    """Run generative tasks of lm-evaluation-harness on a checkpoint.
+
+    Needs `pip install 't3d[lm-eval]'`. See docs/lm_eval.md.
+
+    Example:
+      t3d lm-eval --model my/checkpoint --tasks '[gsm8k_cot_zeroshot]' --output runs/lm_eval
+          --decoding.denoising_steps 2 --decoding.max_new_tokens 512
+
+    Args:
+        model: a checkpoint directory, a Hub name, or mini_teacher.
+        tasks: names of the harness's tasks.
+        output: directory of lm_eval.json.
+        decoding: how answers are decoded; a task's own length and temperature take precedence.
+        batch_size: problems decoded at the same time.
+        limit: problems of each task at most.
+        num_fewshot: examples in the prompt; by default the task's own number.
+        include_path: folder with task files of your own.
+        apply_chat_template: whether prompts go through the model's chat template.
+        log_samples: keep every prompt and answer in lm_eval_samples.json.
+        confirm_run_unsafe_code: for tasks that run generated programs, outside our sandbox.
+        seed: of candidate sampling.
+        progress: show progress bars.
+    """
+    from lm_eval.utils import make_table
+
+    from t3d.experiment.grid import load
+    from t3d.interop.lm_eval import RESULTS, SAMPLES, evaluate_tasks
+
+    # The harness prints to stdout, which belongs to the results.
+    with redirect_stdout(sys.stderr):
+        found = evaluate_tasks(
+            load(model),
+            tasks,
+            decoding,
+            output,
+            batch_size=batch_size,
+            seed=seed,
+            limit=limit,
+            num_fewshot=num_fewshot,
+            include_path=include_path,
+            apply_chat_template=apply_chat_template,
+            log_samples=log_samples,
+            confirm_run_unsafe_code=confirm_run_unsafe_code,
+            progress=progress,
+        )
+        table = make_table(found)
+    print(table)
+    print_paths(output, RESULTS, *[SAMPLES] * log_samples)
+
+
+def analyze_command(
+    trajectories: Path,
+    output: Path,
+    teacher: str = "mini_teacher",
+    students: tuple[str, ...] = (),
+    *,
+    progress: bool = True,
+    **settings: Any,
+) -> None:
+    """Measure on-policy risk and conditional total correlation on visited states.
+
+    The teacher's total correlation is what no one-step student can remove; see docs/theory.md.
+
+    Example:
+      t3d analyze --trajectories runs/demo/trajectories --output runs/analysis
+          --students '[runs/demo/checkpoints/naive_td, runs/demo/checkpoints/t3d]'
+
+    Args:
+        trajectories: a store that the teacher made.
+        output: directory of analysis.json and analysis.md.
+        teacher: a checkpoint directory, a Hub name, or mini_teacher.
+        students: checkpoints that were distilled from it.
+        progress: show progress bars.
+    """
+    config = AnalysisConfig(**settings)
+    check_output(output, "analysis.json")
+
+    from t3d.analysis.analyze import analyze
+    from t3d.core.store import TrajectoryStore
+    from t3d.experiment.grid import load
+
+    rows = TrajectoryStore.open(trajectories).read()
+    # Columns of a table want short names.
+    shared = os.path.commonpath([Path(name).parent for name in students]) if students else ""
+    labels = [Path(teacher).name, *(os.path.relpath(name, shared or ".") for name in students)]
+    models = [
+        replace(load(name), name=label)
+        for name, label in zip((teacher, *students), labels, strict=True)
+    ]
+    analysis = analyze(models[0], models[1:], rows, config, progress=progress)
+    asked = asdict(config) | {"students": students}
+    weights_hash = models[0].weights_hash
+    record = provenance(config=asked, seed=config.seed, model=teacher, weights_hash=weights_hash)
+    analysis.save(output, record)
+    show(analysis.table())
+    print_paths(output, "analysis.json", "analysis.md")

@@ -1,0 +1,183 @@
+"""Commands that show: report, generate."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+from t3d.cli.common import distinct_rows, print_paths, show
+from t3d.core.files import check_output, read_object
+from t3d.core.rng import derive_key
+from t3d.decoding.config import DecodingConfig
+from t3d.tasks import GENERATED, Example, Grade, ProtocolName, Split, Task, get_task
+
+
+def report_command(runs: list[Path], output: Path | None = None) -> None:
+    """Show the results of one or more runs together.
+
+    Rows that runs share, such as the original model's, count once.
+
+    Example:
+      t3d report runs/seed0 runs/seed1 --output runs/report
+
+    Args:
+        runs: directories that hold a results.json.
+        output: also write report.md and accuracy.png to this directory.
+    """
+    if output is not None:
+        check_output(output, "report.md")
+    rows = distinct_rows(runs)
+
+    from t3d.report.page import write_report
+    from t3d.report.tables import terminal_tables
+
+    tables = terminal_tables(rows)
+    if output is not None:
+        write_report(output, rows)
+    show(tables)
+    if output is not None:
+        print_paths(output, "report.md", "accuracy.png")
+
+
+def generate_command(
+    question: str | None = None,
+    model: str = "mini_teacher",
+    task: str | None = None,
+    index: int = 0,
+    split: Split = "test",
+    data: Path | None = None,
+    protocol: ProtocolName = "standard",
+    decoding: DecodingConfig = DecodingConfig(),  # noqa: B008
+    seed: int = 0,
+    unsafe_exec: bool = False,
+    show_steps: bool | None = None,
+) -> None:
+    """Answer one question.
+
+    It is yours, or with --task a benchmark's: then question, gold answer and verdict are shown
+    too. All of that goes to stdout; the order in which tokens were decoded, to stderr.
+
+    Examples:
+      t3d generate --task mini_gsm --decoding.denoising_steps 1
+      t3d generate --model runs/student --task gsm8k --index 7
+      t3d generate --model my/checkpoint 'What is 3 + 4?'
+      t3d generate --model my/checkpoint - < question.txt
+
+    Args:
+        question: the question, or - to read it from stdin; or give --task.
+        model: a checkpoint directory, a Hub name, or mini_teacher.
+        task: the benchmark whose problem is shown and graded, or a .jsonl or a folder of your
+            own.
+        index: of the problem in the split, from 0.
+        split: of the benchmark.
+        data: folder of the benchmark's files; by default what `t3d data download` fetched.
+        protocol: standard, or t3d for the prompts and tests of T3D's authors byte for byte.
+        decoding: how the answer is decoded, unless given as `t3d calibrate` found for the model;
+            max_new_tokens is cut to what fits the model.
+        seed: of candidate sampling.
+        unsafe_exec: run the programs of code benchmarks without the sandbox.
+        show_steps: colour the tokens by their denoising step; by default on a terminal.
+    """
+    if (question is None) == (task is None):
+        raise ValueError("give a QUESTION, or one of a benchmark's with --task mini_gsm; not both")
+    if task is None:
+        text = (sys.stdin.read() if question == "-" else str(question)).strip()
+        if not text:
+            raise ValueError("the question is empty; there is nothing to answer")
+        benchmark, problem = None, Example("question", text)
+    else:
+        benchmark = get_task(task, data=data, protocol=protocol, unsafe_exec=unsafe_exec)
+        problem = _problem(task, benchmark, split, index)
+
+    from rich.console import Console
+
+    from t3d.decoding.build import make_decoder
+    from t3d.decoding.request import Request
+    from t3d.evaluation.calibrate import read_generation_config
+    from t3d.experiment.grid import load
+    from t3d.report.trajectories import render_terminal, view_of
+
+    lm = load(model)
+    known = _only_tasks(model)
+    if known and not any(GENERATED[name]().is_problem(problem.question) for name in known):
+        print(
+            f"t3d: {model} knows generated problems of {' and '.join(known)} only, and this is "
+            f"none: its answer means nothing; see one with `t3d generate --task {known[0]}`",
+            file=sys.stderr,
+        )
+    if decoding == DecodingConfig():
+        decoding = read_generation_config(Path(model)) or decoding
+    (prompt,) = lm.encode_examples([problem])
+    room = lm.model.config.max_position_embeddings - len(prompt)
+    if room > 0:
+        new = min(decoding.max_new_tokens, room)
+        decoding = dataclasses.replace(decoding, max_new_tokens=new)
+    # The random numbers of `t3d eval` for a problem, and those of `t3d.generate` otherwise.
+    key = derive_key(seed, 0) if benchmark is None else derive_key(seed, "evaluate", problem.id)
+    (completion,) = make_decoder(lm, decoding, 1).decode([Request(prompt, key)])
+    output = lm.decode(completion.token_ids)
+    grade = None if benchmark is None else benchmark.grade([problem], [output])[0]
+    if sys.stdout.isatty() if show_steps is None else show_steps:
+        view = view_of(
+            completion,
+            lambda token: lm.text([token]),
+            title=f"{model}, {decoding.denoising_steps} steps a block of {decoding.block_size}",
+            prompt_length=len(prompt),
+            block_size=decoding.block_size,
+            grade=grade,
+        )
+        Console(stderr=True).print(render_terminal(problem.question, [view]), "")
+    if grade is None:
+        print(output)
+    else:
+        _print_graded(problem, output, grade)
+
+
+def _problem(name: str, task: Task, split: Split, index: int) -> Example:
+    """One problem that can be graded.
+
+    Raises:
+        ValueError: for an index that the split does not have, or a problem without gold answer.
+    """
+    if index < 0:
+        raise ValueError(f"index must be at least 0, got {index}")
+    problems = task.examples(split, index + 1)
+    if index >= len(problems):
+        raise ValueError(
+            f"{name}: no problem {index}; its split {split!r} has {len(problems)}, from 0 on"
+        )
+    if problems[index].answer is None and problems[index].reference is None:
+        raise ValueError(f"{name}: {problems[index].id!r} has no gold answer to grade against")
+    return problems[index]
+
+
+def _only_tasks(model: str) -> list[str]:
+    """The generated tasks that a checkpoint, or the one it was made of, learned from nothing.
+
+    None of them for a model that knows more, or of which provenance does not say.
+    """
+    from t3d.models.loading import BUILT_IN
+
+    path = BUILT_IN.get(model, Path(model)) / "provenance.json"
+    record = read_object(path) if path.is_file() else None
+    while record is not None and record["model"] != "new":
+        if "base" not in record:
+            return _only_tasks(record["model"])
+        record = record["base"]
+    if record is None or record["config"]["data"] is not None:
+        return []
+    task = record["config"]["task"]
+    names = [task] if isinstance(task, str) else task
+    return names if set(names) <= set(GENERATED) else []
+
+
+def _print_graded(problem: Example, output: str, grade: Grade) -> None:
+    """The problem, what came, what should have come, and whether that is right."""
+    gold = problem.answer or f"{problem.prefix}{problem.reference}"
+    read = "no final answer" if grade.final_answer is None else f"answered {grade.final_answer}"
+    verdict = "right" if grade.correct else f"wrong ({grade.reason or read})"
+    print(f"question: {problem.question}")
+    print(f"response: {problem.prefix}{output}")
+    print(f"gold:     {gold}")
+    print(f"verdict:  {verdict}")

@@ -1,0 +1,169 @@
+"""Files that appear whole or not, and directories that one making owns."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+MAX_JSON_BYTES = 10 * 2**20
+"""Of a JSON object that is read; the largest published index of weights has 2 MiB."""
+RECIPE = "recipe.json"
+"""What a directory was claimed for."""
+ADAPTATION = "adaptation"
+"""Claimed within a run's directory before the run itself, whose teacher it makes."""
+
+
+def hash_file(path: Path) -> str:
+    """sha256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file that is either there as a whole or not there at all, even after a kill.
+
+    Raises:
+        ValueError: if the system refuses (full disk, no permission); nothing is left behind.
+    """
+    # The process id keeps ranks that write the same manifest apart.
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        raise ValueError(
+            f"{path}: cannot be written: {error.strerror}; "
+            "free the space or choose another place, then run the same again"
+        ) from error
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON as `write_bytes` does."""
+    write_bytes(path, (json.dumps(value, indent=1) + "\n").encode())
+
+
+def read_object(path: Path, remedy: str = "copy it again") -> dict[str, Any]:
+    """A JSON object of bounded size, as JSON has it: without NaN and infinities.
+
+    Raises:
+        ValueError: naming the file, if it holds none.
+    """
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise ValueError(f"larger than {MAX_JSON_BYTES} bytes")
+        text = path.read_text(encoding="utf-8")
+        document = parse_json(text, parse_constant=_refuse_constant)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: not valid JSON: {first_words(error)}; {remedy}") from None
+    if not isinstance(document, dict):
+        raise ValueError(f"{path}: not a JSON object; {remedy}")
+    return document
+
+
+def parse_json(text: str | bytes, **options: Any) -> Any:
+    """The value of JSON whose texts can be written again.
+
+    Raises:
+        ValueError: for anything else, lone surrogates and deep nesting included.
+    """
+    try:
+        value = json.loads(text, **options)
+        # Half of a pair is written as an escape, which UTF-8 has no bytes for.
+        if b"\\ud" in (text.encode() if isinstance(text, str) else text).lower():
+            json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise ValueError(f"holds half a character ({half!a}), which is no text") from None
+    return value
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number")
+
+
+def first_words(error: BaseException) -> str:
+    """What an error says, as one line of 200 characters at most."""
+    return " ".join((str(error) or type(error).__name__).split())[:200]
+
+
+def check_output(directory: Path, *own: str) -> None:
+    """The rule of all outputs that are directories: new, empty, or one's own.
+
+    Hidden files, and what a killed process left half written, do not count.
+
+    Args:
+        directory: where something is to be made.
+        own: names of files or folders, of which one's own holds one.
+
+    Raises:
+        ValueError: for anything else, and for the current directory, which no name stands for too.
+    """
+    if directory == Path():
+        raise ValueError("output: the current directory, or no name; name a directory of its own")
+    if directory.exists() and not directory.is_dir():
+        raise ValueError(f"{directory}: exists already and is a file; choose another output")
+    found = [path.name for path in directory.glob("[!.]*") if path.suffix != ".partial"]
+    # A mark that appeared meanwhile is another rank's.
+    if found and not any((directory / name).exists() for name in own):
+        raise ValueError(
+            f"{directory}: exists already and holds {min(found)}, which is not of the same making; "
+            "choose a new or empty directory"
+        )
+
+
+def make_directory(directory: Path) -> None:
+    """Make an output's directory, with those above it, before anything is computed for it.
+
+    Raises:
+        ValueError: if the system refuses.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"{directory}: no directory can be made there ({error.strerror}); choose another output"
+        ) from None
+
+
+def _without_circumstances(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A recipe without what changes no result."""
+    return {
+        key: _without_circumstances(value) if isinstance(value, dict) else value
+        for key, value in recipe.items()
+        if key not in ("output", "num_workers", "save_seconds")
+    }
+
+
+def claim(directory: Path, recipe: dict[str, Any], weights_hash: str | None) -> None:
+    """Record in a new directory what will be made there, or check that it is the same.
+
+    Raises:
+        ValueError: if something else was made there, or the directory cannot be.
+    """
+    path = directory / RECIPE
+    check_output(directory, RECIPE, ADAPTATION)
+    make_directory(directory)
+    recipe = json.loads(json.dumps(recipe, default=str)) | {"weights_hash": weights_hash}
+    recipe = _without_circumstances(recipe)
+    if not path.exists():
+        write_json(path, recipe)
+        return
+    before = _without_circumstances(read_object(path, "choose another output"))
+    changed = sorted(key for key in recipe | before if recipe.get(key) != before.get(key))
+    if changed:
+        raise ValueError(
+            f"{directory}: holds what another recipe made ({', '.join(changed)} differ); "
+            "choose another output or delete it"
+        )

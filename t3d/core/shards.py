@@ -1,0 +1,227 @@
+"""Rows in Parquet shards that are there as a whole or not at all.
+
+    part-RANK-NUMBER.parquet  rows; `datasets` and `pandas` read them directly
+    part-RANK-NUMBER.json     rows and sha256: the mark that the shard counts
+    part-RANK.lock            held by the process that writes as this rank, and touched by it
+
+The mark is written after its shard, so a Parquet file without one that nobody writes is the
+rest of a killed run: it is never read, and a resumed run removes it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from t3d.core.files import write_bytes, write_json
+
+_PART = re.compile(r"part-(\d{5})-(\d{6})\.(parquet|json)(\.\d+\.partial)?")
+
+
+class StoreError(ValueError):
+    """A store that cannot be used: absent, foreign, damaged or made by something else."""
+
+
+def list_of(item: pa.DataType) -> pa.DataType:
+    """Lists of `item` without nulls."""
+    return pa.list_(pa.field("element", item, nullable=False))
+
+
+class Shards:
+    """Append-only rows of one schema in a directory; every shard is checksummed."""
+
+    def __init__(
+        self, directory: Path, schema: pa.Schema, *, rank: int = 0, world_size: int = 1
+    ) -> None:
+        """
+        Args:
+            directory: where the shards lie, or will lie.
+            schema: of all rows.
+            rank: number of this process, which is in the names of the shards that it writes.
+            world_size: number of processes that append at the same time.
+        """
+        self.directory = directory
+        self.schema = schema
+        self.rank = rank
+        self.world_size = world_size
+
+    def prepare(self) -> None:
+        """Make the directory, and remove what killed runs of this rank left half written.
+
+        Raises:
+            StoreError: if it cannot be made.
+        """
+        make_directory(self.directory)
+        committed = set(self.paths())
+        for file in sorted(self.directory.iterdir()):
+            part = _PART.fullmatch(file.name)
+            if part is None or int(part[1]) % self.world_size != self.rank:
+                continue
+            if part[4] or file.with_suffix(".parquet") not in committed:
+                # Other ranks of a larger number before may still be alive.
+                lock = self._lock_file(int(part[1]))
+                with _lock(lock) if lock.exists() else nullcontext(True) as free:
+                    if free:
+                        file.unlink(missing_ok=True)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Around every `append` of a process that others may be started beside.
+
+        Raises:
+            StoreError: while another process writes as this rank, or if nothing can be written.
+        """
+        with _lock(self._lock_file(self.rank)) as free:
+            if not free:
+                raise StoreError(
+                    f"{self.directory}: another process writes as rank {self.rank}; "
+                    "wait until it is done, or stop it"
+                )
+            yield
+
+    def touch(self) -> None:
+        """Tell others, while `writing`, that this process gets on."""
+        os.utime(self._lock_file(self.rank))
+
+    def touched(self) -> float:
+        """When a process last did, or began to write; 0 if none ever did."""
+        return max((file.stat().st_mtime for file in self.directory.glob("*.lock")), default=0.0)
+
+    def _lock_file(self, rank: int) -> Path:
+        return self.directory / f"part-{rank:05d}.lock"
+
+    def append(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Write one shard.
+
+        Raises:
+            ValueError: if the system refuses to write; all is then as before.
+        """
+        assert rows
+        data = to_parquet(rows, self.schema)
+        prefix = f"part-{self.rank:05d}-"
+        own = [s.stem for s in self.paths() if s.stem.startswith(prefix)]
+        number = 1 + max((int(stem.removeprefix(prefix)) for stem in own), default=-1)
+        shard = self.directory / f"{prefix}{number:06d}.parquet"
+        write_bytes(shard, data)
+        mark = {"rows": len(rows), "sha256": hashlib.sha256(data).hexdigest()}
+        write_json(shard.with_suffix(".json"), mark)
+
+    def __len__(self) -> int:
+        """Rows in all shards."""
+        return sum(_read_mark(shard)["rows"] for shard in self.paths())
+
+    def paths(self) -> list[Path]:
+        """Parquet files that count, by rank and number."""
+        marks = self.directory.glob("part-*.json")
+        return sorted(mark.with_suffix(".parquet") for mark in marks)
+
+    def tables(self) -> Iterator[tuple[Path, pa.Table]]:
+        """Every shard's rows, after its checksum and columns were checked.
+
+        Raises:
+            StoreError: for a shard that is missing, damaged or foreign.
+        """
+        for shard in self.paths():
+            yield shard, self._read(shard)
+
+    def _read(self, shard: Path) -> pa.Table:
+        mark = _read_mark(shard)
+        remedy = f"remove it and {shard.stem}.json and run the same again to fill the gap"
+        try:
+            data = shard.read_bytes()
+        except OSError as error:
+            raise StoreError(f"{shard}: cannot be read: {error.strerror}; {remedy}") from None
+        if hashlib.sha256(data).hexdigest() != mark["sha256"]:
+            raise StoreError(f"{shard}: damaged: its checksum is not the recorded one; {remedy}")
+        try:
+            table = pq.read_table(pa.BufferReader(data))
+        except pa.ArrowException as error:
+            raise StoreError(f"{shard}: not a Parquet file ({error}); {remedy}") from None
+        if not table.schema.equals(self.schema):
+            wrong = sorted(_columns(table.schema) ^ _columns(self.schema))
+            raise StoreError(f"{shard}: missing or unknown columns: {', '.join(wrong)}; {remedy}")
+        if table.num_rows != mark["rows"]:
+            raise StoreError(f"{shard}: {table.num_rows} rows, {mark['rows']} recorded; {remedy}")
+        return table
+
+
+def to_parquet(rows: Sequence[dict[str, Any]], schema: pa.Schema) -> bytes:
+    """A compressed Parquet file of rows."""
+    buffer = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), buffer, compression="zstd")
+    return buffer.getvalue().to_pybytes()
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory and its parents.
+
+    Raises:
+        StoreError: if the system refuses.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be made: {error.strerror}") from None
+
+
+def check_keys(file: Path, document: dict[str, Any], expected: set[str]) -> None:
+    """Raise StoreError unless a document has these keys exactly."""
+    if document.keys() != expected:
+        wrong = ", ".join(sorted(document.keys() ^ expected))
+        raise StoreError(f"{file}: missing or unknown keys: {wrong}")
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        StoreError: if the file holds none.
+    """
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise StoreError(f"{file}: cannot be read as JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise StoreError(f"{file}: not a JSON object")
+    return document
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[bool]:
+    """Whether nobody else is inside; the system lets go of it when a process is killed."""
+    try:
+        file = path.open("ab")
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be written: {error.strerror}") from None
+    with file:
+        free = True
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            free = False
+        except OSError:
+            # A file system without locks cannot tell.
+            pass
+        yield free
+
+
+def _read_mark(shard: Path) -> dict[str, Any]:
+    """{"rows", "sha256"} of a shard."""
+    file = shard.with_suffix(".json")
+    mark = read_object(file)
+    check_keys(file, mark, {"rows", "sha256"})
+    return mark
+
+
+def _columns(schema: pa.Schema) -> set[str]:
+    return {f"{field.name} ({field.type})" for field in schema}

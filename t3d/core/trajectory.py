@@ -1,0 +1,170 @@
+"""One decoded response and how it was decoded; batches of them as tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from t3d.core.blocks import BlockLayout
+
+FinishReason = Literal["stop", "length"]
+
+VISIBLE = -1
+"""Decode order of tokens that were never masked: the prompt."""
+NEVER = 1 << 30
+"""Decode order of positions that were still masked when decoding ended."""
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """A response as token ids, with the denoising step that committed each of them.
+
+    The response runs to the end of its last block, so that every visited state can be
+    rebuilt; the text ends after `num_response_tokens`.
+    """
+
+    prompt_id: str
+    prompt_ids: list[int]
+    response_ids: list[int]
+    """Ids up to the end of the last block; the mask id where nothing was committed."""
+    initial_ids: list[int]
+    """x_T, what each response position showed until it was committed: the mask id, or the
+    random token of `DecodingConfig.random_share` (ReDi, arXiv:2507.15897)."""
+    step_map: list[int]
+    """0-based denoising step within the block that committed the token, -1 for none."""
+    log_probs: list[float]
+    """Untempered log-probability (nats) at commit; 0.0 where nothing was committed."""
+    num_response_tokens: int
+    """Tokens up to and including the stop token."""
+    finish_reason: FinishReason
+    block_size: int
+    """Block size of the decoder that recorded the trajectory."""
+    answer: str | None = None
+    """Gold answer, if known. Label-free methods never read it."""
+
+    def __post_init__(self) -> None:
+        assert len(self.response_ids) == len(self.initial_ids)
+        assert len(self.response_ids) == len(self.step_map) == len(self.log_probs)
+        assert 0 < self.num_response_tokens <= len(self.response_ids)
+
+    def decode_order(self) -> list[int]:
+        """For each response token its rank among the (block, step) pairs that committed it.
+
+        Tokens committed in one forward pass share a rank; NEVER for masked positions.
+        """
+        start = len(self.prompt_ids)
+        pairs = [
+            ((start + i) // self.block_size, step) if step >= 0 else None
+            for i, step in enumerate(self.step_map)
+        ]
+        rank = {pair: i for i, pair in enumerate(sorted({p for p in pairs if p is not None}))}
+        return [NEVER if pair is None else rank[pair] for pair in pairs]
+
+
+@dataclass(frozen=True)
+class TrajectoryBatch:
+    """Right-padded sequences: prompt, response, and the order in which it was decoded."""
+
+    input_ids: Tensor
+    """x0, int64 [B, L]."""
+    initial_ids: Tensor
+    """x_T, int64 [B, L]; `input_ids` where nothing was ever masked: prompts and padding."""
+    prompt_length: Tensor
+    """int64 [B]."""
+    length: Tensor
+    """Prompt and whole last block, int64 [B]."""
+    num_response_tokens: Tensor
+    """Response tokens that take loss, int64 [B]."""
+    decode_order: Tensor
+    """int64 [B, L]; VISIBLE for prompts and padding, NEVER where still masked."""
+    index: Tensor
+    """The sequence's number in its data set, int64 [B]; keys its random numbers."""
+
+    @property
+    def position(self) -> Tensor:
+        """[1, L]."""
+        return torch.arange(self.input_ids.shape[1], device=self.input_ids.device)[None]
+
+    @property
+    def response(self) -> Tensor:
+        """Positions of the response, whole last block included, bool [B, L]."""
+        inside = self.position < self.length[:, None]
+        return inside & (self.position >= self.prompt_length[:, None])
+
+    @property
+    def target(self) -> Tensor:
+        """Response positions up to and including the stop token, bool [B, L]."""
+        end = self.prompt_length + self.num_response_tokens
+        return self.response & (self.position < end[:, None])
+
+    def as_dict(self) -> dict[str, Tensor]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @classmethod
+    def collate(cls, rows: Sequence[dict[str, Any]], pad_token_id: int) -> TrajectoryBatch:
+        """Pad rows as `training_row` makes them."""
+        width = max(len(row["input_ids"]) for row in rows)
+
+        def padded(name: str, fill: int) -> Tensor:
+            return torch.tensor([r[name] + [fill] * (width - len(r[name])) for r in rows])
+
+        def scalar(name: str) -> Tensor:
+            return torch.tensor([row[name] for row in rows])
+
+        return cls(
+            input_ids=padded("input_ids", pad_token_id),
+            initial_ids=padded("initial_ids", pad_token_id),
+            prompt_length=scalar("prompt_length"),
+            length=torch.tensor([len(row["input_ids"]) for row in rows]),
+            num_response_tokens=scalar("num_response_tokens"),
+            decode_order=padded("decode_order", VISIBLE),
+            index=scalar("index"),
+        )
+
+
+def training_row(trajectory: Trajectory, index: int) -> dict[str, Any]:
+    """One row for `TrajectoryBatch.collate`."""
+    prompt = trajectory.prompt_ids
+    return {
+        "input_ids": prompt + trajectory.response_ids,
+        "initial_ids": prompt + trajectory.initial_ids,
+        "prompt_length": len(prompt),
+        "num_response_tokens": trajectory.num_response_tokens,
+        "decode_order": [VISIBLE] * len(prompt) + trajectory.decode_order(),
+        "index": index,
+    }
+
+
+def training_rows(trajectories: Sequence[Trajectory]) -> list[dict[str, Any]]:
+    """Rows of trajectories, numbered in their order."""
+    return [training_row(trajectory, index) for index, trajectory in enumerate(trajectories)]
+
+
+def labelled_row(
+    prompt_ids: list[int],
+    response_ids: list[int],
+    index: int,
+    *,
+    fill_id: int,
+    mask_id: int,
+    block_size: int,
+) -> dict[str, Any]:
+    """One row of labelled data, its last block filled up with `fill_id`; x_T is all `mask_id`.
+
+    The filling takes loss: a model that never learned what follows the stop token commits
+    noise there before it commits the stop token.
+    """
+    end = BlockLayout(block_size).ceil(len(prompt_ids) + len(response_ids))
+    response = response_ids + [fill_id] * (end - len(prompt_ids) - len(response_ids))
+    return {
+        "input_ids": prompt_ids + response,
+        "initial_ids": prompt_ids + [mask_id] * len(response),
+        "prompt_length": len(prompt_ids),
+        "num_response_tokens": len(response),
+        "decode_order": [VISIBLE] * len(prompt_ids) + list(range(len(response))),
+        "index": index,
+    }

@@ -1,0 +1,1 @@
+"""Recipes and their route: plan, rollouts, students in rounds, evaluations, reports."""

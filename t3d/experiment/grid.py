@@ -1,0 +1,311 @@
+"""A checkpoint under a grid of decoding settings, each evaluated once and kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from concurrent.futures import FIRST_EXCEPTION, wait
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+from typing import cast
+
+import torch
+
+from t3d.core.files import claim, read_object
+from t3d.core.progress import bar, display, hear, stage
+from t3d.core.provenance import provenance
+from t3d.core.ranges import WORKERS, check_number
+from t3d.core.workers import pool
+from t3d.decoding.config import DecodingConfig
+from t3d.evaluation.config import EvaluationConfig
+from t3d.evaluation.evaluate import (
+    Evaluation,
+    Identity,
+    decode_problems,
+    decoded_shards,
+    evaluate,
+    is_finished,
+    requests_of,
+)
+from t3d.evaluation.results import DYNAMIC, ORIGINAL, save_results
+from t3d.evaluation.samples import write_samples
+from t3d.models import LanguageModel, from_pretrained
+from t3d.tasks import Example, Split, Task
+
+
+def load(name: str | Path) -> LanguageModel:
+    if not torch.cuda.is_available():
+        return from_pretrained(name)
+    # A rank's own, of those that a launcher has started on this machine.
+    local_rank = os.environ.get("LOCAL_RANK")
+    if local_rank is not None:
+        torch.cuda.set_device(int(local_rank))
+    return from_pretrained(name, device=torch.device("cuda", torch.cuda.current_device()))
+
+
+def check_evaluation(
+    lm: LanguageModel, problems: Sequence[Example], config: EvaluationConfig
+) -> int:
+    """How many prompts leave less room than some setting's max_new_tokens.
+
+    Raises:
+        ValueError: for what would fail only when evaluation starts.
+    """
+    if not problems:
+        raise ValueError("there are no problems to evaluate; ask for at least one")
+    labels, cut = set(), set()
+    for setting in config.settings:
+        if label(setting) in labels:
+            raise ValueError(f"evaluation: two settings are {label(setting)}; keep one of them")
+        labels.add(label(setting))
+        requests = requests_of(lm, problems, setting, config.seed)
+        if all(request is None for request in requests.values()):
+            raise ValueError(
+                f"none of the {len(problems)} prompts fits {lm.name}, which has "
+                f"{lm.model.config.max_position_embeddings} positions; take a model with more"
+            )
+        cut |= {
+            name
+            for name, request in requests.items()
+            if request is None or request.num_new(setting) < setting.max_new_tokens
+        }
+    return len(cut)
+
+
+def identify(checkpoint: Path, name: str | None = None) -> Identity:
+    """A student goes by its directory's name, as a comparison lays it out by that of its parent.
+
+    A model that was not distilled is the original.
+    """
+    record = checkpoint / "provenance.json"
+    facts = read_object(record) if record.exists() else {}
+    if "method" not in facts.get("config", {}):
+        return Identity(name or ORIGINAL)
+    counts = {key: facts.get(key) for key in ("seed", "optimizer_steps", "tokens_seen")}
+    for key, count in counts.items():
+        check_number(f"{record}: {key}", count, "[0, inf)", whole=True)
+    path = checkpoint.resolve()
+    own = path.parent.name if path.name == f"seed{facts['seed']}" else path.name
+    return Identity(name or own, **cast("dict[str, int]", counts))
+
+
+def evaluate_into(
+    model: str,
+    name: str | None,
+    task: Task,
+    split: Split,
+    limit: int,
+    config: EvaluationConfig,
+    output: Path,
+    num_workers: int,
+    *,
+    progress: bool,
+) -> list[Evaluation]:
+    """Evaluate a grid into a directory, with the rows in results.json and all samples beside."""
+    check_number("num_workers", num_workers, WORKERS, whole=True)
+    check_number("limit", limit, "[1, inf)", whole=True)
+    problems = task.examples(split, limit)
+    lm = load(model)
+    cut = check_evaluation(lm, problems, config)
+    if cut:
+        print(
+            f"t3d: {cut} of {len(problems)} prompts leave less room than max_new_tokens in "
+            f"{lm.name}'s {lm.model.config.max_position_embeddings} positions; their answers "
+            "are cut earlier",
+            file=sys.stderr,
+        )
+    identity = identify(Path(model), name)
+    recipe = {
+        "model": model,
+        "task": task.name,
+        "split": split,
+        "limit": limit,
+        "problems": _problems_digest(problems),
+        "identity": asdict(identity),
+        "batch_size": config.batch_size,
+        "seed": config.seed,
+        "measure_latency": config.measure_latency,
+    }
+    claim(output, recipe, lm.weights_hash)
+    plan = {evaluation_stage(identity, s): {"prompt": len(problems)} for s in config.settings}
+    # Several processes decode all settings in one stage.
+    with display(plan, show=progress and num_workers == 1):
+        evaluations = evaluate_settings(
+            lm,
+            identity,
+            task,
+            problems,
+            config,
+            output / "evaluation",
+            num_workers=num_workers,
+            progress=progress,
+        )
+    record = provenance(
+        config=recipe | asdict(config),
+        seed=config.seed,
+        model=model,
+        weights_hash=lm.weights_hash,
+    )
+    named = zip(map(label, config.settings), evaluations, strict=True)
+    union = [(name, sample) for name, evaluation in named for sample in evaluation.samples]
+    write_samples(output / "samples.parquet", union)
+    save_results(output / "results.json", [e.row for e in evaluations], record)
+    return evaluations
+
+
+def _problems_digest(problems: Sequence[Example]) -> str:
+    """sha256 over all that the model or the grader sees of the problems."""
+    seen = [[e.id, e.question, e.prefix, e.verbatim, e.answer] for e in problems]
+    return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
+
+
+def evaluate_settings(
+    model: str | Path | LanguageModel,
+    identity: Identity,
+    task: Task,
+    problems: Sequence[Example],
+    config: EvaluationConfig,
+    directory: Path,
+    *,
+    full: Path | None = None,
+    num_workers: int = 1,
+    progress: bool,
+) -> list[Evaluation]:
+    """Evaluate each setting into a folder of `directory`; the finished ones are read back.
+
+    Args:
+        model: a model, or the name of one to load when a setting is missing.
+        full: that of the full-step teacher, which defines `agreement` once it is there.
+        num_workers: processes that decode at the same time; each loads the model by its name.
+    """
+    if num_workers > 1:
+        name = model.name if isinstance(model, LanguageModel) else str(model)
+        _decode_shared(name, problems, config, directory, num_workers, progress=progress)
+    evaluations = []
+    for setting in config.settings:
+        path = directory / file_name(setting)
+        with stage(evaluation_stage(identity, setting)):
+            if not is_finished(path):
+                model = model if isinstance(model, LanguageModel) else load(model)
+                teacher = None
+                if full is not None and is_finished(full):
+                    teacher = Evaluation.load(full).final_answers
+                shards = decoded_shards(path)
+                evaluation = evaluate(
+                    model,
+                    task,
+                    problems,
+                    setting,
+                    identity,
+                    batch_size=config.batch_size,
+                    seed=config.seed,
+                    teacher_answers=teacher,
+                    measure_latency=config.measure_latency,
+                    shards=shards,
+                    progress=progress,
+                )
+                evaluation.save(path)
+                shutil.rmtree(shards.directory)
+        evaluations.append(Evaluation.load(path))
+    return evaluations
+
+
+def _decode_shared(
+    model: str,
+    problems: Sequence[Example],
+    config: EvaluationConfig,
+    directory: Path,
+    num_workers: int,
+    *,
+    progress: bool,
+) -> None:
+    """Decode the problems of all unfinished settings into shards, each process its share."""
+    paths = [(setting, directory / file_name(setting)) for setting in config.settings]
+    missing = [(setting, path) for setting, path in paths if not is_finished(path)]
+    if not missing:
+        return
+    num = len(missing) * len(problems)
+    with (
+        pool(num_workers, hear) as workers,
+        stage(f"decoding in {num_workers} processes"),
+        bar("decoding", num, "prompt", show=progress) as count,
+    ):
+        shares = [
+            workers.submit(_decode_share, model, problems, setting, config, path, rank, num_workers)
+            for setting, path in missing
+            for rank in range(num_workers)
+        ]
+        is_waiting = True
+        while is_waiting:
+            is_waiting = bool(wait(shares, timeout=1.0, return_when=FIRST_EXCEPTION).not_done)
+            for share in shares:
+                if share.done():
+                    share.result()
+            count.advance(sum(len(decoded_shards(path)) for _, path in missing) - count.done)
+
+
+def _decode_share(
+    model: str,
+    problems: Sequence[Example],
+    setting: DecodingConfig,
+    config: EvaluationConfig,
+    path: Path,
+    rank: int,
+    world_size: int,
+) -> None:
+    decode_problems(
+        _loaded(model),
+        problems,
+        setting,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        shards=decoded_shards(path, rank, world_size),
+        progress=False,
+    )
+
+
+@lru_cache(maxsize=1)
+def _loaded(model: str) -> LanguageModel:
+    """A worker's model, which serves one setting after another."""
+    return load(model)
+
+
+def label(setting: DecodingConfig) -> str:
+    """What the rows and tables of results tell settings apart by."""
+    name = f"block{setting.window_size}-steps{setting.denoising_steps}-{setting.remasking}"
+    if setting.remasking == DYNAMIC:
+        name += f"-{setting.confidence_threshold:g}"
+    return f"{name}-temperature{setting.temperature:g}"
+
+
+def evaluation_stage(identity: Identity, setting: DecodingConfig) -> str:
+    """What the evaluation of a checkpoint under a setting is called while it is under way."""
+    words = [f"evaluation of {identity.method}"]
+    if identity.method != ORIGINAL:
+        words.append(f"seed {identity.seed}")
+    words.append(f"block {setting.window_size}")
+    if setting.remasking == DYNAMIC:
+        words.append(f"dynamic > {setting.confidence_threshold:g}")
+    else:
+        words.append(f"{setting.denoising_steps} step{'s' * (setting.denoising_steps > 1)}")
+    default = DecodingConfig()
+    if setting.remasking not in (default.remasking, DYNAMIC):
+        words.append(setting.remasking)
+    if setting.temperature != default.temperature:
+        words.append(f"temperature {setting.temperature:g}")
+    return ", ".join(words)
+
+
+def digest(setting: DecodingConfig) -> str:
+    """A short name for all of a setting."""
+    return hashlib.sha256(json.dumps(asdict(setting)).encode()).hexdigest()[:8]
+
+
+def file_name(setting: DecodingConfig) -> str:
+    """The folder of a setting's evaluation."""
+    return f"{label(setting)}-{digest(setting)}"

@@ -1,0 +1,151 @@
+"""Recipes: everything that a run or a comparison is asked for, as typed dataclasses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from t3d.core.ranges import WORKERS, check_ranges
+from t3d.decoding.config import RolloutConfig
+from t3d.evaluation.config import EvaluationConfig, WatchConfig
+from t3d.tasks import ProtocolName, Split, Task, get_task
+from t3d.training.config import SEEDS, MethodConfig, PretrainConfig, TrainingConfig
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Problems of the task.
+
+    Args:
+        num_prompts: training prompts that the teacher rolls out; their answers are not read.
+        seed: of the training stream, for generated tasks.
+        split: what evaluation reads.
+        num_problems: evaluated problems.
+        prompts: your own training prompts instead of the task's: a .jsonl with the key question.
+            A task that is one .jsonl of your own needs them, as its lines are what is evaluated.
+        folder: of the benchmark's files; by default what `t3d data download` fetched.
+        protocol: standard, or t3d for the prompts and tests of T3D's authors byte for byte.
+        unsafe_exec: run the programs of code benchmarks without the sandbox.
+    """
+
+    num_prompts: int = 4000
+    seed: int = 0
+    split: Split = "test"
+    num_problems: int = 500
+    prompts: Path | None = None
+    folder: Path | None = None
+    protocol: ProtocolName = "standard"
+    unsafe_exec: bool = False
+
+    def __post_init__(self) -> None:
+        check_ranges(
+            self, {"[0, inf)": "num_prompts num_problems", "(-inf, inf)": "seed"}, where="data: "
+        )
+
+
+@dataclass(frozen=True)
+class AdaptConfig:
+    """A teacher made of an autoregressive chat model.
+
+    Args:
+        source: what `t3d convert` takes: a folder, a Hub name, a .gguf file, or package:NAME for
+            the .gguf in an installed Python package.
+        pretrain: what the converted model is adapted to; `model` is left out.
+    """
+
+    source: str
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A recipe of the whole route.
+
+    Args:
+        model: the teacher: a checkpoint directory, a Hub name, or mini_teacher.
+        shape: the model's config.json, or what of it fixes the number of parameters; only read
+            by --dry_run, where the model is not on this machine.
+        adapt: how the teacher is made in OUTPUT/teacher, instead of `model`.
+        task: the benchmark that gives prompts and problems, or a folder of your own with
+            train.jsonl, dev.jsonl (for watch and `t3d calibrate`) and test.jsonl.
+        output: the run's directory.
+        data: problems.
+        rollout: how the teacher decodes the training prompts.
+        methods: checkpoint name -> method; `original` is always evaluated beside them.
+        training: optimisation, shared by all methods.
+        watch: a few-step evaluation on the dev split while students train; the best checkpoint of
+            a round is kept beside its log in OUTPUT's hidden training directories.
+        evaluation: decoding settings to evaluate.
+        num_workers: processes that roll out, train and evaluate at the same time.
+    """
+
+    model: str = "mini_teacher"
+    shape: dict[str, Any] = field(default_factory=dict)
+    adapt: AdaptConfig | None = None
+    task: str = "mini_gsm"
+    output: Path = Path("runs/demo")
+    data: DataConfig = field(default_factory=DataConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    methods: dict[str, MethodConfig] = field(default_factory=dict)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    watch: WatchConfig | None = None
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    num_workers: int = 1
+
+    def __post_init__(self) -> None:
+        if self.watch is not None and self.training.sharding == "full":
+            raise ValueError(
+                "watch: decodes with the model that one process holds; "
+                "set training.sharding to none, or leave watch out"
+            )
+        check_ranges(self, {WORKERS: "num_workers"})
+        if self.task.endswith(".jsonl") and (self.data.prompts is None or self.watch is not None):
+            key = "data.prompts" if self.data.prompts is None else "watch"
+            raise ValueError(
+                f"task: {self.task} is one file, so {key} would take the problems that are "
+                "evaluated; name a folder with train.jsonl, dev.jsonl and test.jsonl instead"
+            )
+
+    def prompt_set(self) -> Task:
+        """Where training prompts come from: the benchmark, or a file of one's own."""
+        prompts = self.data.prompts
+        if prompts is None:
+            return self.problem_set()
+        return get_task(str(prompts), protocol=self.data.protocol)
+
+    def problem_set(self) -> Task:
+        """The benchmark.
+
+        Raises:
+            ValueError: for an unknown one, or options that it does not take.
+        """
+        data = self.data
+        return get_task(
+            self.task, data=data.folder, protocol=data.protocol, unsafe_exec=data.unsafe_exec
+        )
+
+
+@dataclass(frozen=True)
+class CompareConfig(RunConfig):
+    """A recipe that trains every method with every seed.
+
+    Args:
+        seeds: of training; each method is trained once with each.
+        recommended: the method that the others are compared with, if any.
+    """
+
+    output: Path = Path("runs/compare")
+    seeds: tuple[int, ...] = (0, 1, 2)
+    recommended: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ranges(self, {SEEDS: "seeds"})
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds must name each seed once, got {list(self.seeds)}")
+        if self.recommended is not None and self.recommended not in self.methods:
+            raise ValueError(
+                f"recommended={self.recommended!r} is none of the methods: "
+                f"{', '.join(self.methods) or 'there are none'}"
+            )

@@ -1,0 +1,317 @@
+"""One student of a recipe: its data, and its training in rounds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+
+from t3d.core.files import write_json
+from t3d.core.progress import note, stage
+from t3d.core.rng import derive_key
+from t3d.core.store import TrajectoryStore
+from t3d.core.trajectory import Trajectory, training_rows
+from t3d.decoding.config import DecodingConfig, RolloutConfig
+from t3d.decoding.rollout import rollout
+from t3d.evaluation.results import ORIGINAL
+from t3d.experiment.grid import digest, load
+from t3d.experiment.recipe import RunConfig
+from t3d.experiment.watch import Watch
+from t3d.models import LanguageModel
+from t3d.tasks import Example, Task
+from t3d.training.arguments import training_arguments
+from t3d.training.config import MethodConfig, TrainingConfig
+from t3d.training.distill import distill
+from t3d.training.methods import build_method
+from t3d.training.pretrain import labelled_rows
+
+
+def train_prompts(config: RunConfig) -> list[Example]:
+    """The training prompts of a recipe; only labelled methods read their answers."""
+    return config.prompt_set().examples("train", config.data.num_prompts, seed=config.data.seed)
+
+
+def own_decoding(
+    base: DecodingConfig, method: MethodConfig, *, student: bool = False
+) -> DecodingConfig:
+    """How a method's trajectories are decoded: as `base`, but for its own changes.
+
+    Args:
+        student: for the rounds after the first, whose trajectories are the student's.
+
+    Raises:
+        ValueError: for an unknown setting or value.
+    """
+    built = build_method(method)
+    changes = built.decoding | (built.student_decoding if student else {})
+    try:
+        return replace(base, **changes)
+    except (TypeError, ValueError) as error:
+        where = "student_decoding" if student else "decoding"
+        raise ValueError(f"method {method.method}: {where}: {error}") from None
+
+
+def own_rollout(config: RunConfig, method: MethodConfig, *, student: bool = False) -> RolloutConfig:
+    """The recipe's rollout with `own_decoding`."""
+    decoding = own_decoding(config.rollout.decoding, method, student=student)
+    return replace(config.rollout, decoding=decoding)
+
+
+def check_recipe(config: RunConfig) -> None:
+    """What `t3d run` and its `--dry_run` ask of a recipe, before any model or problem is read.
+
+    Raises:
+        ValueError: for settings that do not fit.
+    """
+    for name, method in config.methods.items():
+        if name == ORIGINAL:
+            raise ValueError(f"methods: {ORIGINAL!r} is the teacher's own name; choose another")
+        if not name.strip() or Path(name).name != name or name.startswith(".") or "\0" in name:
+            raise ValueError(f"methods: {name!r} is to name a directory; choose another name")
+        check_training(method, config.training, config.data.num_prompts, config.output)
+        for student in (False, True):
+            own_rollout(config, method, student=student)
+
+
+def store_path(config: RunConfig, method: MethodConfig) -> Path:
+    """Where a method's teacher trajectories lie; most methods share one store."""
+    decoding = own_rollout(config, method).decoding
+    if decoding == config.rollout.decoding:
+        return config.output / "trajectories"
+    return config.output / f"trajectories-{digest(decoding)}"
+
+
+Part = tuple[int, int]
+"""A worker's number, and of how many."""
+
+
+def parts(config: RunConfig) -> list[Part | None]:
+    """How workers share the rollouts; None is all of them."""
+    num = config.num_workers
+    return [None] if num == 1 else [(number, num) for number in range(num)]
+
+
+def teacher_rollouts(config: RunConfig) -> dict[Path, tuple[str, RolloutConfig]]:
+    """The teacher's stores, one for every way of decoding that a method asks for.
+
+    With each the name of its stage.
+    """
+    stores = {config.output / "trajectories": ("rollout", config.rollout)}
+    for name, method in config.methods.items():
+        if build_method(method).data == "trajectories":
+            own = f"rollout for {name}", own_rollout(config, method)
+            stores.setdefault(store_path(config, method), own)
+    return stores
+
+
+def rollout_stage(name: str, part: Part | None) -> str:
+    return name if part is None else f"{name}, part {part[0] + 1} of {part[1]}"
+
+
+def record_trajectories(
+    config: RunConfig, teacher: LanguageModel, *, part: Part | None = None, progress: bool
+) -> None:
+    """Roll the teacher out into all stores of the recipe.
+
+    Args:
+        part: as `rollout` has it.
+    """
+    prompts = train_prompts(config)
+    for path, (name, settings) in teacher_rollouts(config).items():
+        with stage(rollout_stage(name, part)):
+            rollout(teacher, prompts, path, settings, part=part, progress=progress)
+
+
+def student_work(config: RunConfig, method: MethodConfig) -> dict[str, int]:
+    """What `train_student` does, at most."""
+    rounds = build_method(method).rounds
+    prompts = min(method.num_sequences or config.data.num_prompts, config.data.num_prompts)
+    num = min(prompts, config.training.steps // rounds * config.training.batch_size)
+    return {"step": config.training.steps, "prompt": (rounds - 1) * num}
+
+
+def is_trained(checkpoint: Path) -> bool:
+    # Written last.
+    return (checkpoint / "provenance.json").exists()
+
+
+def train_student(
+    config: RunConfig,
+    method: MethodConfig,
+    training: TrainingConfig,
+    output: Path,
+    *,
+    progress: bool,
+) -> None:
+    """Train one student into `output` unless it is there.
+
+    With several rounds, each takes its share of the optimizer and warm-up steps with a schedule
+    of its own, at a learning rate that falls from round to round (`Method.decay`). From the second
+    on it trains on trajectories that the student of the round before made, of as many prompts as
+    it will read, and with `Method.verify` on the teacher's where the two end with other answers.
+
+    Processes that `torchrun` starts call it alike: they share rollouts and training, and of them
+    the first one writes.
+    """
+    if is_trained(output):
+        return
+    built = build_method(method)
+    if built.rounds == 1:
+        student = load(config.model)
+        rows = _rows(config, method, student, store_path(config, method))
+        watching = _watch(config, student)
+        distill(student, rows, method, training, output, callbacks=watching, progress=progress)
+        return
+    rounds = config.output / "rounds" / output.relative_to(config.output / "checkpoints")
+    directories = [rounds / f"round{number}" for number in range(built.rounds)]
+    records: list[dict[str, Any]] = []
+    student = load(config.model)
+    for number, directory in enumerate(directories):
+        steps = training.steps // built.rounds + (number < training.steps % built.rounds)
+        warmup = round(training.warmup_steps / built.rounds)
+        seed = derive_key(training.seed, "round", number) % 2**31
+        with stage(f"round {number + 1} of {built.rounds}"):
+            if not is_trained(directory):
+                if number == 0:
+                    rows = _rows(config, method, student, store_path(config, method))
+                else:
+                    num = steps * training.batch_size
+                    prompts = _rotated(_prompts(config, method), number, num)
+                    settings = replace(own_rollout(config, method, student=True), seed=seed)
+                    path = rounds / f"trajectories{number}"
+                    own = rollout(student, prompts, path, settings, progress=progress).read()
+                    if built.verify:
+                        first = TrajectoryStore.open(store_path(config, method)).read()
+                        own = verified(config.prompt_set(), prompts, student, own, first)
+                    rows = training_rows(own)
+                rate = method.learning_rate or training.learning_rate
+                distill(
+                    student,
+                    rows,
+                    replace(method, learning_rate=rate * built.round_rate(number)),
+                    replace(training, steps=steps, warmup_steps=warmup, seed=seed),
+                    directory,
+                    # By default a copy of where the round starts.
+                    teacher=load(config.model) if built.objective.needs_teacher else None,
+                    callbacks=_watch(config, student),
+                    progress=progress,
+                )
+        records.append(json.loads((directory / "provenance.json").read_text(encoding="utf-8")))
+        if number + 1 < built.rounds:
+            student = load(directory)
+    # The arguments know the processes, even where all rounds were trained before.
+    if training_arguments(training, output).should_save:
+        _finish(method, training, records, directories[-1], output)
+    PartialState().wait_for_everyone()
+
+
+def _finish(
+    method: MethodConfig,
+    training: TrainingConfig,
+    records: list[dict[str, Any]],
+    last: Path,
+    output: Path,
+) -> None:
+    """Make the last round's directory the checkpoint, and its provenance that of all rounds."""
+    record = records[-1]
+    if "rounds" not in record:
+        for key in ("optimizer_steps", "tokens_seen"):
+            record[key] = sum(r[key] for r in records)
+        record |= {"rounds": len(records), "seed": training.seed, "model": records[0]["model"]}
+        record["config"] = {"method": asdict(method), "training": asdict(training)}
+        write_json(last / "provenance.json", record)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    last.rename(output)
+
+
+def _watch(config: RunConfig, student: LanguageModel) -> list[Watch]:
+    """What looks at a student while it trains."""
+    if config.watch is None:
+        return []
+    task = config.problem_set()
+    problems = task.examples("dev", config.watch.num_problems)
+    return [Watch(student, task, problems, config.watch)]
+
+
+def _rotated(prompts: list[Example], number: int, num: int) -> list[Example]:
+    """`num` prompts at most, other ones in every round while they last."""
+    start = number * num % len(prompts)
+    return (prompts[start:] + prompts[:start])[:num]
+
+
+def _rows(
+    config: RunConfig, method: MethodConfig, lm: LanguageModel, store: Path
+) -> list[dict[str, Any]]:
+    """What a method trains on."""
+    built = build_method(method)
+    if built.data == "labelled":
+        return labelled_rows(lm, _prompts(config, method), max(config.training.block_sizes))
+    return training_rows(TrajectoryStore.open(store).read()[: method.num_sequences])
+
+
+def verified(
+    task: Task,
+    examples: Sequence[Example],
+    lm: LanguageModel,
+    own: Sequence[Trajectory],
+    teacher: Sequence[Trajectory],
+) -> list[Trajectory]:
+    """A student's trajectories; the teacher's where the two end with different answers.
+
+    Dropping them instead would drop the long problems, and the student would forget those.
+    How many there are is told on stderr.
+
+    Args:
+        examples: those of `own`, in its order.
+        teacher: one for each of these problems at least, in any order.
+    """
+    known = {trajectory.prompt_id: trajectory for trajectory in teacher}
+    first = [known[trajectory.prompt_id] for trajectory in own]
+
+    def answers(trajectories: Sequence[Trajectory]) -> list[str | None]:
+        texts = [lm.decode(t.response_ids[: t.num_response_tokens]) for t in trajectories]
+        return [grade.final_answer for grade in task.grade(examples, texts)]
+
+    found, taught = answers(own), answers(first)
+    agree = [x is not None and x == y for x, y in zip(found, taught, strict=True)]
+    if PartialState().is_main_process:
+        note(
+            f"verification: the teacher's response stands in for {agree.count(False)} of "
+            f"{len(agree)}; without a final answer are {found.count(None)} of the student's "
+            f"responses and {taught.count(None)} of the teacher's{_where(task, taught)}"
+        )
+    return [a if same else b for a, b, same in zip(own, first, agree, strict=True)]
+
+
+def _where(task: Task, answers: Sequence[str | None]) -> str:
+    if 2 * answers.count(None) <= len(answers):
+        return ""
+    return f": too few to verify by; {task.name} reads an answer in \\boxed{{}}"
+
+
+def _prompts(config: RunConfig, method: MethodConfig) -> list[Example]:
+    return train_prompts(config)[: method.num_sequences]
+
+
+def check_training(
+    method: MethodConfig | None, config: TrainingConfig, num_sequences: int, output: Path
+) -> None:
+    """Raise ValueError for what would fail only when training starts; None is for pretraining."""
+    if method is not None:
+        rounds = build_method(method).rounds
+        num_sequences = min(num_sequences, method.num_sequences or num_sequences)
+        if config.steps < rounds:
+            raise ValueError(
+                f"method {method.method!r}: {rounds} rounds need as many optimizer steps, "
+                f"got steps={config.steps}"
+            )
+    training_arguments(config, output)
+    if num_sequences < config.batch_size:
+        raise ValueError(
+            f"{num_sequences} training sequences are fewer than batch_size={config.batch_size}; "
+            "take more prompts or a smaller batch"
+        )

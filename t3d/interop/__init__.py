@@ -1,0 +1,1 @@
+"""The forms of other tools: checkpoints, rollouts, lm-evaluation-harness."""

@@ -1,0 +1,178 @@
+"""Write a checkpoint in the published SDAR layout, with code that transformers alone can load."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig
+
+from t3d.core.dtypes import Dtype
+from t3d.core.files import check_output, write_bytes, write_json
+from t3d.interop.checkpoints.card import write_card
+from t3d.models import LanguageModel, from_pretrained
+from t3d.models.families import family_of
+from t3d.models.loading import BUILT_IN
+
+TEMPLATES = Path(__file__).parent / "templates"
+"""Code that runs under transformers 4 and 5, so no type checker for one of them reads it."""
+
+
+def export(
+    model: str | Path,
+    output: Path,
+    *,
+    dtype: Dtype | None = None,
+    max_shard_size: str = "5GB",
+    untie: bool = False,
+    block_size: int | None = None,
+    mask_token_id: int | None = None,
+    results: Path | None = None,
+    license: str | None = None,
+) -> None:
+    """Write a checkpoint for transformers, SGLang and LMDeploy. Nothing is left after a failure.
+
+    Args:
+        model: a checkpoint directory, a Hub name, or a built-in name.
+        output: the directory, new or empty.
+        dtype: of the weights; by default as they are.
+        max_shard_size: of one safetensors file, such as 5GB.
+        untie: store the head as a weight of its own where it shares the embedding's.
+        block_size: where config.json lacks it.
+        mask_token_id: where config.json and the tokenizer lack it.
+        results: a results.json for the card, which shows this model's rows.
+        license: name of the license in the card, such as apache-2.0.
+
+    Raises:
+        ValueError: if the output holds something or cannot be written, or the model cannot be
+            loaded.
+    """
+    check_output(output)
+    if not re.fullmatch(r"\d+\s*(K|M|G)?B", max_shard_size):
+        raise ValueError(f"max_shard_size must be a size such as 5GB, got {max_shard_size!r}")
+    source = BUILT_IN.get(str(model), Path(model))
+    stored = _stored_dtype(str(source)) if dtype is None else dtype
+    lm = from_pretrained(
+        model,
+        dtype=getattr(torch, stored),
+        block_size=block_size,
+        mask_token_id=mask_token_id,
+    )
+    if lm.model.config.block_size is None:
+        raise ValueError(f"{model}: config.json has no block_size; give --block_size")
+    if untie and lm.model.config.tie_word_embeddings:
+        _untie(lm.model)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    except OSError as error:
+        raise ValueError(
+            f"{output}: cannot be written ({error.strerror}); choose another output"
+        ) from None
+    try:
+        partial.chmod(0o755)
+        lm.model.save_pretrained(partial, max_shard_size=max_shard_size)
+        lm.tokenizer.save_pretrained(partial)
+        _finish_config(partial)
+        _finish_generation_config(partial, lm, source)
+        _finish_tokenizer(partial, lm)
+        write_code(partial)
+        if (source / "provenance.json").exists():
+            shutil.copy(source / "provenance.json", partial)
+        write_card(partial, title=output.name, source=str(model), results=results, license=license)
+        partial.rename(output)
+    except OSError as error:
+        raise ValueError(
+            f"{output}: cannot be written ({error.strerror}); free the space or choose another"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _stored_dtype(source: str) -> str:
+    """The dtype that config.json states; float32 if none that t3d writes."""
+    try:
+        document, _ = PreTrainedConfig.get_config_dict(source)
+    except (OSError, ValueError):
+        # Loading says what is wrong.
+        return "float32"
+    stated = document.get("dtype") or document.get("torch_dtype")
+    return str(stated) if stated in get_args(Dtype) else "float32"
+
+
+def _untie(model: Any) -> None:
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
+
+
+def _finish_config(directory: Path) -> None:
+    """The keys that other engines and transformers 4 read, in place of those of transformers 5."""
+    path = directory / "config.json"
+    document = json.loads(path.read_text(encoding="utf-8"))
+    name, prefix = document["model_type"], class_prefix(document["model_type"])
+    document["architectures"] = [f"{prefix}ForCausalLM"]
+    document["auto_map"] = {
+        "AutoConfig": f"configuration_{name}.{prefix}Config",
+        "AutoModel": f"modeling_{name}.{prefix}Model",
+        "AutoModelForCausalLM": f"modeling_{name}.{prefix}ForCausalLM",
+    }
+    # rope_theta, rope_scaling and torch_dtype say the same.
+    for key in ("rope_parameters", "dtype"):
+        document.pop(key, None)
+    if set(document.get("layer_types") or ()) <= {"full_attention"}:
+        document.pop("layer_types", None)
+    write_bytes(path, (json.dumps(document, indent=2, sort_keys=True) + "\n").encode())
+
+
+def _finish_generation_config(directory: Path, lm: LanguageModel, source: Path) -> None:
+    """What the source says, such as calibrated settings, and every stop token."""
+    path = source / "generation_config.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    ids = {"eos_token_id": list(lm.stop_token_ids), "pad_token_id": lm.pad_token_id}
+    write_json(directory / "generation_config.json", before | ids)
+
+
+def _finish_tokenizer(directory: Path, lm: LanguageModel) -> None:
+    """Settings that transformers 4 understands too, and the mask token's name."""
+    path = directory / "tokenizer_config.json"
+    document = json.loads(path.read_text(encoding="utf-8"))
+    for key in ("backend", "is_local", "local_files_only", "name_or_path"):
+        document.pop(key, None)
+    if document.get("tokenizer_class") == "TokenizersBackend":
+        document["tokenizer_class"] = "PreTrainedTokenizerFast"
+    # A list under this name is the new spelling of the other.
+    if isinstance(document.get("extra_special_tokens"), list):
+        document["additional_special_tokens"] = document.pop("extra_special_tokens")
+    document["mask_token"] = lm.tokenizer.convert_ids_to_tokens(lm.mask_token_id)
+    write_json(path, document)
+
+
+def class_prefix(model_type: str) -> str:
+    """What a family's classes begin with, such as SDAR."""
+    return family_of(model_type).model_class.__name__.removesuffix("ForCausalLM")
+
+
+def write_code(directory: Path) -> None:
+    """Put a family's configuration and modeling file beside its config.json."""
+    name = json.loads((directory / "config.json").read_text(encoding="utf-8"))["model_type"]
+    model_class, prefix = family_of(name).model_class, class_prefix(name)
+    # The class of the library that has the family's arithmetic.
+    stock = next(c for c in model_class.__mro__ if c.__module__.startswith("transformers.models."))
+    library = stock.__name__.removesuffix("ForCausalLM")
+    for kind in ("configuration", "modeling"):
+        text = (TEMPLATES / f"{kind}_sdar.py.txt").read_text(encoding="utf-8")
+        text = text.replace("_sdar", f"_{name}").replace('"sdar"', f'"{name}"')
+        text = re.sub(r"SDAR(?=Config|Model|ForCausalLM)", prefix, text)
+        text = re.sub(r"\bQwen3(?=Config|Model|ForCausalLM|\b)", library, text)
+        if kind == "modeling" and name == "sdar_moe":
+            experts = (TEMPLATES / "experts.py.txt").read_text(encoding="utf-8")
+            text = text.replace(
+                "\n\nclass BlockDiffusion:", f"\n{experts}\n\nclass BlockDiffusion:"
+            )
+        (directory / f"{kind}_{name}.py").write_text(text, encoding="utf-8")

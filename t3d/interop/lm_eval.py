@@ -1,0 +1,397 @@
+"""Block-diffusion models in lm-evaluation-harness (optional extra `lm-eval`).
+
+Importing this module registers the model type `t3d`. The harness finds no models by itself, so
+
+    python -m t3d.interop.lm_eval --model t3d --model_args pretrained=CHECKPOINT,... --tasks ...
+
+is its own command line with the registration done; `evaluate_tasks` is the same from Python.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+
+from t3d.core.files import check_output, write_json
+from t3d.core.progress import bar
+from t3d.core.provenance import provenance
+from t3d.core.rng import derive_key
+from t3d.decoding.build import make_decoder
+from t3d.decoding.config import DecodingConfig
+from t3d.decoding.request import Completion, Request
+from t3d.evaluation.metrics import decoding_metrics
+from t3d.models.loading import LanguageModel, from_pretrained
+from t3d.tasks import Example
+
+try:
+    # The harness lists its own models only while its registry is empty, so before ours.
+    import lm_eval.models  # noqa: F401
+    from lm_eval.api.instance import Instance
+    from lm_eval.api.model import LM
+    from lm_eval.api.registry import register_model
+    from lm_eval.utils import handle_non_serializable, simple_parse_args_string
+except ModuleNotFoundError as error:
+    raise ValueError(
+        f"lm-evaluation-harness cannot be imported ({error}); "
+        "install it with `pip install 't3d[lm-eval]'`"
+    ) from error
+
+RESULTS = "lm_eval.json"
+SAMPLES = "lm_eval_samples.json"
+
+_DTYPES = {str(d).removeprefix("torch."): d for d in (torch.float32, torch.bfloat16, torch.float16)}
+_LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+"""The harness's names of the longest response, the first of which counts."""
+_NEUTRAL = {"num_beams": 1, "repetition_penalty": 1}
+"""What we have no such thing for, with the value that asks for nothing."""
+_KINDS = {"int": int, "int | None": int, "float": (int, float), "Remasking": str}
+_SETTINGS = {field.name: _KINDS[str(field.type)] for field in fields(DecodingConfig)}
+
+
+def _configured(base: DecodingConfig, changes: Mapping[str, Any], where: str) -> DecodingConfig:
+    """`base` with settings that came as text; errors name where they came from."""
+    for name, value in changes.items():
+        if name not in _SETTINGS:
+            raise ValueError(f"{where}: {name}={value!r} is nothing that t3d's decoding can honour")
+        if isinstance(value, bool) or not isinstance(value, _SETTINGS[name]):
+            raise ValueError(f"{where}: {name} must not be {value!r}, it has the wrong type")
+    try:
+        return replace(base, **changes)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def _generation(
+    base: DecodingConfig, gen_kwargs: Mapping[str, Any], where: str
+) -> tuple[DecodingConfig, list[str]]:
+    """How a request is decoded, and the texts that end its output.
+
+    Raises:
+        ValueError: for a parameter that cannot be honoured.
+    """
+    given = {key: value for key, value in gen_kwargs.items() if value is not None}
+    until = given.pop("until", [])
+    lengths = [given.pop(name) for name in _LENGTHS if name in given]
+    changes = {"max_new_tokens": lengths[0]} if lengths else {}
+    for name, neutral in _NEUTRAL.items():
+        if given.get(name) == neutral:
+            del given[name]
+    do_sample = given.pop("do_sample", None)
+    if do_sample is False:
+        given["temperature"] = 0.0
+    decoding = _configured(base, changes | given, where)
+    if do_sample and decoding.temperature == 0:
+        raise ValueError(
+            f"{where}: do_sample=true needs a temperature above 0; "
+            "give one in gen_kwargs or model_args, or do_sample=false"
+        )
+    # An empty text would end every output before it begins.
+    return decoding, [stop for stop in ([until] if isinstance(until, str) else until) if stop]
+
+
+class BlockDiffusionLM(LM):
+    """A model of the harness for generative tasks.
+
+    Args:
+        lm: the loaded model.
+        decoding: where a request's generation parameters say nothing else.
+        batch_size: sequences that share a forward pass at most; it changes no output.
+        seed: of candidate sampling.
+        progress: show a progress bar.
+    """
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        decoding: DecodingConfig,
+        *,
+        batch_size: int = 1,
+        seed: int = 0,
+        progress: bool = True,
+    ) -> None:
+        super().__init__()
+        self.lm = lm
+        self.decoding = decoding
+        self.batch_size = batch_size
+        self.seed = seed
+        self.progress = progress
+        # The harness notes its special tokens in the results.
+        self.tokenizer = lm.tokenizer
+        self._device = lm.model.device
+        self._completions: dict[DecodingConfig, list[Completion]] = {}
+        self._templated = False
+        """Whether prompts come through the chat template, whose control tokens they then hold."""
+
+    @classmethod
+    def create_from_arg_string(
+        cls, arg_string: str, additional_config: dict[str, Any] | None = None
+    ) -> BlockDiffusionLM:
+        """As `create_from_arg_obj`, from `key=value,key=value`."""
+        return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
+
+    @classmethod
+    def create_from_arg_obj(
+        cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None
+    ) -> BlockDiffusionLM:
+        """From the harness's `--model_args`, which win over its other options.
+
+        Args:
+            arg_dict: `pretrained`, and optionally `dtype`, `device`, `batch_size`, `seed` and
+                every field of `DecodingConfig`; temperature is 0 where it is not given.
+            additional_config: the harness's `batch_size`, `max_batch_size` and `device`.
+
+        Raises:
+            ValueError: for a missing, unknown or wrong argument.
+        """
+        given = {k: v for k, v in (additional_config or {}).items() if v is not None}
+        given = {"batch_size": 1, "device": "cuda:0", "dtype": "float32", "seed": 0} | given
+        given |= arg_dict
+        # The largest batch that the harness's own search may try.
+        given.pop("max_batch_size", None)
+        device, dtype = str(given.pop("device")), str(given.pop("dtype"))
+        batch_size, seed = given.pop("batch_size"), given.pop("seed")
+        if "pretrained" not in given:
+            raise ValueError("model_args: name a checkpoint, as in pretrained=mini_teacher")
+        name = str(given.pop("pretrained"))
+        if dtype not in _DTYPES:
+            raise ValueError(f"model_args: dtype is one of {', '.join(_DTYPES)}, not {dtype!r}")
+        # The command line's batch size is text, and may ask for a search.
+        if not str(batch_size).isdecimal() or int(batch_size) < 1:
+            raise ValueError(f"batch_size must be a number from 1 up, got {batch_size!r}")
+        if not isinstance(seed, int):
+            raise ValueError(f"model_args: seed must be a whole number, got {seed!r}")
+        decoding = _configured(DecodingConfig(temperature=0.0), given, "model_args")
+        # The harness says cuda:0 where the user says nothing.
+        if device.startswith("cuda") and not torch.cuda.is_available():
+            device = "cpu"
+        lm = from_pretrained(name, device=device, dtype=_DTYPES[dtype])
+        return cls(lm, decoding, batch_size=int(batch_size), seed=seed)
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """The answers' texts, in the order of the requests.
+
+        Raises:
+            ValueError: for generation parameters that cannot be honoured, and prompts that are
+                empty or do not fit the model.
+        """
+        groups: dict[DecodingConfig, list[int]] = {}
+        stops: list[list[str]] = []
+        seeds: list[int] = []
+        seen: Counter[tuple[str | None, int | None]] = Counter()
+        for index, request in enumerate(requests):
+            where = f"gen_kwargs of {request.task_name}"
+            decoding, until = _generation(self.decoding, request.arguments[1], where)
+            groups.setdefault(decoding, []).append(index)
+            stops.append(until)
+            # A task that asks for several answers to a problem repeats its request.
+            problem = (request.task_name, request.doc_id)
+            seeds.append(derive_key(self.seed, "lm_eval", *map(str, problem), seen[problem]))
+            seen[problem] += 1
+        examples = []
+        for request in requests:
+            name, text = f"{request.task_name}, problem {request.doc_id}", request.arguments[0]
+            content = "" if self._templated else text
+            examples.append(Example(name, content, verbatim=text))
+        prompts = self.lm.encode_examples(examples)
+        texts: dict[int, str] = {}
+        show = self.progress and not disable_tqdm
+        with bar("lm-eval", len(requests), "request", show=show) as count:
+            # What may not fit the model or its memory comes first.
+            for decoding in sorted(groups, key=lambda d: -d.max_new_tokens):
+                members = groups[decoding]
+
+                def finish(
+                    number: int,
+                    completion: Completion,
+                    members: list[int] = members,
+                    longest: int = decoding.max_new_tokens,
+                ) -> None:
+                    index = members[number]
+                    # The decoder fills whole blocks.
+                    text = self.lm.decode(completion.token_ids[:longest])
+                    ends = [text.find(stop) for stop in stops[index] if stop in text]
+                    texts[index] = text[: min(ends, default=len(text))]
+                    self.cache_hook.add_partial(
+                        "generate_until", requests[index].arguments, texts[index]
+                    )
+                    count.advance()
+
+                decoder = make_decoder(self.lm, decoding, self.batch_size)
+                chosen = [Request(prompts[index], seeds[index]) for index in members]
+                completions = decoder.decode(chosen, finish)
+                self._completions.setdefault(decoding, []).extend(completions)
+        return [texts[index] for index in range(len(requests))]
+
+    def loglikelihood(self, requests: list[Instance]) -> NoReturn:
+        """Raises ValueError."""
+        raise ValueError(
+            "a masked diffusion model has no left-to-right likelihood; t3d runs generative tasks "
+            f"(output_type: generate_until) only, not {requests[0].task_name}"
+        )
+
+    loglikelihood_rolling = loglikelihood
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Tells the harness's caches of requests apart."""
+        return self.lm.name.replace("/", "__")
+
+    def chat_template(self, chat_template: bool | str = False) -> str:
+        """The tokenizer's own template, for the harness's records.
+
+        Raises:
+            ValueError: if a template is asked for by name.
+        """
+        if isinstance(chat_template, str):
+            raise ValueError(
+                f"t3d uses the tokenizer's own chat template, not {chat_template!r}; "
+                "give --apply_chat_template without a name"
+            )
+        self._templated = True
+        return self.lm.tokenizer.get_chat_template()
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """A conversation as text, up to where the model goes on.
+
+        Raises:
+            ValueError: for a turn that holds a control token.
+        """
+        self._templated = True
+        for turn in chat_history:
+            self.lm.check_content(f"the turn {turn['content']!r:.60}", *turn.values())
+        return str(
+            self.lm.tokenizer.apply_chat_template(
+                chat_history,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=not add_generation_prompt,
+            )
+        )
+
+    def get_model_info(self) -> dict[str, Any]:
+        """For the `config` of the harness's results: every way of decoding and what it took."""
+        decodings = [
+            asdict(decoding) | {"n": len(done)} | asdict(decoding_metrics(done))
+            for decoding, done in self._completions.items()
+        ]
+        return {
+            "pretrained": self.lm.name,
+            "weights_hash": self.lm.weights_hash,
+            "decoding_seed": self.seed,
+            "decodings": decodings,
+        }
+
+
+# Not as a decorator, which has no types and would hide the class's own.
+register_model("t3d")(BlockDiffusionLM)
+
+
+def evaluate_tasks(
+    lm: LanguageModel,
+    tasks: Sequence[str],
+    decoding: DecodingConfig,
+    output: Path,
+    *,
+    batch_size: int = 32,
+    seed: int = 0,
+    limit: float | None = None,
+    num_fewshot: int | None = None,
+    include_path: Path | None = None,
+    apply_chat_template: bool = True,
+    gen_kwargs: Mapping[str, Any] | None = None,
+    log_samples: bool = False,
+    confirm_run_unsafe_code: bool = False,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Evaluate generative tasks of the harness; its results, also in `output / RESULTS`.
+
+    Args:
+        tasks: names of the harness's tasks, groups and tags, or task YAML files.
+        decoding: where a task's generation parameters say nothing else; most say do_sample:
+            false, which is temperature 0, and many say max_gen_toks.
+        output: directory, made if need be.
+        batch_size: sequences that share a forward pass at most.
+        seed: of candidate sampling, and of the harness's few-shot examples.
+        limit: problems a task at most; below 1, a share of them.
+        num_fewshot: worked examples before each problem, where the task does not fix them.
+        include_path: a folder with more task YAML files.
+        apply_chat_template: give the problems as a user's turn instead of verbatim.
+        gen_kwargs: generation parameters that win over the tasks' own.
+        log_samples: also write every problem with its output and grade to `output / SAMPLES`.
+        confirm_run_unsafe_code: allow tasks that run the code that the model writes.
+
+    Raises:
+        ValueError: for unknown tasks, tasks that are not generative, generation parameters
+            that cannot be honoured, or an output that cannot be written.
+    """
+    from lm_eval.evaluator import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    # The harness's own tasks are 14000 files to parse; only groups and tags may need them too.
+    manager = TaskManager(include_path=include_path, include_defaults=False)
+    if not set(tasks) <= set(manager.all_subtasks):
+        print("t3d: reading the harness's index of tasks, about half a minute", file=sys.stderr)
+        manager = TaskManager(include_path=include_path)
+    for name in tasks:
+        if name not in manager.all_tasks and not Path(name).is_file():
+            raise ValueError(
+                f"lm-evaluation-harness has no task {name!r}; `lm_eval ls tasks` lists them, and "
+                "include_path adds a folder of your own"
+            )
+    # Otherwise the harness would refuse them after the others were decoded.
+    for name, task in manager.load(list(tasks))["tasks"].items():
+        if task.OUTPUT_TYPE != "generate_until":
+            raise ValueError(
+                f"task {name} is of output_type {task.OUTPUT_TYPE}, which needs a left-to-right "
+                "likelihood; a masked diffusion model runs generate_until tasks only"
+            )
+    check_output(output, RESULTS)
+    output.mkdir(parents=True, exist_ok=True)
+    results = simple_evaluate(
+        model=BlockDiffusionLM(lm, decoding, batch_size=batch_size, seed=seed, progress=progress),
+        tasks=list(tasks),
+        task_manager=manager,
+        batch_size=batch_size,
+        limit=limit,
+        num_fewshot=num_fewshot,
+        apply_chat_template=apply_chat_template,
+        fewshot_as_multiturn=apply_chat_template,
+        gen_kwargs=dict(gen_kwargs or {}),
+        log_samples=log_samples,
+        confirm_run_unsafe_code=confirm_run_unsafe_code,
+        fewshot_random_seed=seed,
+    )
+    assert results is not None, "one process"
+    document = json.loads(json.dumps(results, default=handle_non_serializable))
+    asked = {"tasks": list(tasks), "limit": limit, "num_fewshot": num_fewshot}
+    asked |= {"apply_chat_template": apply_chat_template, "gen_kwargs": dict(gen_kwargs or {})}
+    document["provenance"] = provenance(
+        config=asked | {"decoding": asdict(decoding)},
+        seed=seed,
+        model=lm.name,
+        weights_hash=lm.weights_hash,
+    )
+    if log_samples:
+        write_json(output / SAMPLES, document.pop("samples"))
+    write_json(output / RESULTS, document)
+    return document
+
+
+def main() -> None:
+    """The harness's own command line."""
+    from lm_eval.__main__ import cli_evaluate
+
+    cli_evaluate()
+
+
+if __name__ == "__main__":
+    main()

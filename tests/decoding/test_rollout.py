@@ -1,0 +1,412 @@
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing import get_context
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from tokenizers import Regex, Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
+from transformers import PreTrainedTokenizerFast
+
+from t3d.core.files import write_bytes
+from t3d.core.rng import derive_key
+from t3d.core.store import StoreError, TrajectoryStore
+from t3d.decoding.build import make_decoder
+from t3d.decoding.config import DecodingConfig, RolloutConfig
+from t3d.decoding.request import Request
+from t3d.decoding.rollout import rollout
+from t3d.models.loading import LanguageModel
+from t3d.models.sdar import SDARConfig, SDARForCausalLM
+from t3d.tasks.base import Example
+
+ROOT = Path(__file__).parents[1]
+VOCABULARY = ["<|MASK|>", "<|pad|>", "<|im_end|>", *"0123456789 ab"]
+CONFIG = RolloutConfig(
+    DecodingConfig(block_size=4, denoising_steps=2, temperature=1.0, max_new_tokens=12),
+    seed=0,
+    batch_size=2,
+    shard_size=3,
+)
+
+
+def toy_lm() -> LanguageModel:
+    """A random model of 16 tokens; float64, so that no two equal runs can differ."""
+    torch.manual_seed(0)
+    model = SDARForCausalLM(
+        SDARConfig(
+            vocab_size=len(VOCABULARY),
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=8,
+            max_position_embeddings=32,
+            block_size=4,
+            mask_token_id=0,
+            initializer_range=0.3,
+        )
+    )
+    words = Tokenizer(WordLevel({token: i for i, token in enumerate(VOCABULARY)}, "<|pad|>"))
+    words.pre_tokenizer = Split(Regex("."), "isolated")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words)
+    tokenizer.chat_template = "{{ messages[0].content }} "
+    return LanguageModel(model.double().eval(), tokenizer, 0, 1, (2,), "toy", None)
+
+
+def toy_examples(num: int) -> list[Example]:
+    """Prompts of all remainders to the block size."""
+    return [Example(f"toy/{i}", f"{i % 10}{'ab' * 2:.{i % 4}}", str(i)) for i in range(num)]
+
+
+@pytest.fixture(scope="module")
+def lm() -> LanguageModel:
+    return toy_lm()
+
+
+def shards(path: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted((path / "shards").iterdir())}
+
+
+def test_rows_are_what_the_decoder_gives_each_prompt_alone(
+    lm: LanguageModel, tmp_path: Path
+) -> None:
+    examples = toy_examples(8)
+    store = rollout(lm, examples, tmp_path / "store", CONFIG, progress=False)
+    rows = TrajectoryStore.open(store.path).read()
+    decoder = make_decoder(lm, CONFIG.decoding, batch_size=1)
+    assert len(rows) == len(examples)
+    for example, row in zip(examples, rows, strict=True):
+        ids = lm.encode_prompt(example.question)
+        request = Request(ids, derive_key(CONFIG.seed, example.id))
+        completion = decoder.decode([request])[0]
+        assert (row.prompt_id, row.answer) == (example.id, example.answer)
+        assert (row.prompt_ids, row.block_size) == (ids, 4)
+        assert row.response_ids == completion.response_ids
+        assert row.step_map == completion.step_map
+        assert row.num_response_tokens == completion.num_response_tokens
+        assert row.finish_reason == completion.finish_reason
+        single = [struct.unpack("f", struct.pack("f", x))[0] for x in completion.log_probs]
+        assert row.log_probs == pytest.approx(single, rel=1e-6)
+    assert {row.finish_reason for row in rows} == {"stop", "length"}
+    assert {len(row.prompt_ids) % 4 for row in rows} == {0, 1, 2, 3}
+
+
+def test_a_random_start_is_stored_and_comes_back(lm: LanguageModel, tmp_path: Path) -> None:
+    decoding = dataclasses.replace(CONFIG.decoding, random_share=0.5)
+    config = dataclasses.replace(CONFIG, decoding=decoding)
+    examples = toy_examples(5)
+    store = rollout(lm, examples, tmp_path / "store", config, progress=False)
+    decoder = make_decoder(lm, decoding, batch_size=1)
+    for example, row in zip(examples, store.read(), strict=True):
+        request = Request(row.prompt_ids, derive_key(config.seed, example.id))
+        assert row.initial_ids == decoder.decode([request])[0].initial_ids
+        shares = [token == lm.mask_token_id for token in row.initial_ids]
+        assert any(shares)
+        assert not all(shares)
+
+
+def test_mask_and_pad_are_never_generated(lm: LanguageModel) -> None:
+    requests = [Request([3], seed) for seed in range(40)]
+    config = dataclasses.replace(CONFIG.decoding, temperature=5.0)
+    seen = {
+        token
+        for completion in make_decoder(lm, config, batch_size=40).decode(requests)
+        for token, step in zip(completion.response_ids, completion.step_map, strict=True)
+        if step >= 0
+    }
+    assert seen == set(range(2, len(VOCABULARY)))
+
+
+def test_pad_that_is_a_stop_token_ends_responses(lm: LanguageModel) -> None:
+    padded = dataclasses.replace(lm, stop_token_ids=(1,))
+    requests = [Request([3], seed) for seed in range(20)]
+    decoded = make_decoder(padded, CONFIG.decoding, batch_size=20).decode(requests)
+    assert {c.token_ids[-1] for c in decoded if c.finish_reason == "stop"} == {1}
+
+
+def test_a_row_depends_on_its_prompt_alone(lm: LanguageModel, tmp_path: Path) -> None:
+    examples = toy_examples(7)
+    rows = rollout(lm, examples, tmp_path / "a", CONFIG, progress=False).read()
+    other = dataclasses.replace(CONFIG, batch_size=5, shard_size=2)
+    subset = rollout(lm, examples[:2:-1], tmp_path / "b", other, progress=False).read()
+    assert [(r.prompt_id, r.response_ids, r.step_map) for r in subset[::-1]] == [
+        (r.prompt_id, r.response_ids, r.step_map) for r in rows[3:]
+    ]
+
+
+def test_another_seed_gives_other_rows(lm: LanguageModel, tmp_path: Path) -> None:
+    one, other = (
+        rollout(lm, toy_examples(3), tmp_path / str(seed), config, progress=False).read()
+        for seed, config in ((s, dataclasses.replace(CONFIG, seed=s)) for s in (0, 1))
+    )
+    assert one != other
+
+
+@pytest.mark.parametrize("num_writes", range(8))
+def test_a_run_cut_off_at_any_write_resumes_to_the_same_bytes(
+    lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_writes: int
+) -> None:
+    examples = toy_examples(8)
+    whole = rollout(lm, examples, tmp_path / "whole", CONFIG, progress=False)
+    writes = iter(range(num_writes))
+
+    def cut(path: Path, data: bytes) -> None:
+        if next(writes, None) is None:
+            path.with_name(path.name + ".1.partial").write_bytes(data[:9])
+            raise KeyboardInterrupt
+        write_bytes(path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("t3d.core.provenance.write_bytes", cut)
+        patch.setattr("t3d.core.shards.write_bytes", cut)
+        # The manifest, then three shards and their marks.
+        if num_writes < 7:
+            with pytest.raises(KeyboardInterrupt):
+                rollout(lm, examples, tmp_path / "cut", CONFIG, progress=False)
+        else:
+            rollout(lm, examples, tmp_path / "cut", CONFIG, progress=False)
+    resumed = rollout(lm, examples, tmp_path / "cut", CONFIG, progress=False)
+    assert shards(resumed.path) == shards(whole.path)
+
+
+def test_a_complete_store_is_left_as_it_is(lm: LanguageModel, tmp_path: Path) -> None:
+    store = rollout(lm, toy_examples(4), tmp_path / "store", CONFIG, progress=False)
+    times = {file: file.stat().st_mtime_ns for file in store.path.rglob("*.*")}
+    rollout(lm, toy_examples(4), store.path, CONFIG, progress=False)
+    assert times == {file: file.stat().st_mtime_ns for file in store.path.rglob("*.*")}
+
+
+@pytest.fixture(scope="module")
+def processes() -> ForkServerContext:
+    """Starts processes; this file is imported once for all of them."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
+def work() -> None:
+    """What a rank does, told by the environment who it is."""
+    torch.set_num_threads(1)
+    config = dataclasses.replace(CONFIG, patience=60.0)
+    examples = toy_examples(int(os.environ["NUM"]))
+    store = rollout(toy_lm(), examples, Path(os.environ["STORE"]), config, progress=False)
+    # Complete for all of them, whoever made it.
+    assert len(store.read()) == len(examples)
+
+
+def work_by_hand(path: Path, num: int, rank: int, world_size: int) -> None:
+    os.environ |= {"STORE": str(path), "NUM": str(num)}
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size)}
+    work()
+
+
+def wait_for_a_shard(path: Path, is_running: Callable[[], bool]) -> None:
+    before = set(path.glob("shards/*.json"))
+    while not set(path.glob("shards/*.json")) - before:
+        assert is_running()
+        time.sleep(0.01)
+
+
+def test_a_killed_process_loses_and_repeats_nothing(
+    lm: LanguageModel, processes: ForkServerContext, tmp_path: Path
+) -> None:
+    path, examples = tmp_path / "killed", toy_examples(42)
+    process = processes.Process(target=work_by_hand, args=(path, 42, 0, 1))
+    process.start()
+    wait_for_a_shard(path, process.is_alive)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert 0 < len(TrajectoryStore.open(path)) < len(examples)
+    resumed = rollout(lm, examples, path, CONFIG, progress=False)
+    whole = rollout(lm, examples, tmp_path / "whole", CONFIG, progress=False)
+    assert shards(resumed.path) == shards(whole.path)
+    assert [row.prompt_id for row in resumed.read()] == [example.id for example in examples]
+
+
+def test_ranks_share_the_prompts_and_others_may_finish(
+    lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examples = toy_examples(14)
+    whole = rollout(lm, examples, tmp_path / "whole", CONFIG, progress=False)
+    hasty = dataclasses.replace(CONFIG, patience=0.3)
+
+    def run(rank: int, world_size: int) -> TrajectoryStore:
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", str(world_size))
+        return rollout(lm, examples, tmp_path / "ranks", hasty, progress=False)
+
+    for rank, there in ((1, {3, 4, 5, 12, 13}), (2, {3, 4, 5, 6, 7, 8, 12, 13})):
+        message = (
+            f"finished nothing for 0.3 seconds, and {len(there)} of 14 rollouts are there; start"
+        )
+        with pytest.raises(ValueError, match=message):
+            run(rank, 3)
+        assert TrajectoryStore.open(tmp_path / "ranks").completed() == there
+    store = run(0, 1)
+    assert len(store) == len(examples)
+    assert store.read() == whole.read()
+
+
+def test_parts_need_no_launcher_and_wait_for_nobody(lm: LanguageModel, tmp_path: Path) -> None:
+    examples, output = toy_examples(14), tmp_path / "parts"
+    whole = rollout(lm, examples, tmp_path / "whole", CONFIG, progress=False)
+    counts = [
+        len(rollout(lm, examples, output, CONFIG, part=(number, 2), progress=False))
+        for number in (1, 0)
+    ]
+    assert counts == [6, 14]
+    assert TrajectoryStore.open(output).read() == whole.read()
+
+
+def test_ranks_may_be_killed_and_be_more_or_fewer_afterwards(
+    lm: LanguageModel, processes: ForkServerContext, tmp_path: Path
+) -> None:
+    path = tmp_path / "ranks"
+    worker = [sys.executable, "-c", "from tests.test_rollout import work; work()"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    launcher = subprocess.Popen(
+        [*torchrun, "--no-python", *worker],
+        cwd=ROOT,
+        env={**os.environ, "STORE": str(path), "NUM": "160"},
+        stderr=subprocess.DEVNULL,
+    )
+    wait_for_a_shard(path, lambda: launcher.poll() is None)
+    psutil.Process(launcher.pid).children()[1].kill()
+    # It stops the other one.
+    assert launcher.wait() == 1
+    assert 0 < len(TrajectoryStore.open(path)) < 160
+
+    def start_by_hand(world_size: int) -> list[ForkServerProcess]:
+        ranks = [
+            processes.Process(target=work_by_hand, args=(path, 160, rank, world_size))
+            for rank in range(world_size)
+        ]
+        for rank in ranks:
+            rank.start()
+        wait_for_a_shard(path, lambda: any(rank.is_alive() for rank in ranks))
+        return ranks
+
+    three = start_by_hand(3)
+    three[0].kill()
+    three[0].join()
+    # The others finish their parts, and wait for whoever takes the place of the first.
+    ranks = three + start_by_hand(1)
+    for rank in ranks:
+        rank.join()
+    assert [rank.exitcode for rank in ranks] == [-signal.SIGKILL, 0, 0, 0]
+    whole = rollout(lm, toy_examples(160), tmp_path / "whole", CONFIG, progress=False)
+    assert TrajectoryStore.open(path).read() == whole.read()
+
+
+@pytest.mark.parametrize(
+    ("examples", "message"),
+    [
+        ([], "the prompt set is empty"),
+        (
+            [Example("x", "1"), Example("y", "1"), Example("x", "2")],
+            "prompt id 'x' is used 2 times",
+        ),
+        (
+            [Example("x", "1"), Example("long", "7" * 20)],
+            "prompt 'long' has 21 tokens, but toy takes at most 20 with max_new_tokens=12",
+        ),
+    ],
+)
+def test_bad_prompt_sets_are_refused_before_anything_is_written(
+    lm: LanguageModel, tmp_path: Path, examples: list[Example], message: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        rollout(lm, examples, tmp_path / "store", CONFIG, progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_share_without_room_is_refused_before_anything_is_written(
+    lm: LanguageModel, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(CONFIG, memory_share=1e-6)
+    with pytest.raises(ValueError, match="nothing is left for keys and values"):
+        rollout(lm, toy_examples(2), tmp_path / "store", config, progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_share_changes_no_row(lm: LanguageModel, tmp_path: Path) -> None:
+    examples = toy_examples(5)
+    config = dataclasses.replace(CONFIG, memory_share=0.9)
+    with_share = rollout(lm, examples, tmp_path / "share", config, progress=False)
+    assert shards(with_share.path) == shards(
+        rollout(lm, examples, tmp_path / "whole", CONFIG, progress=False).path
+    )
+
+
+def test_the_whole_last_block_must_fit(lm: LanguageModel, tmp_path: Path) -> None:
+    decoding = dataclasses.replace(CONFIG.decoding, block_size=24)
+    config = dataclasses.replace(CONFIG, decoding=decoding)
+    [row] = rollout(lm, [Example("x", "7" * 11)], tmp_path / "fits", config, progress=False).read()
+    assert len(row.prompt_ids + row.response_ids) == 24
+    with pytest.raises(ValueError, match="has 13 tokens, but toy takes at most 12 with"):
+        rollout(lm, [Example("x", "7" * 12)], tmp_path / "not", config, progress=False)
+
+
+def test_the_longest_prompt_that_fits_is_decoded(lm: LanguageModel, tmp_path: Path) -> None:
+    store = rollout(lm, [Example("x", "7" * 19)], tmp_path / "store", CONFIG, progress=False)
+    assert len(store.read()[0].prompt_ids) == 20
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"seed": 1}, "seed"),
+        ({"decoding": dataclasses.replace(CONFIG.decoding, denoising_steps=4)}, "decoding.den"),
+    ],
+)
+def test_a_store_of_another_rollout_is_refused(
+    lm: LanguageModel, tmp_path: Path, change: dict[str, object], key: str
+) -> None:
+    rollout(lm, toy_examples(3), tmp_path / "store", CONFIG, progress=False)
+    other = RolloutConfig(**{**vars(CONFIG), **change})
+    with pytest.raises(StoreError, match=f"was made with {key}"):
+        rollout(lm, toy_examples(3), tmp_path / "store", other, progress=False)
+    with pytest.raises(StoreError, match="was made with num_prompts = 3, not 4"):
+        rollout(lm, toy_examples(4), tmp_path / "store", CONFIG, progress=False)
+
+
+def test_a_lost_rollout_is_an_error_that_names_its_prompt(
+    lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = TrajectoryStore.append
+    monkeypatch.setattr(TrajectoryStore, "append", lambda self, rows: append(self, rows[:-1]))
+    with pytest.raises(ValueError, match=r"2 rollouts were lost: toy/2, toy/4$"):
+        rollout(lm, toy_examples(5), tmp_path / "store", CONFIG, progress=False)
+
+
+def test_progress_counts_what_was_there(
+    lm: LanguageModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rollout(lm, toy_examples(5), tmp_path / "store", CONFIG, progress=False)
+    assert capsys.readouterr() == ("", "")
+    os.unlink(tmp_path / "store" / "shards" / "part-00000-000001.json")
+    rollout(lm, toy_examples(5), tmp_path / "store", CONFIG)
+    first, last = capsys.readouterr().err.splitlines()
+    assert first == "rollout: 3/5 prompts"
+    assert last.startswith("rollout: 5 prompts in 0:00:0")
+
+
+@pytest.mark.parametrize("name", ["batch_size", "shard_size"])
+def test_sizes_are_positive(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+        dataclasses.replace(CONFIG, **{name: 0})

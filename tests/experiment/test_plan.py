@@ -1,0 +1,97 @@
+"""What --dry-run says, for every recipe that ships."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from t3d.cli.main import main
+from t3d.experiment.plan import model_shape, num_parameters, plan, shrink
+from t3d.experiment.recipe import CompareConfig, DataConfig, RunConfig
+from t3d.models import from_pretrained
+from t3d.training.config import MethodConfig
+
+RECIPES = sorted((Path(__file__).parent.parent / "t3d/recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_shipped_recipe_says_what_it_will_do(
+    path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # Its first lines name the command that it is for.
+    command = re.search(r"t3d (run|compare|pretrain|eval) ", path.read_text(encoding="utf-8"))
+    assert command is not None
+    monkeypatch.chdir(tmp_path)
+    # Decoding settings alone do nothing that could be told beforehand.
+    arguments = (
+        ["eval", "--config", str(path), "--print_config"]
+        if command[1] == "eval"
+        else [command[1], str(path), "--dry-run"]
+    )
+    if command[1] == "eval":
+        with pytest.raises(SystemExit, match="0"):
+            main(arguments)
+        assert "settings:" in capsys.readouterr().out
+    else:
+        assert main(arguments) == 0
+        out = capsys.readouterr().out
+        assert "parameters" in out
+        assert "optimizer steps" in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def as_dict(config: RunConfig, rates: Path | None = None) -> dict[tuple[str, str], str]:
+    return {(stage, what): value for stage, what, value in plan(config, rates)}
+
+
+def test_parameters_are_those_of_the_loaded_model() -> None:
+    shape = model_shape(RunConfig())
+    assert num_parameters(shape) == from_pretrained("mini_teacher").model.num_parameters()
+
+
+def test_a_model_that_is_not_here_is_unknown_without_a_shape() -> None:
+    rows = as_dict(RunConfig(model="JetLM/SDAR-4B-Chat"))
+    assert rows["model", "parameters"] == "unknown"
+    assert rows["train", "memory of weights, gradients and moments"] == "unknown"
+    assert rows["rollout", "memory of keys and values"] == "unknown"
+
+
+def test_every_frozen_copy_takes_memory() -> None:
+    # 864,128 parameters in float32: weights, gradients, two moments; a reference on top.
+    sizes = [as_dict(RunConfig(methods={"m": MethodConfig(name)})) for name in ("naive_td", "t3d")]
+    assert [s["train", "memory of weights, gradients and moments"] for s in sizes] == [
+        "13.2 MiB",
+        "16.5 MiB",
+    ]
+
+
+def test_times_come_from_measured_rates_of_the_same_model(tmp_path: Path) -> None:
+    row = {"engine": "t3d", "model": "mini_teacher", "device": "a", "denoising_steps": 4}
+    slower = row | {"tokens_per_second": 5.0, "device": "b"}
+    other = row | {"tokens_per_second": 1e9, "model": "another"}
+    rows = [row | {"tokens_per_second": 10.0}, slower, other]
+    (tmp_path / "decode.json").write_text(json.dumps({"rows": rows}))
+    config = RunConfig(data=DataConfig(num_prompts=3600))
+    # 3600 prompts of 256 tokens at 10 tokens a second.
+    table = as_dict(config, tmp_path)
+    assert table["rollout", "time"] == "25.6 hours at most on a"
+    assert table["train", "time of a model"] == "unknown"
+    with pytest.raises(ValueError, match="neither decode.json nor train.json"):
+        plan(config, tmp_path / "empty")
+
+
+def test_a_shrunk_comparison_keeps_methods_and_has_an_output_of_its_own() -> None:
+    config = CompareConfig(
+        methods={"naive_td": MethodConfig("naive_td", num_sequences=1000)}, output=Path("runs/x")
+    )
+    small = shrink(config)
+    assert small.output == Path("runs/x-smoke")
+    assert small.seeds == (0,)
+    assert small.methods == {"naive_td": MethodConfig("naive_td")}
+    assert small.data.num_prompts <= 8
+    assert [s.denoising_steps for s in small.evaluation.settings] == [
+        s.denoising_steps for s in config.evaluation.settings
+    ]
