@@ -58,8 +58,9 @@ def main() -> None:
         evaluation = Evaluation.load(path.parent)
         row, pattern = evaluation.row, whole(evaluation.row.task)
         told = sum(pattern.fullmatch(sample.output) is not None for sample in evaluation.samples)
-        remasking = row.remasking.removeprefix("low_confidence_")
-        facts = (row.method, row.seed, row.block_size, row.denoising_steps, remasking, row.n)
+        remasking = row.decoding.remasking.removeprefix("low_confidence_")
+        d = row.decoding
+        facts = (row.method, row.seed, d.block_size, d.denoising_steps, remasking, row.n)
         table.add_row(*map(str, facts), percent(row.accuracy), percent(told / row.n))
     Console().print(table)
 

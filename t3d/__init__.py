@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from t3d.decoding.build import generate, make_decoder
     from t3d.decoding.config import DecodingConfig, RolloutConfig
     from t3d.decoding.request import Request
+    from t3d.decoding.rollout import rollout
     from t3d.evaluation.evaluate import evaluate
-    from t3d.experiment.recipe import RunConfig
-    from t3d.experiment.run import run
+    from t3d.experiment.recipe import CompareConfig, RunConfig
+    from t3d.experiment.run import compare, run
     from t3d.models.loading import LanguageModel, from_pretrained
     from t3d.tasks import get_task
     from t3d.training.config import MethodConfig, TrainingConfig
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "CompareConfig",
     "DecodingConfig",
     "LanguageModel",
     "MethodConfig",
@@ -34,17 +36,22 @@ __all__ = [
     "TrainingConfig",
     "TrajectoryStore",
     "__version__",
+    "compare",
     "distill",
     "evaluate",
     "from_pretrained",
     "generate",
     "get_task",
     "make_decoder",
+    "rollout",
     "run",
     "training_rows",
 ]
 
 _HOME = {
+    "CompareConfig": "experiment.recipe",
+    "compare": "experiment.run",
+    "rollout": "decoding.rollout",
     "DecodingConfig": "decoding.config",
     "LanguageModel": "models.loading",
     "MethodConfig": "training.config",

@@ -15,7 +15,6 @@ from t3d.core.files import check_output, write_json
 from t3d.core.provenance import provenance
 from t3d.decoding.config import DecodingConfig
 from t3d.evaluation.config import EvaluationConfig, Speed
-from t3d.evaluation.results import Cell
 from t3d.tasks import ProtocolName, Split, get_task
 
 
@@ -161,25 +160,21 @@ def calibrate_command(
     config = _longer(EvaluationConfig(**settings), max_new_tokens)
     benchmark = get_task(task, data=data, protocol=protocol, unsafe_exec=unsafe_exec)
 
-    from t3d.evaluation.calibrate import choose, write_generation_config
+    from t3d.decoding.defaults import write_generation_config
+    from t3d.evaluation.calibrate import choose
     from t3d.experiment.grid import evaluate_into
-    from t3d.report.calibration import calibration_terminal
+    from t3d.report.tables import calibration_terminal
 
     evaluations = evaluate_into(
         model, None, benchmark, split, limit, config, output, num_workers, progress=progress
     )
-    full, *others = [Cell(e.row, tuple(s.grade.correct for s in e.samples)) for e in evaluations]
+    full, *others = [evaluation.cell for evaluation in evaluations]
     choice = choose(others, full, max_loss=max_loss, confidence=confidence, speed=speed)
     write_json(output / "calibration.json", asdict(choice))
-    chosen = next(
-        setting
-        for setting, evaluation in zip(config.settings, evaluations, strict=True)
-        if evaluation.row == choice.row
-    )
     show(calibration_terminal(choice))
     print_paths(output, "calibration.json")
     if write:
-        write_generation_config(Path(model), choice, chosen)
+        write_generation_config(Path(model), choice.row.decoding)
         print_paths(Path(model), "generation_config.json")
 
 

@@ -93,8 +93,8 @@ def generate_command(
     from rich.console import Console
 
     from t3d.decoding.build import make_decoder
+    from t3d.decoding.defaults import read_generation_config
     from t3d.decoding.request import Request
-    from t3d.evaluation.calibrate import read_generation_config
     from t3d.experiment.grid import load
     from t3d.report.trajectories import render_terminal, view_of
 

@@ -40,35 +40,7 @@ def run_command(
         smoke: every stage on a handful of examples, into OUTPUT-smoke, to see that all works.
         progress: show progress bars.
     """
-    config = RunConfig(**recipe)
-
-    from t3d.experiment import run as pipeline
-    from t3d.experiment.plan import SMOKE, plan, shrink
-    from t3d.report.tables import terminal_tables
-    from t3d.report.trajectories import render_terminal
-
-    if smoke:
-        config = shrink(config)
-        print(SMOKE, file=sys.stderr)
-    if dry_run:
-        show(plan_table(plan(config, rates)))
-        return
-    # Libraries print to stdout, which belongs to the results.
-    with redirect_stdout(sys.stderr):
-        rows, problems = pipeline.walk(config, progress=progress)
-    if not rows:
-        return
-    if smoke:
-        print(SMOKE)
-    show(terminal_tables(rows))
-    if problems:
-        question, _, views = problems[0]
-        settings = config.evaluation.settings
-        fewest = min(range(len(settings)), key=lambda i: settings[i].denoising_steps)
-        # The original at full steps, then every checkpoint at the fewest.
-        full = views[:1] if fewest else []
-        show(render_terminal(question, [*full, *views[fewest :: len(settings)]]), "")
-    print_paths(config.output, "results.json", "report.md", "accuracy.png", "trajectories.html")
+    _walk(RunConfig(**recipe), dry_run, rates, smoke, progress)
 
 
 def compare_command(
@@ -94,11 +66,17 @@ def compare_command(
         smoke: every stage on a handful of examples, into OUTPUT-smoke, to see that all works.
         progress: show progress bars.
     """
-    config = CompareConfig(**recipe)
+    _walk(CompareConfig(**recipe), dry_run, rates, smoke, progress)
 
-    from t3d.experiment.compare import compare
+
+def _walk(
+    config: RunConfig, dry_run: bool, rates: Path | None, smoke: bool, progress: bool
+) -> None:
+    """The one path of `run` and `compare`."""
     from t3d.experiment.plan import SMOKE, plan, shrink
+    from t3d.experiment.run import walk
     from t3d.report.comparison import comparison_terminal
+    from t3d.report.trajectories import render_terminal
 
     if smoke:
         config = shrink(config)
@@ -106,12 +84,23 @@ def compare_command(
     if dry_run:
         show(plan_table(plan(config, rates)))
         return
+    # Libraries print to stdout, which belongs to the results.
     with redirect_stdout(sys.stderr):
-        cells = compare(config, progress=progress)
+        cells, problems = walk(config, progress=progress)
+    if not cells:
+        return
     if smoke:
         print(SMOKE)
     show(comparison_terminal(cells, config.recommended))
-    print_paths(config.output, "results.json", "comparison.json", "report.md", "accuracy.png")
+    if problems:
+        question, _, views = problems[0]
+        settings = config.evaluation.settings
+        fewest = min(range(len(settings)), key=lambda i: settings[i].denoising_steps)
+        # The original at full steps, then every method at the fewest.
+        full = views[:1] if fewest else []
+        show(render_terminal(question, [*full, *views[fewest :: len(settings)]]), "")
+    names = ["results.json", "comparison.json", "report.md", "accuracy.png", "trajectories.html"]
+    print_paths(config.output, *(name for name in names if (config.output / name).exists()))
 
 
 def pretrain_command(

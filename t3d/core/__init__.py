@@ -1,1 +1,1 @@
-"""Facts that every other room builds on: block grid, random numbers, trajectories, stores, files."""
+"""Facts that all else builds on: block grid, random numbers, trajectories, stores, files."""

@@ -2,8 +2,8 @@
 
 On a terminal they are drawn in place, elsewhere they are a few plain lines. There is one screen,
 so there is one display a process: `display` opens it for a whole command, `stage` names a part of
-that, and `bar` counts. A bar without a display opens its own; a worker's (`t3d.core.workers`) is shown
-by the parent.
+that, and `bar` counts. A bar without a display opens its own; the parent shows those
+of its workers.
 """
 
 from __future__ import annotations

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
 from typing import Literal, get_args
 
 from t3d.core.ranges import check_ranges
@@ -15,6 +18,8 @@ Remasking = Literal[
     "random",
     "ancestral",
 ]
+STATIC = "low_confidence_static"
+DYNAMIC = "low_confidence_dynamic"
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,72 @@ class DecodingConfig:
         """Tokens a window, the whole block if there are none."""
         return self.block_size if self.window is None else self.window
 
+    @property
+    def tokens_per_step(self) -> float:
+        """The nominal speed-up: tokens a window over its denoising steps."""
+        return self.window_size / self.denoising_steps
+
+    @property
+    def effective(self) -> DecodingConfig:
+        """The same decoding, with every field that has no effect at its default."""
+        changes: dict[str, float] = {}
+        if self.remasking != DYNAMIC:
+            changes["confidence_threshold"] = DecodingConfig.confidence_threshold
+        if self.remasking != "entropy_bounded":
+            changes["entropy_bound"] = DecodingConfig.entropy_bound
+        return replace(self, **changes)
+
+    @property
+    def full(self) -> DecodingConfig:
+        """The same with one token a step in the static order of confidence."""
+        changed = replace(self, remasking=STATIC, denoising_steps=self.window_size)
+        return changed.effective
+
+    @property
+    def rank(self) -> tuple[float | bool | str, ...]:
+        """The order of settings: by temperature and block size; static first, slow before fast."""
+        # A lower threshold is faster, and a higher bound.
+        speed = (self.tokens_per_step, -self.confidence_threshold, self.entropy_bound)
+        rest = (self.window_size, self.max_new_tokens, self.top_k, self.top_p, self.random_share)
+        kind = (self.remasking != STATIC, self.remasking)
+        return self.temperature, self.block_size, *kind, *speed, *rest
+
+    @property
+    def pace(self) -> str:
+        """Tokens a step, or what takes their place, as short as a column's name."""
+        if self.remasking == DYNAMIC:
+            return f"> {self.confidence_threshold:g}"
+        if self.remasking == "entropy_bounded":
+            return f"entropy ≤ {self.entropy_bound:g}"
+        kind = "" if self.remasking == STATIC else f" {self.remasking}"
+        return f"{self.tokens_per_step:.3g}{kind}"
+
+    @property
+    def label(self) -> str:
+        """Two lines: the speed, and what gives it."""
+        steps = f"{self.denoising_steps} step{'s' if self.denoising_steps > 1 else ''}"
+        if self.remasking == DYNAMIC:
+            return f"dynamic {self.pace}\n≤ {steps}"
+        if self.remasking == "entropy_bounded":
+            return f"{self.pace}\n≤ {steps}"
+        tokens = "token" if self.tokens_per_step == 1 else "tokens"
+        kind = "" if self.remasking == STATIC else f", {self.remasking}"
+        full = ", full" if self.tokens_per_step == 1 else ""
+        return f"{self.tokens_per_step:.3g} {tokens}/step\n{steps}{kind}{full}"
+
+    @property
+    def name(self) -> str:
+        """A name for files, which no other setting has."""
+        name = f"block{self.window_size}-steps{self.denoising_steps}-{self.remasking}"
+        if self.remasking == DYNAMIC:
+            name += f"-{self.confidence_threshold:g}"
+        return f"{name}-temperature{self.temperature:g}-{self.digest}"
+
+    @property
+    def digest(self) -> str:
+        """Eight letters that stand for all of a setting."""
+        return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:8]
+
     def __post_init__(self) -> None:
         check_ranges(
             self,
@@ -89,6 +160,37 @@ class DecodingConfig:
             if present:
                 name = problem.split()[0]
                 raise ValueError(f"{problem}, got {getattr(self, name)!r}")
+
+
+_IN_LABELS = {"denoising_steps", "remasking", "confidence_threshold", "entropy_bound"}
+
+
+def labels(
+    settings: Iterable[DecodingConfig], *, beside: Iterable[str] = ()
+) -> dict[DecodingConfig, str]:
+    """The label of each setting, followed by every other field in which some of them differ.
+
+    Args:
+        settings: those that stand together, in the order of the result.
+        beside: fields that are told elsewhere, such as in a table's title.
+    """
+    found = {setting: asdict(setting) for setting in settings}
+    names = [
+        name
+        for name in asdict(DecodingConfig())
+        if name not in _IN_LABELS
+        and name not in beside
+        and len({fields[name] for fields in found.values()}) > 1
+    ]
+    return {
+        setting: setting.label + "".join(f",\n{name} {fields[name]}" for name in names)
+        for setting, fields in found.items()
+    }
+
+
+def one_line(label: str) -> str:
+    """A label in running text."""
+    return label.replace(",\n", ", ").replace("\n", ", ")
 
 
 @dataclass(frozen=True)

@@ -19,33 +19,20 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from t3d.core.files import write_json
 from t3d.decoding.config import DecodingConfig
 from t3d.evaluation.config import Speed
 from t3d.evaluation.results import Cell, Condition, ResultRow
-from t3d.models.files import read_generation
 
 _NUISANCE = 65
 """Shares of disagreement at which the probability of the tail is computed."""
 _PRECISION = 2e-4
 """Of bounds, as a share."""
-_OWN = {
-    "block_size",
-    "denoising_steps",
-    "remasking",
-    "confidence_threshold",
-    "window",
-    "random_share",
-}
-"""Keys of generation_config.json that only t3d writes."""
 
 
 @dataclass(frozen=True)
@@ -115,20 +102,22 @@ def choose(
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie between 0 and 1, got {confidence:g}")
     full = Condition.of(baseline.row)
-    sweeps: dict[tuple[int, str, float], dict[Condition, Cell]] = defaultdict(dict)
+    same = {"confidence_threshold": 0.0, "entropy_bound": 0.0}
+    sweeps: dict[DecodingConfig, dict[Condition, Cell]] = defaultdict(dict)
     for cell in cells:
         _check_same_problems(cell.row, baseline.row)
         one = Condition.of(cell.row)
         if one == full:
             continue
-        sweep = sweeps[one.block_size, one.remasking, one.temperature]
+        # All but the steps, threshold and bound.
+        sweep = sweeps[replace(one.decoding, denoising_steps=1, **same)]
         if one in sweep:
             raise ValueError(f"two cells for {one}; keep one")
         sweep[one] = cell
     error = (1 - confidence) / max(1, len(sweeps))
     candidates = [
         candidate
-        for _, sweep in sorted(sweeps.items())
+        for _, sweep in sorted(sweeps.items(), key=lambda item: item[0].rank)
         for candidate in _walk(
             [sweep[one] for one in sorted(sweep, key=lambda c: c.rank)],
             baseline,
@@ -271,69 +260,3 @@ def _bisect(losses: int, gains: int, n: int, error: float, low: float, high: flo
         else:
             low = middle
     return high
-
-
-def decoding_of(row: ResultRow, base: DecodingConfig | None = None) -> DecodingConfig:
-    """The settings of a row; `base` has those that rows do not name.
-
-    Where `base` has windows, a row's block size is that of the window.
-    """
-    base = base or DecodingConfig()
-    size = "block_size" if base.window is None else "window"
-    values: dict[str, Any] = {
-        size: row.block_size,
-        "denoising_steps": row.denoising_steps,
-        "remasking": row.remasking,
-        "temperature": row.temperature,
-    }
-    if row.confidence_threshold is not None:
-        values["confidence_threshold"] = row.confidence_threshold
-    return replace(base, **values)
-
-
-def write_generation_config(
-    checkpoint: Path, choice: Choice, base: DecodingConfig | None = None
-) -> DecodingConfig:
-    """Write the chosen settings into a checkpoint's `generation_config.json`, atomically.
-
-    Other keys are kept. `do_sample` is set to agree with the temperature.
-
-    Args:
-        checkpoint: its directory.
-        choice: as `choose` gives it.
-        base: settings that rows do not name, such as `top_p` and `max_new_tokens`, as they were
-            while calibrating.
-
-    Raises:
-        ValueError: if there is no such directory, or the file there is no JSON object.
-    """
-    if not checkpoint.is_dir():
-        raise ValueError(f"{checkpoint}: no such checkpoint directory")
-    decoding = decoding_of(choice.row, base)
-    # transformers takes a temperature without it for a mistake.
-    values = asdict(decoding) | {"do_sample": decoding.temperature > 0}
-    write_json(checkpoint / "generation_config.json", read_generation(checkpoint) | values)
-    return decoding
-
-
-def read_generation_config(checkpoint: Path) -> DecodingConfig | None:
-    """The decoding settings in a checkpoint's `generation_config.json`; None if it names none.
-
-    Keys of other tools, such as `top_k`, count only beside those of t3d.
-
-    Raises:
-        ValueError: if the file is no JSON object or a value is of no use.
-    """
-    path = checkpoint / "generation_config.json"
-    document = read_generation(checkpoint)
-    if not _OWN & document.keys():
-        return None
-    values = {
-        field.name: document[field.name]
-        for field in fields(DecodingConfig)
-        if field.name in document
-    }
-    try:
-        return DecodingConfig(**values)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}; correct it or run `t3d calibrate` again") from None

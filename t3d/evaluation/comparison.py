@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from t3d.core.rng import derive_key, fold, uniform
-from t3d.evaluation.results import ORIGINAL, STATIC, Cell, Condition, ResultRow
+from t3d.decoding.config import STATIC
+from t3d.evaluation.results import ORIGINAL, Cell, Condition, ResultRow
 
 LEVEL = 0.95
 _CHUNK = 500
@@ -43,15 +44,6 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Term:
-    """The mean accuracy of a method at a condition, times a factor."""
-
-    method: str
-    condition: Condition
-    factor: float = 1.0
-
-
-@dataclass(frozen=True)
 class _Draws:
     """A statistic of the data and of each of R resamples, float64 [R]."""
 
@@ -60,9 +52,6 @@ class _Draws:
 
     def minus(self, other: _Draws) -> _Draws:
         return _Draws(self.value - other.value, self.resampled - other.resampled)
-
-    def times(self, factor: float) -> _Draws:
-        return _Draws(factor * self.value, factor * self.resampled)
 
     def over(self, other: _Draws) -> _Draws | None:
         """The ratio; None unless the interval of the denominator lies above 0.
@@ -186,25 +175,14 @@ class Comparison:
         share = left.minus(few).over(full.minus(few))
         return None if share is None else share.estimate
 
-    def value(self, term: Term) -> float | None:
-        draws = self._draws(term.method, [term.condition])
-        return None if draws is None else term.factor * draws.value
-
-    def margin(self, left: Term, right: Term) -> Estimate | None:
-        """Left minus right, paired like a difference."""
-        one = self._draws(left.method, [left.condition])
-        two = self._draws(right.method, [right.condition])
-        if one is None or two is None:
-            return None
-        return one.times(left.factor).minus(two.times(right.factor)).estimate
-
     @cached_property
     def speeds(self) -> dict[tuple[float, float], list[Condition]]:
         """(temperature, tokens a step) -> the static conditions of all tasks and block sizes."""
         out: dict[tuple[float, float], list[Condition]] = {}
         for c in self.conditions:
-            if c.remasking == STATIC:
-                out.setdefault((c.temperature, c.tokens_per_step), []).append(c)
+            if c.decoding.remasking == STATIC:
+                speed = c.decoding.temperature, c.decoding.tokens_per_step
+                out.setdefault(speed, []).append(c)
         return dict(sorted(out.items()))
 
     def document(self) -> dict[str, Any]:
@@ -214,7 +192,7 @@ class Comparison:
         """
         accuracy, differences = [], []
         for condition in self.conditions:
-            where = dataclasses.asdict(condition)
+            where = condition.document()
             here = [method for method in self.methods if self.seeds(method, condition)]
             for method in here:
                 rows = self.rows(method, condition)

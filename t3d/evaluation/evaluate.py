@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from t3d.core.blocks import BlockLayout
-from t3d.core.files import write_json
+from t3d.core.files import read_object, write_json
 from t3d.core.progress import bar
 from t3d.core.rng import derive_key
 from t3d.core.shards import Shards
@@ -19,7 +17,7 @@ from t3d.decoding.build import make_decoder
 from t3d.decoding.config import DecodingConfig
 from t3d.decoding.request import Completion, Request
 from t3d.evaluation.metrics import decoding_metrics, wilson_interval
-from t3d.evaluation.results import DYNAMIC, ResultRow
+from t3d.evaluation.results import Cell, ResultRow, read_row, row_document
 from t3d.evaluation.samples import (
     DECODED,
     Decoded,
@@ -46,6 +44,11 @@ class Evaluation:
     samples: list[Sample]
 
     @property
+    def cell(self) -> Cell:
+        """The row, and which problems were right."""
+        return Cell(self.row, tuple(sample.grade.correct for sample in self.samples))
+
+    @property
     def final_answers(self) -> dict[str, str | None]:
         return {sample.example_id: sample.grade.final_answer for sample in self.samples}
 
@@ -53,7 +56,7 @@ class Evaluation:
         """Write samples, then the row, which marks the evaluation as finished."""
         directory.mkdir(parents=True, exist_ok=True)
         write_samples(directory / _SAMPLES, [(directory.name, s) for s in self.samples])
-        write_json(directory / _ROW, asdict(self.row))
+        write_json(directory / _ROW, row_document(self.row))
 
     @classmethod
     def load(cls, directory: Path) -> Evaluation:
@@ -64,14 +67,10 @@ class Evaluation:
         """
         path = directory / _ROW
         try:
-            row: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            found = ResultRow(**{**row, "ci95": tuple(row["ci95"])})
-        except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{path}: not an evaluation of this version ({error}); "
-                "delete its directory to evaluate anew"
-            ) from None
-        return cls(found, [sample for _, sample in read_samples(directory / _SAMPLES)])
+            row = read_row(read_object(path), str(path))
+        except ValueError as error:
+            raise ValueError(f"{error}; delete its directory to evaluate anew") from None
+        return cls(row, [sample for _, sample in read_samples(directory / _SAMPLES)])
 
 
 def is_finished(directory: Path) -> bool:
@@ -252,13 +251,7 @@ def evaluate(
         method=identity.method,
         seed=identity.seed,
         model=lm.name,
-        block_size=decoding.window_size,
-        remasking=decoding.remasking,
-        denoising_steps=decoding.denoising_steps,
-        confidence_threshold=decoding.confidence_threshold
-        if decoding.remasking == DYNAMIC
-        else None,
-        temperature=decoding.temperature,
+        decoding=decoding,
         accuracy=correct / len(samples),
         n=len(samples),
         ci95=wilson_interval(correct, len(samples)),

@@ -129,14 +129,45 @@ def frontier(rows: Sequence[ResultRow]) -> Frontier:
     if not rows:
         raise ValueError("there are no result rows for a frontier; make some with `t3d eval`")
     num_problems = {row.task: row.n for row in rows}
-    models: dict[tuple[str, int], set[str]] = defaultdict(set)
     for row in rows:
-        models[row.method, row.seed].add(row.model)
         if row.n != num_problems[row.task]:
             raise ValueError(
                 f"task {row.task}: rows of {row.n} and of {num_problems[row.task]} problems; "
                 "evaluate all on the same problems"
             )
+    points = points_of(rows)
+    best = {
+        task: max(p.accuracy for p in points if p.condition.task == task) for task in num_problems
+    }
+    curves: dict[tuple[str, float, str], list[tuple[float, float]]] = defaultdict(list)
+    for p in points:
+        where = p.condition.task, p.condition.decoding.temperature, p.name
+        curves[where].append((p.tokens_per_forward, p.accuracy))
+    scores = [
+        Score(
+            name=name,
+            task=task,
+            temperature=temperature,
+            aup=aup(own, best[task]),
+            num_points=len(own),
+            num_kept=len(kept(own)),
+            fastest=kept(own)[-1][0],
+            best=max(y for _, y in own),
+        )
+        for (task, temperature, name), own in sorted(curves.items())
+    ]
+    return Frontier(tuple(points), tuple(scores))
+
+
+def points_of(rows: Sequence[ResultRow]) -> list[Point]:
+    """The points of rows, by task, temperature, name and rising tokens per forward.
+
+    Raises:
+        ValueError: for two rows for one checkpoint and setting.
+    """
+    models: dict[tuple[str, int], set[str]] = defaultdict(set)
+    for row in rows:
+        models[row.method, row.seed].add(row.model)
     shared = {method for (method, _), names in models.items() if len(names) > 1}
     cells: dict[tuple[str, Condition], dict[int, ResultRow]] = defaultdict(dict)
     for row in rows:
@@ -144,8 +175,8 @@ def frontier(rows: Sequence[ResultRow]) -> Frontier:
         seeds = cells[name, Condition.of(row)]
         if row.seed in seeds:
             raise ValueError(
-                f"two result rows for {name}, seed {row.seed}, {Condition.of(row)}; keep one, or "
-                "give one of them a method name of its own"
+                f"two result rows for {name}, seed {row.seed}, {row.task}, {row.decoding.name}; "
+                "keep one, or give one of them a method name of its own"
             )
         seeds[row.seed] = row
     curves: dict[tuple[str, float, str], list[tuple[Condition, list[ResultRow]]]] = defaultdict(
@@ -153,31 +184,8 @@ def frontier(rows: Sequence[ResultRow]) -> Frontier:
     )
     for (name, condition), seeds in cells.items():
         group = [seeds[seed] for seed in sorted(seeds)]
-        curves[condition.task, condition.temperature, name].append((condition, group))
-    points = [p for (*_, name), curve in sorted(curves.items()) for p in _points(name, curve)]
-    best = {
-        task: max(p.accuracy for p in points if p.condition.task == task) for task in num_problems
-    }
-    scores = []
-    for task, temperature, name in sorted(curves):
-        own = [
-            (p.tokens_per_forward, p.accuracy)
-            for p in points
-            if (p.condition.task, p.condition.temperature, p.name) == (task, temperature, name)
-        ]
-        scores.append(
-            Score(
-                name=name,
-                task=task,
-                temperature=temperature,
-                aup=aup(own, best[task]),
-                num_points=len(own),
-                num_kept=len(kept(own)),
-                fastest=kept(own)[-1][0],
-                best=max(y for _, y in own),
-            )
-        )
-    return Frontier(tuple(points), tuple(scores))
+        curves[condition.task, condition.decoding.temperature, name].append((condition, group))
+    return [p for (*_, name), curve in sorted(curves.items()) for p in _points(name, curve)]
 
 
 def _points(name: str, curve: list[tuple[Condition, list[ResultRow]]]) -> list[Point]:

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from t3d.core.files import parse_json
+from t3d.core.files import parse_json, write_json
 from t3d.core.ranges import check_ranges
+from t3d.decoding.config import DecodingConfig
 
-FORMAT = 1
-STATIC = "low_confidence_static"
-DYNAMIC = "low_confidence_dynamic"
+FORMAT = 2
+"""1 had five fields of the decoding setting; the others are read as their defaults."""
 ORIGINAL = "original"
+_THRESHOLD = "confidence_threshold"
+_SETTING = {"block_size", "denoising_steps", "remasking", "temperature"}
+"""Fields of the setting that every version has."""
+_KINDS = {"str": str, "bool | None": (bool, type(None))}
 _RANGES = {
     "(-inf, inf)": "seed",
-    "[1, inf)": "block_size denoising_steps n",
-    "[0, 1]": "accuracy ci95 truncated agreement string_accuracy no_answer timed_out faithful "
-    "confidence_threshold",
-    "[0, inf)": "temperature passes average_steps average_length latency_seconds optimizer_steps "
-    "tokens_seen",
+    "[1, inf)": "n",
+    "[0, 1]": "accuracy ci95 truncated agreement string_accuracy no_answer timed_out faithful",
+    "[0, inf)": "passes average_steps average_length latency_seconds optimizer_steps tokens_seen",
     # No machine is so fast, and figures of what is cannot be drawn.
     "[0, 1e+12)": "tokens_per_forward tokens_per_pass tokens_per_second",
 }
@@ -30,20 +31,16 @@ _RANGES = {
 
 @dataclass(frozen=True, kw_only=True)
 class ResultRow:
-    """One checkpoint, one task, one decoding setting. Keys are always present."""
+    """One checkpoint, one task, one decoding setting.
+
+    In a file, the setting's fields stand among the others.
+    """
 
     task: str
     method: str
     seed: int
     model: str
-    block_size: int
-    """Tokens that are decoded together: the block's, or the window's in semi-autoregressive
-    decoding."""
-    remasking: str
-    denoising_steps: int
-    confidence_threshold: float | None
-    """None where the strategy has no threshold."""
-    temperature: float
+    decoding: DecodingConfig
     accuracy: float
     """Share of correct answers, 0 to 1; of the generated tasks, right and faithful ones."""
     n: int
@@ -77,19 +74,8 @@ class ResultRow:
     faithful: float | None = None
     """Share of responses that speak of what the question does, in true equations; None where that
     is not graded, as in files of earlier versions."""
-
-    @property
-    def tokens_per_step(self) -> float:
-        """The nominal speed-up: block_size / denoising_steps."""
-        return self.block_size / self.denoising_steps
-
-
-@dataclass(frozen=True, kw_only=True)
-class ComparisonRow(ResultRow):
-    """A row of a comparison of methods; the key `recommended` is in all rows of a file or none."""
-
-    recommended: bool
-    """Whether `method` is the one that the comparison recommends."""
+    recommended: bool | None = None
+    """Whether `method` is the one that a comparison recommends; None outside of one."""
 
 
 @dataclass(frozen=True)
@@ -109,38 +95,26 @@ class Condition:
     """What methods are compared under: a task and a decoding setting."""
 
     task: str
-    block_size: int
-    remasking: str
-    denoising_steps: int
-    confidence_threshold: float | None
-    temperature: float
+    decoding: DecodingConfig
+    """Without fields that have no effect."""
 
     @classmethod
     def of(cls, row: ResultRow) -> Condition:
-        return cls(**{field.name: getattr(row, field.name) for field in dataclasses.fields(cls)})
-
-    @property
-    def tokens_per_step(self) -> float:
-        """The nominal speed-up: block_size / denoising_steps."""
-        return self.block_size / self.denoising_steps
+        return cls(row.task, row.decoding.effective)
 
     @property
     def full(self) -> Condition:
-        """The static setting of one token a step with the same block size and temperature."""
-        return dataclasses.replace(
-            self,
-            remasking=STATIC,
-            denoising_steps=self.block_size,
-            confidence_threshold=None,
-        )
+        """The static setting of one token a step."""
+        return Condition(self.task, self.decoding.full)
 
     @property
-    def rank(self) -> tuple[str, float, int, bool, str, float, float]:
-        """By task, temperature and block size; static first, slow before fast."""
-        # A lower threshold is faster.
-        threshold = -(self.confidence_threshold or 0.0)
-        speed = (self.remasking != STATIC, self.remasking, self.tokens_per_step, threshold)
-        return self.task, self.temperature, self.block_size, *speed
+    def rank(self) -> tuple[Any, ...]:
+        """By task, then as settings go."""
+        return self.task, *self.decoding.rank
+
+    def document(self) -> dict[str, Any]:
+        """Its fields side by side, as JSON."""
+        return {"task": self.task, **dataclasses.asdict(self.decoding)}
 
 
 def save_results(path: Path, rows: Sequence[ResultRow], provenance: dict[str, Any]) -> None:
@@ -148,15 +122,51 @@ def save_results(path: Path, rows: Sequence[ResultRow], provenance: dict[str, An
     document = {
         "format": FORMAT,
         "provenance": provenance,
-        "rows": [dataclasses.asdict(row) for row in rows],
+        "rows": [row_document(row) for row in rows],
     }
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_json(path, document)
+
+
+def row_document(row: ResultRow) -> dict[str, Any]:
+    """A row as JSON, the setting's fields in its place."""
+    out: dict[str, Any] = {}
+    for key, value in dataclasses.asdict(row).items():
+        out |= value if key == "decoding" else {key: value}
+    return out
+
+
+def read_row(found: dict[str, Any], where: str) -> ResultRow:
+    """What `row_document` made, now or in an earlier version.
+
+    Raises:
+        ValueError: that begins with `where`, for unknown or missing keys or values that no
+            evaluation gives.
+    """
+    setting = {field.name for field in dataclasses.fields(DecodingConfig)}
+    names = {field.name: field for field in dataclasses.fields(ResultRow)}
+    del names["decoding"]
+    required = {name for name, field in names.items() if field.default is dataclasses.MISSING}
+    required |= _SETTING
+    if not required <= set(found) <= names.keys() | setting:
+        wrong = ", ".join(sorted((required - set(found)) | (set(found) - names.keys() - setting)))
+        raise ValueError(f"{where} has missing or unknown keys: {wrong}")
+    # Earlier versions had no threshold where the strategy has none.
+    threshold = found.get("confidence_threshold", 0)
+    own = {k: v for k, v in found.items() if k in setting and (k, threshold) != (_THRESHOLD, None)}
+    try:
+        decoding = DecodingConfig(**own)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    interval = found["ci95"]
+    values = {name: found[name] for name in names if name in found}
+    values |= {"ci95": tuple(interval) if isinstance(interval, list) else (), "decoding": decoding}
+    row = ResultRow(**values)
+    _check(row, f"{where}: ")
+    return row
 
 
 def load_results(path: Path) -> list[ResultRow]:
-    """Read `results.json`; the rows of a comparison are `ComparisonRow`s.
+    """Read `results.json`.
 
     Raises:
         ValueError: if the file is missing, is no results file, or naming the row that has unknown
@@ -168,25 +178,12 @@ def load_results(path: Path) -> list[ResultRow]:
         raise ValueError(f"{path}: no such results file; make one with `t3d eval`") from None
     except ValueError as error:
         raise ValueError(f"{path}: not a results file: {error}") from None
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise ValueError(f"{path}: not a results file of format {FORMAT}")
+    if not isinstance(document, dict) or document.get("format") not in (1, FORMAT):
+        raise ValueError(f"{path}: not a results file of format 1 or {FORMAT}")
     found = document.get("rows")
     if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
         raise ValueError(f"{path}: rows must be a list of objects; make the file again")
-    kind = ComparisonRow if any("recommended" in row for row in found) else ResultRow
-    names = {field.name for field in dataclasses.fields(kind)}
-    required = {f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING}
-    rows: list[ResultRow] = []
-    for number, row in enumerate(found):
-        where = f"{path}: row {number}"
-        if not required <= set(row) <= names:
-            wrong = ", ".join(sorted((required - set(row)) | (set(row) - names)))
-            raise ValueError(f"{where} has missing or unknown keys: {wrong}")
-        interval = row["ci95"]
-        pair = tuple(interval) if isinstance(interval, list) else ()
-        rows.append(kind(**{**row, "ci95": pair}))
-        _check(rows[-1], f"{where}: ")
-    return rows
+    return [read_row(row, f"{path}: row {number}") for number, row in enumerate(found)]
 
 
 def _check(row: ResultRow, where: str) -> None:
@@ -195,6 +192,6 @@ def _check(row: ResultRow, where: str) -> None:
     if len(row.ci95) != 2:
         raise ValueError(f"{where}ci95 must be two numbers, got {row.ci95!r}")
     for field in dataclasses.fields(row):
-        value, wanted = getattr(row, field.name), {"str": str, "bool": bool}.get(str(field.type))
+        value, wanted = getattr(row, field.name), _KINDS.get(str(field.type))
         if wanted is not None and not isinstance(value, wanted):
             raise ValueError(f"{where}{field.name} must be of type {field.type}, got {value!r}")

@@ -21,7 +21,7 @@ from t3d.core.progress import bar, display, hear, stage
 from t3d.core.provenance import provenance
 from t3d.core.ranges import WORKERS, check_number
 from t3d.core.workers import pool
-from t3d.decoding.config import DecodingConfig
+from t3d.decoding.config import DecodingConfig, labels, one_line
 from t3d.evaluation.config import EvaluationConfig
 from t3d.evaluation.evaluate import (
     Evaluation,
@@ -32,7 +32,7 @@ from t3d.evaluation.evaluate import (
     is_finished,
     requests_of,
 )
-from t3d.evaluation.results import DYNAMIC, ORIGINAL, save_results
+from t3d.evaluation.results import ORIGINAL, save_results
 from t3d.evaluation.samples import write_samples
 from t3d.models import LanguageModel, from_pretrained
 from t3d.tasks import Example, Split, Task
@@ -58,11 +58,11 @@ def check_evaluation(
     """
     if not problems:
         raise ValueError("there are no problems to evaluate; ask for at least one")
-    labels, cut = set(), set()
+    seen, cut = set(), set()
     for setting in config.settings:
-        if label(setting) in labels:
-            raise ValueError(f"evaluation: two settings are {label(setting)}; keep one of them")
-        labels.add(label(setting))
+        if setting.effective in seen:
+            raise ValueError(f"evaluation: two settings decode as {setting.name}; keep one of them")
+        seen.add(setting.effective)
         requests = requests_of(lm, problems, setting, config.seed)
         if all(request is None for request in requests.values()):
             raise ValueError(
@@ -132,7 +132,8 @@ def evaluate_into(
         "measure_latency": config.measure_latency,
     }
     claim(output, recipe, lm.weights_hash)
-    plan = {evaluation_stage(identity, s): {"prompt": len(problems)} for s in config.settings}
+    names = stage_names(identity, config.settings)
+    plan = {name: {"prompt": len(problems)} for name in names.values()}
     # Several processes decode all settings in one stage.
     with display(plan, show=progress and num_workers == 1):
         evaluations = evaluate_settings(
@@ -151,8 +152,7 @@ def evaluate_into(
         model=model,
         weights_hash=lm.weights_hash,
     )
-    named = zip(map(label, config.settings), evaluations, strict=True)
-    union = [(name, sample) for name, evaluation in named for sample in evaluation.samples]
+    union = [(e.row.decoding.name, sample) for e in evaluations for sample in e.samples]
     write_samples(output / "samples.parquet", union)
     save_results(output / "results.json", [e.row for e in evaluations], record)
     return evaluations
@@ -172,6 +172,7 @@ def evaluate_settings(
     config: EvaluationConfig,
     directory: Path,
     *,
+    settings: Sequence[DecodingConfig] | None = None,
     full: Path | None = None,
     num_workers: int = 1,
     progress: bool,
@@ -180,16 +181,18 @@ def evaluate_settings(
 
     Args:
         model: a model, or the name of one to load when a setting is missing.
+        settings: some of the grid, if not all.
         full: that of the full-step teacher, which defines `agreement` once it is there.
         num_workers: processes that decode at the same time; each loads the model by its name.
     """
     if num_workers > 1:
         name = model.name if isinstance(model, LanguageModel) else str(model)
         _decode_shared(name, problems, config, directory, num_workers, progress=progress)
+    names = stage_names(identity, config.settings)
     evaluations = []
-    for setting in config.settings:
-        path = directory / file_name(setting)
-        with stage(evaluation_stage(identity, setting)):
+    for setting in config.settings if settings is None else settings:
+        path = directory / setting.name
+        with stage(names[setting]):
             if not is_finished(path):
                 model = model if isinstance(model, LanguageModel) else load(model)
                 teacher = None
@@ -225,7 +228,7 @@ def _decode_shared(
     progress: bool,
 ) -> None:
     """Decode the problems of all unfinished settings into shards, each process its share."""
-    paths = [(setting, directory / file_name(setting)) for setting in config.settings]
+    paths = [(setting, directory / setting.name) for setting in config.settings]
     missing = [(setting, path) for setting, path in paths if not is_finished(path)]
     if not missing:
         return
@@ -275,37 +278,11 @@ def _loaded(model: str) -> LanguageModel:
     return load(model)
 
 
-def label(setting: DecodingConfig) -> str:
-    """What the rows and tables of results tell settings apart by."""
-    name = f"block{setting.window_size}-steps{setting.denoising_steps}-{setting.remasking}"
-    if setting.remasking == DYNAMIC:
-        name += f"-{setting.confidence_threshold:g}"
-    return f"{name}-temperature{setting.temperature:g}"
-
-
-def evaluation_stage(identity: Identity, setting: DecodingConfig) -> str:
-    """What the evaluation of a checkpoint under a setting is called while it is under way."""
-    words = [f"evaluation of {identity.method}"]
+def stage_names(
+    identity: Identity, settings: Sequence[DecodingConfig]
+) -> dict[DecodingConfig, str]:
+    """What the evaluation of a checkpoint under each setting is called while it is under way."""
+    who = f"evaluation of {identity.method}"
     if identity.method != ORIGINAL:
-        words.append(f"seed {identity.seed}")
-    words.append(f"block {setting.window_size}")
-    if setting.remasking == DYNAMIC:
-        words.append(f"dynamic > {setting.confidence_threshold:g}")
-    else:
-        words.append(f"{setting.denoising_steps} step{'s' * (setting.denoising_steps > 1)}")
-    default = DecodingConfig()
-    if setting.remasking not in (default.remasking, DYNAMIC):
-        words.append(setting.remasking)
-    if setting.temperature != default.temperature:
-        words.append(f"temperature {setting.temperature:g}")
-    return ", ".join(words)
-
-
-def digest(setting: DecodingConfig) -> str:
-    """A short name for all of a setting."""
-    return hashlib.sha256(json.dumps(asdict(setting)).encode()).hexdigest()[:8]
-
-
-def file_name(setting: DecodingConfig) -> str:
-    """The folder of a setting's evaluation."""
-    return f"{label(setting)}-{digest(setting)}"
+        who += f", seed {identity.seed}"
+    return {s: f"{who}, {one_line(name)}" for s, name in labels(settings).items()}

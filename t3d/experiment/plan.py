@@ -13,7 +13,7 @@ import torch
 
 from t3d.core.files import read_object
 from t3d.experiment.adapt import teacher_path
-from t3d.experiment.recipe import CompareConfig, RunConfig
+from t3d.experiment.recipe import RunConfig
 from t3d.experiment.rounds import check_recipe
 from t3d.models.families import family_of
 from t3d.models.loading import BUILT_IN
@@ -41,9 +41,6 @@ def shrink(config: Recipe) -> Recipe:
         adapt = replace(adapt, pretrain=few)
     settings = tuple(replace(s, max_new_tokens=_FEW_TOKENS) for s in evaluation.settings)
     decoding = replace(config.rollout.decoding, max_new_tokens=_FEW_TOKENS)
-    changes: dict[str, Any] = (
-        {"seeds": config.seeds[:1]} if isinstance(config, CompareConfig) else {}
-    )
     return replace(
         config,
         output=config.output.with_name(config.output.name + "-smoke"),
@@ -53,7 +50,7 @@ def shrink(config: Recipe) -> Recipe:
         training=_few_steps(config.training),
         adapt=adapt,
         evaluation=replace(evaluation, settings=settings, measure_latency=False),
-        **changes,
+        seeds=config.seeds[:1],
     )
 
 
@@ -87,7 +84,8 @@ def plan(config: RunConfig, rates: Path | None = None) -> list[Row]:
             ("adapt", "optimizer steps", _steps(pretrain.training)),
         ]
     data, decoding = config.data, config.rollout.decoding
-    source = config.task if data.prompts is None else str(data.prompts)
+    names = ", ".join(config.tasks)
+    source = names if data.prompts is None else str(data.prompts)
     new = data.num_prompts * decoding.max_new_tokens
     rows += [
         ("rollout", "prompts", f"{data.num_prompts:,} at most, of {source}"),
@@ -97,7 +95,7 @@ def plan(config: RunConfig, rates: Path | None = None) -> list[Row]:
         ("rollout", "time", measured.decoding(new, decoding.denoising_steps)),
     ]
     built = {name: build_method(method) for name, method in config.methods.items()}
-    num_students = len(built) * (len(config.seeds) if isinstance(config, CompareConfig) else 1)
+    num_students = len(built) * max(1, len(config.seeds))
     copies = 1 + max(
         (m.objective.needs_reference + m.objective.needs_teacher for m in built.values()), default=0
     )
@@ -107,7 +105,7 @@ def plan(config: RunConfig, rates: Path | None = None) -> list[Row]:
         *training_rows(config.training, weights, copies, measured),
     ]
     settings = len(config.evaluation.settings)
-    problems = f"{data.num_problems:,} at most, of {config.task} ({data.split})"
+    problems = f"{data.num_problems:,} at most, of {names} ({data.split})"
     rows += [
         ("evaluate", "problems", problems),
         ("evaluate", "checkpoints x settings", f"{num_students + 1} x {settings}"),

@@ -9,7 +9,7 @@ from typing import Any
 from t3d.core.ranges import WORKERS, check_ranges
 from t3d.decoding.config import RolloutConfig
 from t3d.evaluation.config import EvaluationConfig, WatchConfig
-from t3d.tasks import ProtocolName, Split, Task, get_task
+from t3d.tasks import ProtocolName, Split, Task, get_task, mixture
 from t3d.training.config import SEEDS, MethodConfig, PretrainConfig, TrainingConfig
 
 
@@ -68,11 +68,15 @@ class RunConfig:
             by --dry_run, where the model is not on this machine.
         adapt: how the teacher is made in OUTPUT/teacher, instead of `model`.
         task: the benchmark that gives prompts and problems, or a folder of your own with
-            train.jsonl, dev.jsonl (for watch and `t3d calibrate`) and test.jsonl.
+            train.jsonl, dev.jsonl (for watch and `t3d calibrate`) and test.jsonl; or a list of
+            them, which give equally many prompts and are evaluated one by one.
         output: the run's directory.
         data: problems.
         rollout: how the teacher decodes the training prompts.
         methods: checkpoint name -> method; `original` is always evaluated beside them.
+        seeds: of training; each method is trained once with each, or with training.seed alone
+            where there are none.
+        recommended: the method that the others are compared with; the original if none.
         training: optimisation, shared by all methods.
         watch: a few-step evaluation on the dev split while students train; the best checkpoint of
             a round is kept beside its log in OUTPUT's hidden training directories.
@@ -83,11 +87,13 @@ class RunConfig:
     model: str = "mini_teacher"
     shape: dict[str, Any] = field(default_factory=dict)
     adapt: AdaptConfig | None = None
-    task: str = "mini_gsm"
+    task: str | list[str] = "mini_gsm"
     output: Path = Path("runs/demo")
     data: DataConfig = field(default_factory=DataConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     methods: dict[str, MethodConfig] = field(default_factory=dict)
+    seeds: tuple[int, ...] = ()
+    recommended: str | None = None
     training: TrainingConfig = field(default_factory=TrainingConfig)
     watch: WatchConfig | None = None
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -99,53 +105,50 @@ class RunConfig:
                 "watch: decodes with the model that one process holds; "
                 "set training.sharding to none, or leave watch out"
             )
-        check_ranges(self, {WORKERS: "num_workers"})
-        if self.task.endswith(".jsonl") and (self.data.prompts is None or self.watch is not None):
-            key = "data.prompts" if self.data.prompts is None else "watch"
-            raise ValueError(
-                f"task: {self.task} is one file, so {key} would take the problems that are "
-                "evaluated; name a folder with train.jsonl, dev.jsonl and test.jsonl instead"
-            )
-
-    def prompt_set(self) -> Task:
-        """Where training prompts come from: the benchmark, or a file of one's own."""
-        prompts = self.data.prompts
-        if prompts is None:
-            return self.problem_set()
-        return get_task(str(prompts), protocol=self.data.protocol)
-
-    def problem_set(self) -> Task:
-        """The benchmark.
-
-        Raises:
-            ValueError: for an unknown one, or options that it does not take.
-        """
-        data = self.data
-        return get_task(
-            self.task, data=data.folder, protocol=data.protocol, unsafe_exec=data.unsafe_exec
-        )
-
-
-@dataclass(frozen=True)
-class CompareConfig(RunConfig):
-    """A recipe that trains every method with every seed.
-
-    Args:
-        seeds: of training; each method is trained once with each.
-        recommended: the method that the others are compared with, if any.
-    """
-
-    output: Path = Path("runs/compare")
-    seeds: tuple[int, ...] = (0, 1, 2)
-    recommended: str | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_ranges(self, {SEEDS: "seeds"})
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+        check_ranges(self, {WORKERS: "num_workers", SEEDS: "seeds"})
+        if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must name each seed once, got {list(self.seeds)}")
         if self.recommended is not None and self.recommended not in self.methods:
             raise ValueError(
                 f"recommended={self.recommended!r} is none of the methods: "
                 f"{', '.join(self.methods) or 'there are none'}"
             )
+        if not self.tasks or len(set(self.tasks)) < len(self.tasks):
+            raise ValueError(f"task must name each task once, got {self.tasks}")
+        for task in self.tasks:
+            if task.endswith(".jsonl") and (self.data.prompts is None or self.watch is not None):
+                key = "data.prompts" if self.data.prompts is None else "watch"
+                raise ValueError(
+                    f"task: {task} is one file, so {key} would take the problems that are "
+                    "evaluated; name a folder with train.jsonl, dev.jsonl and test.jsonl instead"
+                )
+
+    @property
+    def tasks(self) -> list[str]:
+        """The names of all tasks."""
+        return [self.task] if isinstance(self.task, str) else self.task
+
+    def prompt_set(self) -> Task:
+        """Where training prompts come from: the tasks, or a file of one's own."""
+        prompts = self.data.prompts
+        if prompts is None:
+            return mixture(self.problem_sets())
+        return get_task(str(prompts), protocol=self.data.protocol)
+
+    def problem_sets(self) -> list[Task]:
+        """The tasks.
+
+        Raises:
+            ValueError: for an unknown one, or options that it does not take.
+        """
+        data = self.data
+        options: dict[str, Any] = {"data": data.folder, "protocol": data.protocol}
+        return [get_task(task, unsafe_exec=data.unsafe_exec, **options) for task in self.tasks]
+
+
+@dataclass(frozen=True)
+class CompareConfig(RunConfig):
+    """A recipe of `t3d compare`, which has three seeds where none are named."""
+
+    output: Path = Path("runs/compare")
+    seeds: tuple[int, ...] = (0, 1, 2)

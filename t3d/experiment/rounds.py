@@ -18,11 +18,11 @@ from t3d.core.trajectory import Trajectory, training_rows
 from t3d.decoding.config import DecodingConfig, RolloutConfig
 from t3d.decoding.rollout import rollout
 from t3d.evaluation.results import ORIGINAL
-from t3d.experiment.grid import digest, load
+from t3d.experiment.grid import load
 from t3d.experiment.recipe import RunConfig
 from t3d.experiment.watch import Watch
 from t3d.models import LanguageModel
-from t3d.tasks import Example, Task
+from t3d.tasks import Example, Task, mixture
 from t3d.training.arguments import training_arguments
 from t3d.training.config import MethodConfig, TrainingConfig
 from t3d.training.distill import distill
@@ -82,7 +82,7 @@ def store_path(config: RunConfig, method: MethodConfig) -> Path:
     decoding = own_rollout(config, method).decoding
     if decoding == config.rollout.decoding:
         return config.output / "trajectories"
-    return config.output / f"trajectories-{digest(decoding)}"
+    return config.output / f"trajectories-{decoding.digest}"
 
 
 Part = tuple[int, int]
@@ -232,7 +232,7 @@ def _watch(config: RunConfig, student: LanguageModel) -> list[Watch]:
     """What looks at a student while it trains."""
     if config.watch is None:
         return []
-    task = config.problem_set()
+    task = mixture(config.problem_sets())
     problems = task.examples("dev", config.watch.num_problems)
     return [Watch(student, task, problems, config.watch)]
 

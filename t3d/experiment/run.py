@@ -1,4 +1,7 @@
-"""The whole route from one recipe: rollout, distill, evaluate, report; resumes where it stopped."""
+"""The whole route from one recipe: rollout, distill, evaluate, report; resumes where it stopped.
+
+A comparison is a run with several seeds.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +16,18 @@ from t3d.core.files import claim
 from t3d.core.progress import Plan, display, hear, stage
 from t3d.core.provenance import provenance
 from t3d.core.workers import launched, pool
-from t3d.decoding.config import DecodingConfig
+from t3d.decoding.config import DYNAMIC, DecodingConfig, labels, one_line
 from t3d.decoding.rollout import encode_prompts
-from t3d.evaluation.evaluate import Evaluation, Identity
-from t3d.evaluation.results import ORIGINAL, ResultRow, save_results
+from t3d.evaluation.comparison import Comparison
+from t3d.evaluation.evaluate import Evaluation, Identity, is_finished
+from t3d.evaluation.results import ORIGINAL, Cell
 from t3d.experiment.adapt import with_teacher
 from t3d.experiment.grid import (
     check_evaluation,
     evaluate_settings,
-    evaluation_stage,
-    file_name,
     identify,
     load,
+    stage_names,
 )
 from t3d.experiment.recipe import RunConfig
 from t3d.experiment.rounds import (
@@ -40,61 +43,83 @@ from t3d.experiment.rounds import (
     train_student,
 )
 from t3d.models import LanguageModel
-from t3d.report.page import write_report
+from t3d.report.comparison import write_comparison
 from t3d.report.trajectories import Problem, view_of
-from t3d.tasks import Example
+from t3d.tasks import Example, Task
+
+_SHARED = ("model", "task", "data", "rollout", "training", "evaluation")
+"""Parts of the recipe that every row depends on; methods and seeds may be added later."""
 
 
-def run(config: RunConfig, *, progress: bool = True) -> list[ResultRow]:
-    """Walk the route; what an earlier, killed run has finished is kept.
+def run(config: RunConfig, *, progress: bool = True) -> list[Cell]:
+    """Walk the route for every method and seed; what an earlier, killed run has finished is kept.
+
+    `results.json` is written anew after every finished student.
+
+    Returns:
+        What was evaluated, the teacher first. Of processes that `torchrun` starts, which share
+        rollouts and training, the first one evaluates, and the others return nothing.
 
     Raises:
         ValueError: for settings that do not fit, before anything is written, and for a
-            directory that holds another recipe's run.
+            directory that holds a run under another budget.
     """
     return walk(config, progress=progress)[0]
 
 
-def walk(config: RunConfig, *, progress: bool = True) -> tuple[list[ResultRow], list[Problem]]:
-    """`run`, with the decoded problems that the report shows.
+def compare(config: RunConfig, *, progress: bool = True) -> Comparison:
+    """`run`, as statistics: accuracies and paired differences with their intervals."""
+    return Comparison(run(config, progress=progress))
 
-    Processes that `torchrun` starts share rollouts and training; the first one evaluates, and the
-    others return nothing.
-    """
-    units = [Unit(name, config.training.seed, Path(name)) for name in config.methods]
-    # What is timed has the machine to itself.
-    untimed = () if config.evaluation.measure_latency else config.evaluation.settings
-    plan = stages(config, units, untimed)
-    with display(plan, show=progress, num_workers=config.num_workers):
+
+def walk(config: RunConfig, *, progress: bool = True) -> tuple[list[Cell], list[Problem]]:
+    """`run`, with the decoded problems that the report shows."""
+    settings = config.evaluation.settings
+    # What is timed beside other work has the machine to itself, after that.
+    is_shared = config.num_workers > 1 and config.evaluation.measure_latency
+    untimed = [s for s in settings if s.remasking != DYNAMIC or not is_shared]
+    units = _units(config)
+    with display(stages(config, units, untimed), show=progress, num_workers=config.num_workers):
         config = with_teacher(config, progress=progress)
         teacher, problems = prepare(config)
-        claim(config.output, asdict(config), teacher.weights_hash)
+        recipe = asdict(config)
+        claim(config.output, {key: recipe[key] for key in _SHARED}, teacher.weights_hash)
+        for name, method in recipe["methods"].items():
+            claim(config.output / "methods" / name, method, teacher.weights_hash)
+        record = provenance(
+            config=recipe,
+            seed=config.training.seed,
+            model=config.model,
+            weights_hash=teacher.weights_hash,
+        )
+
+        def report() -> tuple[list[Cell], list[Problem]]:
+            evaluations = _evaluations(config, units)
+            cells = [e.cell for e in evaluations.values()]
+            shown = _problem_views(
+                config, teacher, problems[: config.evaluation.num_shown], units, evaluations
+            )
+            write_comparison(
+                config.output,
+                cells,
+                recommended=config.recommended,
+                provenance=record,
+                problems=shown,
+            )
+            return cells, shown
+
         for _ in finished(config, teacher, units, untimed, progress=progress):
-            pass
+            report()
         rank, _ = launched()
         if rank > 0:
             return [], []
-        evaluations = {
-            unit.method: evaluate_unit(
-                config, unit, config.evaluation.settings, timed=True, progress=progress
-            )
-            for unit in (TEACHER, *units)
-        }
-    rows = [e.row for group in evaluations.values() for e in group]
-    record = provenance(
-        config=asdict(config),
-        seed=config.training.seed,
-        model=config.model,
-        weights_hash=teacher.weights_hash,
-    )
-    save_results(config.output / "results.json", rows, record)
-    shown = _problem_views(teacher, problems[: config.evaluation.num_shown], evaluations)
-    write_report(config.output, rows, shown)
-    return rows, shown
+        for unit in (TEACHER, *units):
+            evaluate_unit(config, unit, settings, is_alone=True, progress=progress)
+    return report()
 
 
 def prepare(config: RunConfig) -> tuple[LanguageModel, list[Example]]:
-    """The teacher and the problems of a recipe in which everything fits together.
+    """The teacher and the first task's problems, of a recipe in which everything fits together.
 
     Raises:
         ValueError: for settings that do not fit; nothing has been written then.
@@ -111,17 +136,23 @@ def prepare(config: RunConfig) -> tuple[LanguageModel, list[Example]]:
     }
     for decoding in decodings | {config.rollout.decoding}:
         encode_prompts(teacher, prompts, decoding)
-    problems = config.problem_set().examples(config.data.split, config.data.num_problems)
-    if config.data.prompts is not None:
-        asked = {prompt.question for prompt in prompts}
+    asked = {prompt.question for prompt in prompts} if config.data.prompts is not None else set()
+    first: list[Example] = []
+    for task in config.problem_sets():
+        problems = _problems(config, task)
         shared = next((problem.id for problem in problems if problem.question in asked), None)
         if shared is not None:
             raise ValueError(
-                f"{config.data.prompts}: asks what problem {shared} of {config.task} asks; "
+                f"{config.data.prompts}: asks what problem {shared} of {task.name} asks; "
                 "train on other questions than those that are evaluated"
             )
-    check_evaluation(teacher, problems, config.evaluation)
-    return teacher, problems
+        check_evaluation(teacher, problems, config.evaluation)
+        first = first or problems
+    return teacher, first
+
+
+def _problems(config: RunConfig, task: Task) -> list[Example]:
+    return task.examples(config.data.split, config.data.num_problems)
 
 
 @dataclass(frozen=True)
@@ -133,13 +164,21 @@ class Unit:
     path: Path
     """Below checkpoints/ and evaluation/."""
 
-    def evaluations(self, settings: Sequence[DecodingConfig], num: int) -> Plan:
-        """Its evaluations on so many problems, as stages."""
-        identity = Identity(self.method, self.seed)
-        return {evaluation_stage(identity, setting): {"prompt": num} for setting in settings}
+    @property
+    def identity(self) -> Identity:
+        return Identity(self.method, self.seed)
 
 
 TEACHER = Unit(ORIGINAL, 0, Path(ORIGINAL))
+
+
+def _units(config: RunConfig) -> list[Unit]:
+    """Methods with all seeds, one seed after the other."""
+    return [
+        Unit(name, seed, Path(name, f"seed{seed}") if config.seeds else Path(name))
+        for seed in config.seeds or (config.training.seed,)
+        for name in config.methods
+    ]
 
 
 def stages(
@@ -153,14 +192,20 @@ def stages(
         for name, _ in teacher_rollouts(config).values():
             num = config.data.num_prompts // config.num_workers
             plan[rollout_stage(name, part)] = {"prompt": num}
-    num, titles = config.data.num_problems, _titles(units)
+    titles = _titles(units)
+
+    def evaluations(unit: Unit, settings: Sequence[DecodingConfig]) -> Plan:
+        names = stage_names(unit.identity, config.evaluation.settings)
+        num = config.data.num_problems * len(config.tasks)
+        return {names[setting]: {"prompt": num} for setting in settings}
+
     for unit in (TEACHER, *units):
         if unit != TEACHER:
             plan[titles[unit]] = student_work(config, config.methods[unit.method])
-        plan |= unit.evaluations(untimed, num)
+        plan |= evaluations(unit, untimed)
     timed = [setting for setting in config.evaluation.settings if setting not in untimed]
     for unit in (TEACHER, *units):
-        plan |= unit.evaluations(timed, num)
+        plan |= evaluations(unit, timed)
     return plan
 
 
@@ -265,55 +310,81 @@ def evaluate_unit(
     unit: Unit,
     settings: Sequence[DecodingConfig],
     *,
-    timed: bool = False,
+    is_alone: bool = False,
     progress: bool,
-) -> list[Evaluation]:
-    """Evaluate a checkpoint under some of the recipe's settings; the finished ones are read.
+) -> None:
+    """Evaluate a checkpoint on all tasks under some of the recipe's settings, unless it was.
 
     Args:
-        timed: the machine has nothing else to do.
+        is_alone: whether the machine has nothing else to do.
     """
-    if not settings:
-        return []
-    directory = config.output / "evaluation"
     checkpoint = config.output / "checkpoints" / unit.path
-    task = config.problem_set()
-    latency = config.evaluation.measure_latency and timed
-    return evaluate_settings(
-        config.model if unit == TEACHER else str(checkpoint),
-        Identity(ORIGINAL) if unit == TEACHER else identify(checkpoint, unit.method),
-        task,
-        task.examples(config.data.split, config.data.num_problems),
-        replace(config.evaluation, settings=tuple(settings), measure_latency=latency),
-        directory / unit.path,
-        full=directory / ORIGINAL / file_name(config.evaluation.settings[0]),
-        progress=progress,
-    )
+    latency = config.evaluation.measure_latency and (is_alone or config.num_workers == 1)
+    for task in config.problem_sets() if settings else ():
+        evaluate_settings(
+            config.model if unit == TEACHER else str(checkpoint),
+            Identity(ORIGINAL) if unit == TEACHER else identify(checkpoint, unit.method),
+            task,
+            _problems(config, task),
+            replace(config.evaluation, measure_latency=latency),
+            _directory(config, unit, task),
+            settings=settings,
+            full=_directory(config, TEACHER, task) / config.evaluation.settings[0].name,
+            progress=progress,
+        )
+
+
+def _directory(config: RunConfig, unit: Unit, task: Task) -> Path:
+    """Where a checkpoint's evaluations lie; by task where there are several."""
+    directory = config.output / "evaluation" / unit.path
+    return directory / task.name if len(config.tasks) > 1 else directory
+
+
+_Evaluations = dict[tuple[Unit, str, DecodingConfig], Evaluation]
+
+
+def _evaluations(config: RunConfig, units: Sequence[Unit]) -> _Evaluations:
+    """All that are finished so far: methods in the recipe's order, tasks, settings."""
+    order = list(config.methods)
+    tasks = config.problem_sets()
+    out: _Evaluations = {}
+    for unit in (TEACHER, *sorted(units, key=lambda unit: order.index(unit.method))):
+        for task in tasks:
+            for setting in config.evaluation.settings:
+                path = _directory(config, unit, task) / setting.name
+                if is_finished(path):
+                    out[unit, task.name, setting] = Evaluation.load(path)
+    return out
 
 
 def _problem_views(
-    lm: LanguageModel, shown: Sequence[Example], evaluations: dict[str, list[Evaluation]]
+    config: RunConfig,
+    lm: LanguageModel,
+    problems: Sequence[Example],
+    units: Sequence[Unit],
+    evaluations: _Evaluations,
 ) -> list[Problem]:
-    """The first problems as every checkpoint decoded them, slowest setting first."""
-    problems: list[Problem] = []
-    for number, example in enumerate(shown):
+    """The first task's first problems as every method decoded them, slowest setting first."""
+    task = config.problem_sets()[0].name
+    names = labels(config.evaluation.settings)
+    first = {unit.method: unit for unit in reversed((TEACHER, *units))}
+    out: list[Problem] = []
+    for number, example in enumerate(problems):
         views = []
-        for name, group in evaluations.items():
-            for evaluation in group:
-                row, sample = evaluation.row, evaluation.samples[number]
-                plural = "s" if row.denoising_steps > 1 else ""
-                pace = f"{row.denoising_steps} step{plural} a block of {row.block_size}"
-                if row.confidence_threshold is not None:
-                    pace = f"dynamic, threshold {row.confidence_threshold:g}"
+        for unit in (TEACHER, *(first[name] for name in config.methods)):
+            for setting in config.evaluation.settings:
+                if (found := evaluations.get((unit, task, setting))) is None:
+                    continue
+                sample = found.samples[number]
                 views.append(
                     view_of(
                         sample.completion,
                         lambda token: lm.text([token]),
-                        title=f"{name}, {pace}",
+                        title=f"{unit.method}, {one_line(names[setting])}",
                         prompt_length=len(sample.prompt_ids),
-                        block_size=row.block_size,
+                        block_size=setting.window_size,
                         grade=sample.grade,
                     )
                 )
-        problems.append((example.question, example.answer, views))
-    return problems
+        out.append((example.question, example.answer, views))
+    return out

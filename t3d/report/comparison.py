@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from rich.console import RenderableType
 
-from benchmarks.orderings import COLLAPSED, KEPT, ORDERINGS, T3D, Finding, findings, verdict
 from t3d.core.files import write_bytes, write_json
+from t3d.decoding.config import STATIC, labels, one_line
 from t3d.evaluation.comparison import Comparison, Estimate
 from t3d.evaluation.results import (
     ORIGINAL,
-    STATIC,
     Cell,
-    ComparisonRow,
     Condition,
     ResultRow,
     save_results,
 )
-from t3d.report.comparison_plot import comparison_plot
+from t3d.report.figure import comparison_figure, save
 from t3d.report.sheets import (
     NONE,
     Entry,
@@ -33,9 +31,10 @@ from t3d.report.sheets import (
     render_markdown,
     render_terminal,
 )
-from t3d.report.tables import Setting
+from t3d.report.tables import IN_TITLES, grading_sheet
+from t3d.report.trajectories import Problem, write_html
 
-FORMAT = 1
+FORMAT = 2
 _MARKS = {1: "▲ ", 0: "", -1: "▼ "}
 
 
@@ -45,10 +44,12 @@ def write_comparison(
     *,
     recommended: str | None,
     provenance: Mapping[str, Any],
+    problems: Sequence[Problem] = (),
 ) -> None:
-    """Write `results.json`, `comparison.json`, `report.md` and `accuracy.png`, each atomically.
+    """Write `results.json`, `comparison.json`, `report.md`, `accuracy.png`, each atomically.
 
-    Missing cells leave dashes, and without static settings there is no figure.
+    Missing cells leave dashes, and without static settings there is no figure. Given problems,
+    `trajectories.html` shows how each was decoded.
 
     Args:
         recommended: the method that the others are compared with; the original if None.
@@ -59,17 +60,21 @@ def write_comparison(
     comparison = Comparison(cells)
     directory.mkdir(parents=True, exist_ok=True)
     rows = [
-        ComparisonRow(**{**vars(row), "recommended": row.method == recommended})
+        replace(row, recommended=recommended and method == recommended)
         for method in order_methods(comparison.methods)
         for row in comparison.rows(method)
     ]
     save_results(directory / "results.json", rows, dict(provenance))
-    write_json(directory / "comparison.json", _document(comparison, recommended, provenance))
-    figure = ""
+    head = {"format": FORMAT, "provenance": dict(provenance), "recommended": recommended}
+    write_json(directory / "comparison.json", head | comparison.document())
+    text = "# Comparison\n\n"
     if comparison.speeds:
-        comparison_plot(comparison, directory / "accuracy.png", recommended)
-        figure = "![Accuracy against tokens per step](accuracy.png)\n\n"
-    text = f"# Comparison\n\n{figure}{render_markdown(_sections(comparison, recommended))}"
+        save(comparison_figure(comparison, recommended), directory / "accuracy.png")
+        text += "![Accuracy against tokens per step](accuracy.png)\n\n"
+    if problems:
+        write_html(directory / "trajectories.html", problems)
+        text += "[Decoding trajectories](trajectories.html), token by token.\n\n"
+    text += render_markdown(_sections(comparison, recommended))
     write_bytes(directory / "report.md", text.encode())
 
 
@@ -89,29 +94,6 @@ def comparison_markdown(cells: Sequence[Cell], recommended: str | None) -> str:
         ValueError: for cells that `Comparison` refuses.
     """
     return render_markdown(_sections(Comparison(cells), recommended))
-
-
-def _document(
-    comparison: Comparison, recommended: str | None, provenance: Mapping[str, Any]
-) -> dict[str, Any]:
-    """What `comparison.json` holds."""
-    orderings = [
-        {
-            "method": method,
-            "ordering": letter,
-            "claim": ORDERINGS[letter],
-            "verdict": verdict(found),
-            "findings": [{**asdict(one), "verdict": one.verdict} for one in found],
-        }
-        for method in dict.fromkeys((T3D, recommended or T3D))
-        for letter, found in _by_letter(findings(comparison, method)).items()
-    ]
-    head = {"format": FORMAT, "provenance": dict(provenance), "recommended": recommended}
-    return {**head, **comparison.document(), "orderings": orderings}
-
-
-def _by_letter(found: Sequence[Finding]) -> dict[str, list[Finding]]:
-    return {letter: [f for f in found if f.ordering == letter] for letter in ORDERINGS}
 
 
 def _name(method: str, recommended: str | None) -> Entry:
@@ -145,21 +127,26 @@ def _best(estimates: Mapping[str, Estimate | None]) -> set[str]:
 def _where(condition: Condition, comparison: Comparison) -> str:
     """The block size, and the task where there are several."""
     task = f"{condition.task}\n" if len(comparison.num_problems) > 1 else ""
-    return f"{task}block {condition.block_size}"
+    return f"{task}block {condition.decoding.block_size}"
+
+
+def _place(condition: Condition) -> tuple[Any, ...]:
+    """What a column of several speeds has in common."""
+    return condition.task, *replace(condition.decoding, denoising_steps=1).rank
 
 
 def _few_step_sheet(c: Comparison, temperature: float, recommended: str | None) -> Sheet:
     groups: list[list[list[Entry]]] = []
     speeds = {s: found for (t, s), found in c.speeds.items() if t == temperature and s > 1}
-    columns = dict.fromkeys(
-        (one.task, one.block_size, _where(one, c)) for found in speeds.values() for one in found
-    )
-    columns = sorted(columns)
+    # Settings of one speed that differ in anything else are columns of their own.
+    columns: dict[tuple[Any, ...], str] = {}
+    for one in sorted((one for found in speeds.values() for one in found), key=_place):
+        columns[_place(one)] = _where(one, c)
     for speed, conditions in speeds.items():
         group: list[list[Entry]] = []
-        place = {(one.task, one.block_size): [one] for one in conditions}
+        place = {_place(one): [one] for one in conditions}
         # An empty list of conditions has no statistics: a dash.
-        settings = [place.get((task, size), []) for task, size, _ in columns] + [conditions]
+        settings = [place.get(column, []) for column in columns] + [conditions]
         found = [{m: c.accuracy(m, *setting) for m in c.methods} for setting in settings]
         best = [_best(estimates) for estimates in found]
         for method in order_methods(c.methods):
@@ -176,7 +163,7 @@ def _few_step_sheet(c: Comparison, temperature: float, recommended: str | None) 
         "relative to the original's, in %. Bold: the highest of a column. "
         f"{_intervals(c)}"
     )
-    header = ["tokens/\nstep", "method", *(name for _, _, name in columns)]
+    header = ["tokens/\nstep", "method", *columns.values()]
     title = f"Static few-step decoding, temperature {temperature:g}"
     return Sheet(title, [*header, "mean", "improvement\n(%)"], groups, note)
 
@@ -204,7 +191,7 @@ def _full_step_sheet(c: Comparison, conditions: list[Condition], recommended: st
     header = ["method"]
     for one in conditions:
         header += [_where(one, c), "minus\noriginal"]
-    title = f"Full-step decoding, temperature {conditions[0].temperature:g}"
+    title = f"Full-step decoding, temperature {conditions[0].decoding.temperature:g}"
     note = (
         "One token a step: accuracy in % and its difference to the original's in points. "
         "▲, ▼: the interval of the difference excludes 0. Bold: the highest of a column. "
@@ -219,8 +206,10 @@ def _gap_sheet(c: Comparison, conditions: list[Condition], recommended: str | No
         for method in order_methods(c.methods)
         if method != ORIGINAL
     ]
-    header = [f"{_where(one, c)}\n{one.tokens_per_step:.3g} tokens/step" for one in conditions]
-    title = f"Share of the few-step gap closed, temperature {conditions[0].temperature:g}"
+    header = [
+        f"{_where(one, c)}\n{one.decoding.tokens_per_step:.3g} tokens/step" for one in conditions
+    ]
+    title = f"Share of the few-step gap closed, temperature {conditions[0].decoding.temperature:g}"
     note = (
         "(accuracy - original) / (original at full steps - original) in %: 0 is the original at "
         "the same setting, 100 its full-step accuracy."
@@ -238,13 +227,13 @@ def _dynamic_sheet(c: Comparison, condition: Condition, recommended: str | None)
         share = _accuracy(accuracy[method], method in best)
         lines.append([_name(method, recommended), *numbers, share])
     header = ["method", "tokens/\ns", "latency\n(s)", "steps", "length", "tokens/\nforward"]
-    how = Setting.of(condition).label.replace("\n", ", ")
-    title = f"{condition.task}, block size {condition.block_size}, {how}"
+    how = one_line(condition.decoding.label)
+    title = f"{condition.task}, block size {condition.decoding.block_size}, {how}"
     note = (
         "Means over seeds. Tokens count up to and including the stop token; latency is measured "
         "at batch 1; steps are denoising passes and length is tokens, both a response."
     )
-    title += f", temperature {condition.temperature:g}"
+    title += f", temperature {condition.decoding.temperature:g}"
     return Sheet(title, [*header, "accuracy\n(%)"], [lines], note, num_names=1)
 
 
@@ -267,38 +256,16 @@ def _difference_sheet(c: Comparison, conditions: list[Condition], base: str) -> 
         if m != base
     ]
     one = conditions[0]
-    title = f"{one.task}, block size {one.block_size}, temperature {one.temperature:g}"
+    d = one.decoding
+    title = f"{one.task}, block size {d.block_size}, temperature {d.temperature:g}"
     note = (
         f"Accuracy minus that of {base}, in points, paired by problem and by seed where both have "
         f"the same. ▲: above {base}, ▼: below it, where the interval excludes 0; intervals are "
         f"not corrected for their number. {_intervals(c)}"
     )
-    header = ["method", *(Setting.of(one).label for one in conditions)]
+    names = labels((one.decoding for one in conditions), beside=IN_TITLES)
+    header = ["method", *names.values()]
     return Sheet(title, header, [lines], note, num_names=1)
-
-
-def _ordering_sheet(c: Comparison, method: str, letters: str) -> Sheet:
-    groups = []
-    for letter, found in _by_letter(findings(c, method)).items():
-        if letter not in letters:
-            continue
-        head = [Entry(f"({letter})"), Entry(""), Entry(ORDERINGS[letter])]
-        group = [[*head, Entry(""), Entry(""), Entry(""), Entry(verdict(found), bold=True)]]
-        for one in found:
-            where = _where(one.condition, c).replace("\n", ", ")
-            names = [Entry(""), Entry(where), Entry(one.claim)]
-            shares = [Entry(percent(one.left)), Entry(percent(one.right))]
-            group.append([*names, *shares, _signed(one.margin), Entry(one.verdict)])
-        groups.append(group)
-    header = ["", "where", "claim", "left", "right", "margin", "verdict"]
-    note = (
-        "Left and right of the claim in %, and their difference. A claim holds if the interval is "
-        "above 0, does not hold if it is below 0, and is undecided if it includes 0; an ordering "
-        "holds if all its claims do and does not hold if any does not. Collapse: less than "
-        f"{COLLAPSED:g} of the full-step accuracy is left. Full-step decoding is kept above "
-        f"{KEPT:g} of the original's accuracy and lost below it."
-    )
-    return Sheet(f"Published orderings, with {method} as T3D", header, groups, note, num_names=3)
 
 
 def _budget_sheet(c: Comparison, recommended: str | None) -> Sheet:
@@ -325,14 +292,15 @@ def _range(values: Sequence[int]) -> str:
 
 
 def _sections(c: Comparison, recommended: str | None) -> list[Section]:
-    temperatures = sorted({one.temperature for one in c.conditions})
+    temperatures = sorted({one.decoding.temperature for one in c.conditions})
     accuracy: list[Sheet] = []
     speed: list[Sheet] = []
     differences: list[Sheet] = []
+    grading: list[Sheet] = []
     base = recommended or ORIGINAL
     for temperature in temperatures:
-        same = [one for one in c.conditions if one.temperature == temperature]
-        static = [one for one in same if one.remasking == STATIC]
+        same = [one for one in c.conditions if one.decoding.temperature == temperature]
+        static = [one for one in same if one.decoding.remasking == STATIC]
         few = [one for one in static if one != one.full]
         full = [one for one in static if one == one.full]
         if few:
@@ -344,21 +312,22 @@ def _sections(c: Comparison, recommended: str | None) -> list[Section]:
             accuracy.append(_gap_sheet(c, gaps, recommended))
         for task in sorted({one.task for one in same}):
             own = [one for one in same if one.task == task]
-            dynamic = [one for one in own if one.remasking != STATIC]
+            dynamic = [one for one in own if one.decoding.remasking != STATIC]
             speed += [_dynamic_sheet(c, one, recommended) for one in dynamic]
-            for size in sorted({one.block_size for one in own}):
-                columns = [one for one in own if one.block_size == size]
+            for size in sorted({one.decoding.block_size for one in own}):
+                columns = [one for one in own if one.decoding.block_size == size]
                 differences.append(_difference_sheet(c, columns, base))
-    orderings = [_ordering_sheet(c, T3D, "abcd")]
-    if recommended is not None and recommended != T3D:
-        orderings.append(_ordering_sheet(c, recommended, "bd"))
+                rows = [row for m in c.methods for one in columns for row in c.rows(m, one)]
+                where = f"{task}, block size {size}, temperature {temperature:g}"
+                grading += grading_sheet(rows, where)
     problems = ", ".join(f"{num} of {task}" for task, num in sorted(c.num_problems.items()))
     heading = f"Accuracy, n = {problems}"
     sections: list[Section] = [(heading, accuracy)] if accuracy else []
     sections += [("Dynamic decoding", speed)] if speed else []
+    grades: list[Section] = [("Grading", grading)] if grading else []
     return [
         *sections,
         (f"Differences to {base}", differences),
-        ("Orderings", orderings),
+        *grades,
         ("Budget", [_budget_sheet(c, recommended)]),
     ]

@@ -1,24 +1,19 @@
-"""The speed-accuracy frontier as tables, a figure and files."""
+"""The speed-accuracy frontier as tables and files."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from rich.console import RenderableType
 
 from t3d.core.files import write_bytes, write_json
-from t3d.evaluation.frontier import ALPHA, TOLERANCE, Frontier, Point, frontier
-from t3d.evaluation.results import DYNAMIC, STATIC, ResultRow
-from t3d.report.plots import INK, SOFT, method_styles, style_axes
+from t3d.decoding.config import labels, one_line
+from t3d.evaluation.frontier import ALPHA, TOLERANCE, Frontier, Point, Score, frontier
+from t3d.evaluation.results import ResultRow
+from t3d.report.figure import Panel, frontier_figure, save
 from t3d.report.sheets import (
     Entry,
     Section,
@@ -28,13 +23,8 @@ from t3d.report.sheets import (
     render_markdown,
     render_terminal,
 )
-from t3d.report.tables import Setting
 
-FORMAT = 1
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
-_FILLS = {STATIC: "full", DYNAMIC: "none", "sequential": "left", "random": "bottom"}
-_FILL_NAMES = {"full": "filled", "none": "hollow", "left": "left half", "bottom": "lower half"}
-_DASHES = ("-", "--", ":", "-.")
+FORMAT = 2
 
 
 def write_frontier(
@@ -48,9 +38,7 @@ def write_frontier(
     found = frontier(rows)
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / "frontier.json", _document(found, provenance))
-    data = io.BytesIO()
-    frontier_figure(found).savefig(data, format="png", facecolor="white")
-    write_bytes(output / "frontier.png", data.getvalue())
+    save(frontier_figure(panels(found.points)), output / "frontier.png")
     figure = "![Accuracy against decoding speed](frontier.png)"
     text = f"# Frontier\n\n{figure}\n\n{render_markdown(_sections(found))}"
     write_bytes(output / "frontier.md", text.encode())
@@ -73,43 +61,52 @@ def _document(found: Frontier, provenance: Mapping[str, Any]) -> dict[str, Any]:
         "alpha": ALPHA,
         "tolerance": TOLERANCE,
         "scores": [asdict(score) for score in found.scores],
-        "points": [asdict(point) for point in found.points],
+        "points": [asdict(p) | {"condition": p.condition.document()} for p in found.points],
     }
 
 
-def _panels(found: Frontier) -> dict[tuple[str, float], dict[str, list[Point]]]:
+def _groups(points: Sequence[Point]) -> dict[tuple[str, float], dict[str, list[Point]]]:
     """(task, temperature) -> name -> points, in the order of tables and legends."""
     out: dict[tuple[str, float], dict[str, list[Point]]] = {}
-    for key in dict.fromkeys((p.condition.task, p.condition.temperature) for p in found.points):
-        own = [p for p in found.points if (p.condition.task, p.condition.temperature) == key]
-        out[key] = {
-            name: [p for p in own if p.name == name] for name in order_methods(p.name for p in own)
-        }
-    return out
+    order = order_methods(p.name for p in points)
+    for p in sorted(points, key=lambda p: order.index(p.name)):
+        where = p.condition.task, p.condition.decoding.temperature
+        out.setdefault(where, {}).setdefault(p.name, []).append(p)
+    return dict(sorted(out.items()))
+
+
+def panels(points: Sequence[Point]) -> list[Panel]:
+    """What `frontier_figure` draws."""
+    return [(_title(where, group), group) for where, group in _groups(points).items()]
+
+
+def _title(where: tuple[str, float], group: Mapping[str, Sequence[Point]]) -> str:
+    counts = sorted({p.n for points in group.values() for p in points})
+    return f"{where[0]}, temperature {where[1]:g}, n = {' or '.join(map(str, counts))}"
 
 
 def _sections(found: Frontier) -> list[Section]:
+    scores = {(score.task, score.temperature, score.name): score for score in found.scores}
     return [
         (
-            f"{task}, temperature {temperature:g}, n = {next(iter(panel.values()))[0].n}",
-            [_score_sheet(found, task, temperature, list(panel)), _point_sheet(panel)],
+            _title(where, group),
+            [_score_sheet([scores[*where, name] for name in group]), _point_sheet(group)],
         )
-        for (task, temperature), panel in _panels(found).items()
+        for where, group in _groups(found.points).items()
     ]
 
 
-def _score_sheet(found: Frontier, task: str, temperature: float, names: list[str]) -> Sheet:
-    own = {s.name: s for s in found.scores if (s.task, s.temperature) == (task, temperature)}
-    highest = max(score.aup for score in own.values())
+def _score_sheet(scores: Sequence[Score]) -> Sheet:
+    highest = max(score.aup for score in scores)
     lines = [
         [
-            Entry(name),
-            Entry(f"{score.aup:.1f}", bold=len(own) > 1 and score.aup == highest),
+            Entry(score.name),
+            Entry(f"{score.aup:.1f}", bold=len(scores) > 1 and score.aup == highest),
             Entry(f"{score.num_kept} of {score.num_points}"),
             Entry(f"{score.fastest:.2f}"),
             Entry(percent(score.best)),
         ]
-        for name, score in ((name, own[name]) for name in names)
+        for score in scores
     ]
     note = (
         "AUP: area under accuracy in % against tokens per forward, weighted by "
@@ -124,15 +121,17 @@ def _score_sheet(found: Frontier, task: str, temperature: float, names: list[str
 def _point_sheet(panel: Mapping[str, Sequence[Point]]) -> Sheet:
     several = any(len(p.seeds) > 1 for points in panel.values() for p in points)
     groups = []
+    settings = [p.condition.decoding for points in panel.values() for p in points]
+    names = labels(settings, beside=("block_size", "temperature"))
     for name, points in panel.items():
         group = []
         for p in points:
-            setting, _, steps = Setting.of(p.condition).label.partition("\n")
+            setting, _, steps = names[p.condition.decoding].partition("\n")
             low, high = p.ci95
             line = [
                 Entry(name),
-                Entry(setting, f"({steps})"),
-                Entry(str(p.condition.block_size)),
+                Entry(setting, f"({one_line(steps)})"),
+                Entry(str(p.condition.decoding.block_size)),
                 Entry(percent(p.accuracy), f"[{percent(low)}, {percent(high)}]"),
                 _speed(f"{p.tokens_per_forward:.2f}", p.pareto),
                 _speed(f"{p.tokens_per_second:.1f}", p.pareto_seconds),
@@ -151,136 +150,3 @@ def _point_sheet(panel: Mapping[str, Sequence[Point]]) -> Sheet:
 
 def _speed(number: str, on_frontier: bool) -> Entry:
     return Entry(f"● {number}" if on_frontier else number)
-
-
-def frontier_figure(found: Frontier) -> Figure:
-    """A row a task and temperature: accuracy against tokens per forward, and per second.
-
-    Lines join the frontier of a method; what it dominates is pale. The marker's shape is
-    the block size, its filling the remasking. Bars are the intervals of `Point.ci95`.
-    """
-    panels = _panels(found)
-    names = order_methods(p.name for p in found.points)
-    styles = method_styles(names)
-    colours = [colour for colour, _ in styles.values()]
-    # Where colours run out, the dash tells methods apart.
-    looks = {
-        name: (colour, _DASHES[colours[:i].count(colour) % len(_DASHES)])
-        for i, (name, (colour, _)) in enumerate(styles.items())
-    }
-    sizes = sorted({p.condition.block_size for p in found.points})
-    markers = dict(zip(sizes, cycle(_MARKERS)))
-    figure = Figure(figsize=(11, 1.9 + 3.9 * len(panels)), dpi=200, layout="constrained")
-    figure.get_layout_engine().set(h_pad=0.1, hspace=0.06)  # type: ignore[union-attr]
-    FigureCanvasAgg(figure)
-    grid = figure.subplots(len(panels), 2, squeeze=False, sharey="row")
-    for row, ((task, temperature), panel) in zip(grid, panels.items(), strict=True):
-        for axes, seconds in zip(row, (False, True), strict=True):
-            for name, points in panel.items():
-                _draw(axes, points, seconds, looks[name], markers)
-            axes.margins(x=0.06, y=0.08)
-            axes.set_ylim(bottom=0)
-            style_axes(axes)
-        num = next(iter(panel.values()))[0].n
-        title = f"{task}, temperature {temperature:g}, n = {num}; bars are 95 % intervals"
-        several = any(len(p.seeds) > 1 for points in panel.values() for p in points)
-        title += "; means over seeds" if several else ""
-        row[0].set_title(title, loc="left", fontsize=11, color=SOFT)
-        row[0].set_ylabel("accuracy (%)", fontsize=11, color=INK)
-    for axes, unit in zip(grid[-1], ("forward pass", "second"), strict=True):
-        axes.set_xlabel(f"tokens per {unit}", fontsize=11, color=INK)
-    figure.suptitle(
-        "Accuracy against decoding speed; lines join the settings that no other beats",
-        x=0.012,
-        ha="left",
-        fontsize=13,
-        fontweight="bold",
-        color=INK,
-    )
-    _legend(figure, found, looks, markers)
-    return figure
-
-
-def _draw(
-    axes: Axes,
-    points: Sequence[Point],
-    seconds: bool,
-    look: tuple[str, str],
-    markers: Mapping[int, str],
-) -> None:
-    """One method in one panel."""
-    colour, dash = look
-    place = {
-        p: (p.tokens_per_second if seconds else p.tokens_per_forward, 100 * p.accuracy)
-        for p in points
-    }
-    best = {p for p in points if (p.pareto_seconds if seconds else p.pareto)}
-    line = sorted(place[p] for p in best)
-    axes.plot([x for x, _ in line], [y for _, y in line], dash, color=colour, linewidth=1.8)
-    for p, (x, y) in place.items():
-        fill = _FILLS.get(p.condition.remasking, "top")
-        axes.errorbar(
-            x,
-            y,
-            # A mean of rounded numbers may leave -1e-17.
-            [[max(0.0, y - 100 * p.ci95[0])], [max(0.0, 100 * p.ci95[1] - y)]],
-            fmt=markers[p.condition.block_size],
-            fillstyle=fill,
-            color=colour,
-            markerfacecoloralt="white",
-            markerfacecolor="white" if fill == "none" else colour,
-            markeredgecolor=colour,
-            markeredgewidth=1.4,
-            markersize=7,
-            elinewidth=1,
-            capsize=2,
-            alpha=1 if p in best else 0.3,
-            clip_on=False,
-            zorder=4 if p in best else 2.5,
-        )
-
-
-def _legend(
-    figure: Figure,
-    found: Frontier,
-    looks: Mapping[str, tuple[str, str]],
-    markers: Mapping[int, str],
-) -> None:
-    """Methods by line, block sizes by marker, remasking by filling."""
-    handles = [
-        Line2D([], [], color=colour, ls=dash, linewidth=2.4, label=name)
-        for name, (colour, dash) in looks.items()
-    ]
-    grey: dict[str, Any] = {"color": SOFT, "ls": "", "markersize": 7.5, "markeredgewidth": 1.4}
-    handles += [
-        Line2D([], [], marker=marker, label=f"block size {size}", **grey)
-        for size, marker in markers.items()
-    ]
-    kinds = sorted({p.condition.remasking for p in found.points}, key=lambda k: (k != STATIC, k))
-    for kind in kinds:
-        fill = _FILLS.get(kind, "top")
-        label = f"{_FILL_NAMES.get(fill, 'upper half')}: {kind.removeprefix('low_confidence_')}"
-        faces: dict[str, Any] = {
-            "fillstyle": fill,
-            "markerfacecolor": "white" if fill == "none" else SOFT,
-        }
-        handles.append(
-            Line2D(
-                [],
-                [],
-                marker="o",
-                markerfacecoloralt="white",
-                label=label,
-                **grey,
-                **faces,
-            )
-        )
-    figure.legend(
-        handles=handles,
-        loc="outside lower center",
-        ncols=min(5, len(handles)),
-        frameon=False,
-        fontsize=10,
-        labelcolor=INK,
-        columnspacing=2,
-    )

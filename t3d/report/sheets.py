@@ -1,7 +1,8 @@
-"""The look of every table: sheets of entries, for the terminal and for Markdown."""
+"""The look of every table, for the terminal and for Markdown; order and styles of methods."""
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -10,14 +11,34 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-METHOD_ORDER = ("original", "sft", "redi", "dparallel", "naive_td", "t3d")
+# Okabe and Ito's palette, safe for colour-blind readers; a marker each as a second channel.
+_STYLES = {
+    "original": ("#555555", "o"),
+    "sft": ("#e69f00", "s"),
+    "redi": ("#56b4e9", "^"),
+    "dparallel": ("#cc79a7", "v"),
+    "naive_td": ("#0072b2", "D"),
+    "t3d": ("#d55e00", "o"),
+    "d3llm": ("#8c6d00", "X"),
+    "cdlm": ("#7a3fb0", "p"),
+    "rtd": ("#009e73", "P"),
+}
+_COLOURS = ("#000000", "#a6761d", "#e7298a", "#1b7837", "#4d4dff", "#b2182b", "#40a4a4")
+_MARKERS = ("h", "*", "<", ">", "8")
 NONE = "–"
+
+
+def style(method: str) -> tuple[str, str]:
+    """Colour and marker of a method, the same in every figure, whoever stands beside it."""
+    number = zlib.crc32(method.encode())
+    other = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
+    return _STYLES.get(method, other)
 
 
 def order_methods(names: Iterable[str]) -> list[str]:
     """Methods in the order of every table and legend; unknown ones follow by name."""
     found = set(names)
-    return [m for m in METHOD_ORDER if m in found] + sorted(found - set(METHOD_ORDER))
+    return [m for m in _STYLES if m in found] + sorted(found - set(_STYLES))
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from statistics import mean, stdev
 
 from rich.console import RenderableType
 
-from t3d.evaluation.results import DYNAMIC, STATIC, Condition, ResultRow
+from t3d.decoding.config import DYNAMIC, DecodingConfig, labels, one_line
+from t3d.evaluation.calibrate import Candidate, Choice
+from t3d.evaluation.results import Condition, ResultRow
 from t3d.report.sheets import (
     NONE,
     Entry,
@@ -37,54 +38,23 @@ def method_order(rows: Iterable[ResultRow]) -> list[str]:
     return order_methods(row.method for row in rows)
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What the columns of a table differ in."""
+IN_TITLES = ("block_size", "temperature")
+"""What tables tell of a setting in their titles."""
 
-    remasking: str
-    denoising_steps: int
-    confidence_threshold: float | None
-    tokens_per_step: float
 
-    @classmethod
-    def of(cls, row: ResultRow | Condition) -> Setting:
-        steps, threshold = row.denoising_steps, row.confidence_threshold
-        return cls(row.remasking, steps, threshold, row.tokens_per_step)
-
-    @property
-    def rank(self) -> tuple[bool, str, float, float]:
-        """Static settings first, slow ones before fast ones."""
-        # A lower threshold is faster.
-        threshold = -(self.confidence_threshold or 0)
-        return self.remasking != STATIC, self.remasking, self.tokens_per_step, threshold
-
-    @property
-    def short(self) -> str:
-        """Tokens a step, or the threshold."""
-        if self.remasking == DYNAMIC:
-            return f"> {self.confidence_threshold:g}"
-        name = "" if self.remasking == STATIC else f" {self.remasking}"
-        return f"{self.tokens_per_step:.3g}{name}"
-
-    @property
-    def label(self) -> str:
-        """Two lines: the speed, and what gives it."""
-        steps = f"{self.denoising_steps} step{'s' if self.denoising_steps > 1 else ''}"
-        tokens = "token" if self.tokens_per_step == 1 else "tokens"
-        if self.remasking == DYNAMIC:
-            return f"dynamic {self.short}\n≤ {steps}"
-        name = "" if self.remasking == STATIC else f", {self.remasking}"
-        full = ", full" if self.tokens_per_step == 1 else ""
-        return f"{self.tokens_per_step:.3g} {tokens}/step\n{steps}{name}{full}"
+def _settings(rows: Iterable[ResultRow]) -> dict[DecodingConfig, str]:
+    """The settings in their order, with a column's name for each."""
+    found = {row.decoding.effective for row in rows}
+    return labels(sorted(found, key=lambda setting: setting.rank), beside=IN_TITLES)
 
 
 def _accuracy_sheet(rows: Sequence[ResultRow], where: str) -> Sheet:
-    settings = sorted({Setting.of(row) for row in rows}, key=lambda s: s.rank)
+    settings = _settings(rows)
     methods = method_order(rows)
 
-    def found(method: str, setting: Setting) -> list[ResultRow]:
+    def found(method: str, setting: DecodingConfig) -> list[ResultRow]:
         """One row a seed."""
-        return [row for row in rows if row.method == method and Setting.of(row) == setting]
+        return [row for row in rows if row.method == method and row.decoding.effective == setting]
 
     means = {
         (method, setting): mean(row.accuracy for row in found(method, setting))
@@ -94,7 +64,7 @@ def _accuracy_sheet(rows: Sequence[ResultRow], where: str) -> Sheet:
     }
     best = {s: max(value for (_, t), value in means.items() if t == s) for s in settings}
 
-    def is_best(method: str, setting: Setting) -> bool:
+    def is_best(method: str, setting: DecodingConfig) -> bool:
         return len(methods) > 1 and means[method, setting] == best[setting]
 
     counts = {row.n for row in rows}
@@ -141,16 +111,16 @@ def _accuracy_sheet(rows: Sequence[ResultRow], where: str) -> Sheet:
             else ""
         )
     )
-    header = ["method", "seed", *(setting.label for setting in settings)]
+    header = ["method", "seed", *settings.values()]
     return Sheet(f"Accuracy, {where}", header, groups, note)
 
 
 def _speed_sheet(rows: Sequence[ResultRow], where: str) -> Sheet:
     rank = {method: i for i, method in enumerate(method_order(rows))}
     groups = []
-    for setting in sorted({Setting.of(row) for row in rows}, key=lambda s: s.rank):
+    for setting in _settings(rows):
         group = []
-        same = [row for row in rows if Setting.of(row) == setting]
+        same = [row for row in rows if row.decoding.effective == setting]
         for row in sorted(same, key=lambda row: (rank[row.method], row.seed)):
             latency = row.latency_seconds
             numbers = (
@@ -163,7 +133,7 @@ def _speed_sheet(rows: Sequence[ResultRow], where: str) -> Sheet:
                 percent(row.truncated),
                 percent(row.agreement),
             )
-            names = (row.method, str(row.seed), setting.short)
+            names = (row.method, str(row.seed), setting.pace)
             group.append([Entry(text) for text in (*names, *numbers)])
         groups.append(group)
     note = (
@@ -176,42 +146,35 @@ def _speed_sheet(rows: Sequence[ResultRow], where: str) -> Sheet:
     return Sheet(f"Speed, {where}", header, groups, note)
 
 
-def _grading_sheet(rows: Sequence[ResultRow], where: str) -> Sheet:
-    """Why answers count as wrong: for rows graded by more than one exact rule."""
+def grading_sheet(rows: Sequence[ResultRow], where: str) -> list[Sheet]:
+    """Why answers count as wrong; nothing unless rows are graded by more than one exact rule."""
+    if not any(row.string_accuracy is not None or row.timed_out for row in rows):
+        return []
     strict = any(row.faithful is not None for row in rows)
-    rank = {method: i for i, method in enumerate(method_order(rows))}
-    order = sorted(rows, key=lambda r: (Setting.of(r).rank, rank[r.method], r.seed))
-    lines = [
-        [
-            Entry(row.method),
-            Entry(str(row.seed)),
-            Entry(Setting.of(row).short),
-            *(
-                Entry(percent(share))
-                for share in (
-                    row.accuracy,
-                    row.string_accuracy,
-                    *([row.faithful] if strict else []),
-                    row.no_answer,
-                    row.timed_out,
-                )
-            ),
-        ]
-        for row in order
-    ]
-    header = ["method", "seed", "tokens/\nstep", "correct\n(%)", "as strings\n(%)"]
+    names = ["accuracy", "string_accuracy", *["faithful"] * strict, "no_answer", "timed_out"]
+    lines = []
+    for setting in _settings(rows):
+        for method in method_order(rows):
+            same = [r for r in rows if (r.method, r.decoding.effective) == (method, setting)]
+            if same:
+                shares = ([getattr(row, name) for row in same] for name in names)
+                means = [None if None in found else mean(found) for found in shares]
+                numbers = [Entry(percent(share)) for share in means]
+                lines.append([Entry(method), Entry(setting.pace), *numbers])
+    header = ["method", "tokens/\nstep", "correct\n(%)", "as strings\n(%)"]
     header += ["faithful\n(%)"] if strict else []
     header += ["no answer\n(%)", "timed out\n(%)"]
     note = (
-        "Correct is what accuracy is elsewhere. As strings: equal to the gold answer by a plain "
-        "comparison of strings. Timed out: grading ran out of time, which counts as wrong."
+        "Means over seeds. Correct is what accuracy is elsewhere. As strings: equal to the gold "
+        "answer by a plain comparison of strings. Timed out: grading ran out of time, which "
+        "counts as wrong."
     )
     if strict:
         note += (
             " Faithful: the response names no other person, thing or day than its question, and "
             "every equation in it is true; correct is right and faithful."
         )
-    return Sheet(f"Grading, {where}", header, [lines], note)
+    return [Sheet(f"Grading, {where}", header, [lines], note)]
 
 
 def _checkpoint_sheet(rows: Sequence[ResultRow]) -> Sheet:
@@ -232,29 +195,25 @@ def _sections(rows: Sequence[ResultRow]) -> list[Section]:
         raise ValueError("there are no result rows to report; make some with `t3d eval`")
     keys = set()
     for row in rows:
-        where = f"block size {row.block_size}, temperature {row.temperature:g}"
-        key = (row.task, row.method, row.seed, where, Setting.of(row))
+        key = (Condition.of(row), row.method, row.seed)
         if key in keys:
-            setting = Setting.of(row).label.replace("\n", ", ")
             raise ValueError(
                 f"two result rows for task {row.task}, method {row.method}, seed {row.seed}, "
-                f"{where}, {setting}; keep one, or give one of them a method name of its own"
+                f"{row.decoding.name}; keep one, or give one of them a method name of its own"
             )
         keys.add(key)
     out: list[Section] = []
     for task in sorted({row.task for row in rows}):
         sheets = []
-        for size, temperature in sorted({(row.block_size, row.temperature) for row in rows}):
-            same = [
-                row
-                for row in rows
-                if (row.task, row.block_size, row.temperature) == (task, size, temperature)
-            ]
-            if same:
-                where = f"block size {size}, temperature {temperature:g}"
-                sheets += [_accuracy_sheet(same, where), _speed_sheet(same, where)]
-                if any(row.string_accuracy is not None or row.timed_out for row in same):
-                    sheets.append(_grading_sheet(same, where))
+        groups: dict[tuple[int, float], list[ResultRow]] = {}
+        for row in sorted(rows, key=lambda row: row.decoding.rank):
+            if row.task == task:
+                where = row.decoding.block_size, row.decoding.temperature
+                groups.setdefault(where, []).append(row)
+        for (size, temperature), same in sorted(groups.items()):
+            where = f"block size {size}, temperature {temperature:g}"
+            sheets += [_accuracy_sheet(same, where), _speed_sheet(same, where)]
+            sheets += grading_sheet(same, where)
         out.append((task, sheets))
     return [*out, ("Checkpoints", [_checkpoint_sheet(rows)])]
 
@@ -271,3 +230,37 @@ def markdown_tables(rows: Sequence[ResultRow]) -> str:
 def terminal_tables(rows: Sequence[ResultRow]) -> RenderableType:
     """The same tables for a terminal of 80 columns or more."""
     return render_terminal(_sections(rows))
+
+
+def calibration_terminal(choice: Choice) -> RenderableType:
+    """Every setting with its verdict, its loss and the bound of that loss."""
+    full = choice.baseline
+    names = labels([full.decoding, *(c.row.decoding for c in choice.candidates)])
+    tried = [(full, "baseline", 0.0, 0.0)]
+    tried += [(c.row, _verdict(c), c.loss, c.bound) for c in choice.candidates]
+    lines = [
+        [
+            Entry(one_line(names[row.decoding]), bold=row == choice.row),
+            Entry(verdict),
+            Entry(str(row.decoding.block_size)),
+            Entry(f"{row.tokens_per_forward:.2f}"),
+            Entry(percent(row.accuracy)),
+            Entry(percent(loss)),
+            Entry(percent(bound)),
+        ]
+        for row, verdict, loss, bound in tried
+    ]
+    note = (
+        f"Accepted: loses at most {choice.max_loss:g} points on {full.n} development problems, "
+        f"with {100 * choice.confidence:g} % confidence for all of them together; bounds are "
+        f"one-sided at {100 * choice.sweep_confidence:.4g} %. Not tried: a slower setting was "
+        "refused. Bold: the fastest accepted one, chosen."
+    )
+    header = ["setting", "verdict", "block", "tokens/\nforward", "accuracy\n(%)"]
+    return Sheet("Calibration", [*header, "loss\n(points)", "at\nmost"], [lines], note).rich()
+
+
+def _verdict(candidate: Candidate) -> str:
+    if candidate.accepted:
+        return "accepted"
+    return "not tried" if candidate.reason.startswith("not tried") else "refused"

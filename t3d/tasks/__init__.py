@@ -13,6 +13,7 @@ from t3d.tasks.math500 import MATH500
 from t3d.tasks.mbpp import MBPP, SanitizedMBPP
 from t3d.tasks.mini_gsm import MiniGSM
 from t3d.tasks.mini_week import MiniWeek
+from t3d.tasks.mixture import mixture
 from t3d.tasks.own import OwnQuestions, split_files
 from t3d.tasks.protocols import ProtocolName
 
@@ -31,6 +32,7 @@ __all__ = [
     "Split",
     "Task",
     "get_task",
+    "mixture",
 ]
 
 

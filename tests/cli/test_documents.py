@@ -317,7 +317,7 @@ def repository() -> dict[str, str]:
 
 @pytest.mark.parametrize("path", LINKED, ids=lambda path: path.name)
 def test_every_file_and_every_name_in_one_exists(path: Path) -> None:
-    """`t3d/core/rng.py`, `t3d/noising/state.py:Blocks` and `test_rng.py::test_x`, or the file's end."""
+    """`t3d/core/rng.py`, `t3d/noising/state.py:Blocks`, `test_rng.py::test_x`, a file's end."""
     wrong, before = [], ""
     for code in inline(path):
         match = re.fullmatch(r"([\w./-]*\.py|[\w/.-]+/[\w.-]+\.\w+)?(?:(::?) ?([\w.]+))?", code)

@@ -151,9 +151,10 @@ def _results(rows: list[ResultRow]) -> str:
     ]
     for row in rows:
         low, high = row.ci95
+        d = row.decoding
         lines.append(
-            f"| {row.task} | {row.method} | {row.remasking} | {row.block_size} "
-            f"| {row.denoising_steps} | {row.accuracy:.1%} | {low:.1%} to {high:.1%} | {row.n} "
+            f"| {row.task} | {row.method} | {d.remasking} | {d.block_size} "
+            f"| {d.denoising_steps} | {row.accuracy:.1%} | {low:.1%} to {high:.1%} | {row.n} "
             f"| {row.tokens_per_forward:.2f} |"
         )
     return "\n".join(lines)

@@ -1,0 +1,42 @@
+"""Several tasks as one, to train on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import chain
+
+from t3d.tasks.base import Example, Grade, Split, Task
+
+
+def mixture(tasks: Sequence[Task]) -> Task:
+    """The task itself where there is one."""
+    assert tasks
+    return tasks[0] if len(tasks) == 1 else Mixture(tasks)
+
+
+class Mixture:
+    """Examples of several tasks in turn, each graded by its own."""
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        self.tasks = {task.name: task for task in tasks}
+        self.name = "+".join(self.tasks)
+
+    def examples(self, split: Split, num: int, *, seed: int = 0) -> list[Example]:
+        """Equally many of each; fewer where a task has no more."""
+        share = -(-num // len(self.tasks))
+        own = [
+            [replace(e, id=f"{name}:{e.id}") for e in task.examples(split, share, seed=seed)]
+            for name, task in self.tasks.items()
+        ]
+        turns = (found[i : i + 1] for i in range(share) for found in own)
+        return list(chain.from_iterable(turns))[:num]
+
+    def grade(self, examples: Sequence[Example], outputs: Sequence[str]) -> list[Grade]:
+        grades: dict[int, Grade] = {}
+        for name, task in self.tasks.items():
+            own = [i for i, e in enumerate(examples) if e.id.startswith(f"{name}:")]
+            asked = [replace(examples[i], id=examples[i].id.removeprefix(f"{name}:")) for i in own]
+            found = task.grade(asked, [outputs[i] for i in own])
+            grades |= dict(zip(own, found, strict=True))
+        return [grades[i] for i in range(len(examples))]
