@@ -9,13 +9,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-
 from t3d.core.files import read_object
 from t3d.experiment.adapt import teacher_path
 from t3d.experiment.recipe import RunConfig
 from t3d.experiment.rounds import check_recipe
-from t3d.models.families import family_of
+from t3d.models.families import family_of, on_meta
 from t3d.models.loading import BUILT_IN
 from t3d.training.config import PretrainConfig, TrainingConfig
 from t3d.training.methods import build_method
@@ -183,10 +181,7 @@ def num_parameters(shape: dict[str, Any] | None) -> int | None:
     """Parameters of a model of that shape; tied weights count once."""
     if shape is None:
         return None
-    family = family_of(shape["model_type"])
-    with torch.device("meta"):
-        model = family.model_class(family.config_class.from_dict(shape))
-    return model.num_parameters()
+    return on_meta(family_of(shape["model_type"]).config_class.from_dict(shape)).num_parameters()
 
 
 class _Rates:

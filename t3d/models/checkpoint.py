@@ -8,16 +8,17 @@ a checkpoint runs, no pickle is opened and no file outside its directory is touc
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from transformers.activations import ACT2FN
+from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from t3d.core.files import first_words, read_object
-from t3d.models.families import Family, family_of
+from t3d.models.block_diffusion import BlockDiffusionConfig
+from t3d.models.families import Family, family_of, on_meta
 from t3d.models.files import check_links, read_generation
 
 WEIGHTS = "model.safetensors"
@@ -82,11 +83,13 @@ def check_checkpoint(directory: Path) -> dict[str, Any]:
     _check_values(path, document, family)
     read_generation(directory)
     tensors = _read_tensors(directory)
-    if document["num_hidden_layers"] > len(tensors):
-        raise ValueError(
-            f"{path}: num_hidden_layers is {document['num_hidden_layers']}, but the weights have "
-            f"only {len(tensors)} tensors; correct it or copy the weights again"
-        )
+    # What is built of them would take time and memory.
+    for key in ("num_hidden_layers", "num_experts", "num_local_experts"):
+        if document.get(key, 0) > len(tensors):
+            raise ValueError(
+                f"{path}: {key} is {document[key]}, but the weights have only {len(tensors)} "
+                "tensors; correct it or copy the weights again"
+            )
     _check_tensors(directory, _build_config(path, document, family), tensors)
     # Published checkpoints of the Qwen family may have the two files that it is made of.
     parts = all((directory / name).is_file() for name in ("vocab.json", "merges.txt"))
@@ -95,50 +98,19 @@ def check_checkpoint(directory: Path) -> dict[str, Any]:
     return document
 
 
-def tensor_shapes(config: Any) -> Iterator[tuple[str, Shape]]:
-    """Names and shapes of the tensors that a configuration describes, as published, the head last.
+def tensor_shapes(config: BlockDiffusionConfig) -> dict[str, Shape]:
+    """Names and shapes of the tensors that a configuration describes, as published.
 
-    They come one at a time: a configuration may describe any number of them.
+    Raises:
+        ValueError: for sizes that no tensor can have.
     """
-    family, hidden, head = config.model_type, config.hidden_size, config.head_dim
-    queries, keys = config.num_attention_heads * head, config.num_key_value_heads * head
-    bias = family != "qwen2" and config.attention_bias
-    moe = family == "sdar_moe"
-
-    def linear(name: str, rows: int, columns: int, bias: bool) -> Iterator[tuple[str, Shape]]:
-        yield f"{name}.weight", (rows, columns)
-        if bias:
-            yield f"{name}.bias", (rows,)
-
-    def mlp(name: str, width: int) -> Iterator[tuple[str, Shape]]:
-        with_bias = family == "llama" and config.mlp_bias
-        yield from linear(f"{name}.gate_proj", width, hidden, with_bias)
-        yield from linear(f"{name}.up_proj", width, hidden, with_bias)
-        yield from linear(f"{name}.down_proj", hidden, width, with_bias)
-
-    yield "model.embed_tokens.weight", (config.vocab_size, hidden)
-    for i in range(config.num_hidden_layers):
-        layer = f"model.layers.{i}"
-        attention = f"{layer}.self_attn"
-        yield f"{layer}.input_layernorm.weight", (hidden,)
-        yield f"{layer}.post_attention_layernorm.weight", (hidden,)
-        # Qwen2 has biases there, whatever its configuration says.
-        yield from linear(f"{attention}.q_proj", queries, hidden, bias or family == "qwen2")
-        yield from linear(f"{attention}.k_proj", keys, hidden, bias or family == "qwen2")
-        yield from linear(f"{attention}.v_proj", keys, hidden, bias or family == "qwen2")
-        yield from linear(f"{attention}.o_proj", hidden, queries, bias)
-        if family in ("sdar", "sdar_moe"):
-            yield f"{attention}.q_norm.weight", (head,)
-            yield f"{attention}.k_norm.weight", (head,)
-        dense = moe and i in config.mlp_only_layers
-        if moe and not dense and (i + 1) % config.decoder_sparse_step == 0:
-            yield f"{layer}.mlp.gate.weight", (config.num_experts, hidden)
-            for j in range(config.num_experts):
-                yield from mlp(f"{layer}.mlp.experts.{j}", config.moe_intermediate_size)
-        else:
-            yield from mlp(f"{layer}.mlp", config.intermediate_size)
-    yield "model.norm.weight", (hidden,)
-    yield HEAD, (config.vocab_size, hidden)
+    try:
+        model = on_meta(config)
+        # On disk every expert has its own tensors; in memory they are stacked.
+        tensors = revert_weight_conversion(model, model.state_dict())
+    except (RuntimeError, OverflowError) as error:
+        raise ValueError(f"sizes that no model can have ({first_words(error)})") from None
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def _show(value: object) -> str:
@@ -342,9 +314,11 @@ def _is_pickle(path: Path) -> bool:
 
 def _check_tensors(directory: Path, config: Any, tensors: Tensors) -> None:
     misfit = "weights do not fit config.json"
-    expected: set[str] = set()
-    for name, shape in tensor_shapes(config):
-        expected.add(name)
+    try:
+        expected = tensor_shapes(config)
+    except ValueError as error:
+        raise ValueError(f"{directory / 'config.json'}: {error}; correct it") from None
+    for name, shape in expected.items():
         if name not in tensors:
             if name == HEAD and config.tie_word_embeddings:
                 continue
@@ -358,7 +332,7 @@ def _check_tensors(directory: Path, config: Any, tensors: Tensors) -> None:
                 f"{shard}: {misfit}: {name} has shape {list(found)}, not {list(shape)}; "
                 "copy both again"
             )
-    extra = sorted(name for name in tensors.keys() - expected if not name.endswith(ROTARY))
+    extra = sorted(name for name in tensors.keys() - expected.keys() if not name.endswith(ROTARY))
     if extra:
         shard = tensors[extra[0]][0]
         raise ValueError(

@@ -6,8 +6,10 @@ it was; `block_size` and `mask_token_id` in its config.json say what it became.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
+import torch
 import transformers
 
 from t3d.models.block_diffusion import BlockDiffusionConfig, BlockDiffusionLM
@@ -74,3 +76,9 @@ def family_of(model_type: object) -> Family:
     raise ValueError(
         f"model_type {model_type!r} is no block-diffusion family of t3d ({', '.join(FAMILIES)})"
     )
+
+
+def on_meta(config: BlockDiffusionConfig) -> BlockDiffusionLM:
+    """The model that a configuration describes, without any weight in memory."""
+    with torch.device("meta"):
+        return family_of(config.model_type).model_class(copy.deepcopy(config))

@@ -7,12 +7,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from t3d.core.files import write_json
-from t3d.core.provenance import hash_weights, provenance
 from t3d.models import LanguageModel
 from t3d.training.config import MethodConfig, TrainingConfig
 from t3d.training.methods import build_method
-from t3d.training.run import fit, remove_checkpoints
+from t3d.training.run import train
 from t3d.training.trainer import TrainingCallback
 
 
@@ -50,28 +48,14 @@ def distill(
     method = build_method(config)
     if config.learning_rate is not None:
         training = replace(training, learning_rate=config.learning_rate)
-    directory = output.parent / f".{output.name}.training"
-    trainer = fit(
+    return train(
         lm,
         method,
         rows,
         training,
-        directory,
+        output,
+        config={"method": asdict(config), "training": asdict(training)},
         teacher=teacher,
         callbacks=callbacks,
         progress=progress,
     )
-    trainer.save_trained(output)
-    record = provenance(
-        config={"method": asdict(config), "training": asdict(training)},
-        seed=training.seed,
-        model=lm.name,
-        weights_hash=hash_weights(output),
-    )
-    record["optimizer_steps"] = trainer.state.global_step
-    record["tokens_seen"] = trainer.state.num_input_tokens_seen
-    if trainer.args.should_save:
-        write_json(output / "provenance.json", record)
-        remove_checkpoints(directory)
-    trainer.accelerator.wait_for_everyone()
-    return record

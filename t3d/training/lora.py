@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,11 @@ from t3d.core.rng import derive_key
 from t3d.models import LanguageModel
 from t3d.models.loading import check_finite
 from t3d.training.config import LoraSettings
+from t3d.training.weights import REFERENCE_FILE, Weights
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """The linear layers of attention and MLP, as every family names them."""
+ADAPTER_DIRECTORY = "adapter"
 WEIGHTS_FILE = "adapter_model.safetensors"
 _NAME = "default"
 
@@ -141,6 +143,10 @@ class FrozenAdapter(nn.Module):
             model.train(training)
             self._adapter.enable(True)
 
+    def get_output_embeddings(self) -> nn.Module | None:
+        """The base's head, which no adapter changes."""
+        return self._adapter.model.get_output_embeddings()
+
     def refresh(self) -> None:
         """Become a copy of the student."""
         self.weights = {k: v.detach().clone() for k, v in self._adapter.weights.items()}
@@ -173,3 +179,54 @@ def _targets(lm: LanguageModel, settings: LoraSettings) -> list[str]:
 def _on_disk(name: str) -> str:
     """A weight's name in peft's files."""
     return f"base_model.model.{name.replace(f'.{_NAME}.', '.')}"
+
+
+class AdapterWeights(Weights):
+    """An adapter beside a base that is held once; checkpoints have the adapter alone."""
+
+    def __init__(self, lm: LanguageModel, settings: LoraSettings, seed: int) -> None:
+        super().__init__(lm)
+        self.adapter = Adapter(lm, settings, seed)
+
+    def frozen_copy(self) -> nn.Module:
+        return FrozenAdapter(self.adapter)
+
+    def refresh(self, reference: nn.Module) -> None:
+        assert isinstance(reference, FrozenAdapter)
+        reference.refresh()
+
+    def finish(self) -> None:
+        self.adapter.merge()
+
+    def write(self, directory: Path, is_first: bool) -> None:
+        """The adapter is folded in."""
+        if is_first:
+            self.adapter.save_merged(self.lm, directory)
+
+    def write_trained(self, directory: Path, is_first: bool) -> None:
+        """The adapter also stands by itself."""
+        if is_first:
+            self.lm.save(directory)
+            self.adapter.save(directory / ADAPTER_DIRECTORY)
+
+    def save(
+        self,
+        directory: Path,
+        reference: nn.Module | None,
+        optimizer: object,
+        is_first: bool,
+        library: Callable[[], None],
+    ) -> None:
+        if not is_first:
+            return
+        self.adapter.save(directory)
+        if reference is not None:
+            assert isinstance(reference, FrozenAdapter)
+            reference.save(directory / REFERENCE_FILE)
+
+    def load(self, directory: Path, library: Callable[[], None]) -> None:
+        self.adapter.load(directory)
+
+    def load_reference(self, directory: Path, reference: nn.Module) -> None:
+        assert isinstance(reference, FrozenAdapter)
+        reference.load(directory / REFERENCE_FILE)

@@ -14,8 +14,7 @@ from typing import Any
 
 import torch
 
-from t3d.core.files import hash_file, write_json
-from t3d.core.provenance import hash_weights, provenance
+from t3d.core.files import hash_file
 from t3d.core.shards import read_object
 from t3d.core.trajectory import labelled_row
 from t3d.grading.math import last_boxed
@@ -32,7 +31,7 @@ from t3d.tasks.chat import Chat, ChatData, OverLong, read_chats
 from t3d.tasks.tokenizer import END_TOKEN, PAD_TOKEN, train_tokenizer
 from t3d.training.config import MethodConfig, PretrainConfig
 from t3d.training.methods import Method, build_method
-from t3d.training.run import check_block_sizes, fit, remove_checkpoints
+from t3d.training.run import check_block_sizes, train
 
 _NUM_TEXTS = 8000
 """Of which a tokenizer is learned."""
@@ -293,25 +292,19 @@ def pretrain(
     """
     lesson = lesson or read_lesson(config)
     lm = lesson.lm
-    directory = output / "training"
-    trainer = fit(
-        lm, pretraining_method(config), lesson.rows, config.training, directory, progress=progress
-    )
-    trainer.save_trained(output)
-    record = provenance(
-        config=asdict(config),
-        seed=config.training.seed,
-        model=lm.name,
-        weights_hash=hash_weights(output),
-    )
-    record["data"] = lesson.source
+    notes: dict[str, Any] = {"data": lesson.source}
     if config.model is not None:
         base = BUILT_IN.get(config.model, Path(config.model)) / "provenance.json"
         # By itself the name of a directory says little once the directory is gone.
-        record["base"] = read_object(base) if base.is_file() else None
-    record["optimizer_steps"] = trainer.state.global_step
-    record["tokens_seen"] = trainer.state.num_input_tokens_seen
-    if trainer.args.should_save:
-        write_json(output / "provenance.json", record)
-        remove_checkpoints(directory)
+        notes["base"] = read_object(base) if base.is_file() else None
+    train(
+        lm,
+        pretraining_method(config),
+        lesson.rows,
+        config.training,
+        output,
+        config=asdict(config),
+        notes=notes,
+        progress=progress,
+    )
     return output

@@ -14,7 +14,9 @@ from accelerate.utils import broadcast
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerCallback, TrainerState
 
+from t3d.core.files import write_json
 from t3d.core.progress import Stage, bar
+from t3d.core.provenance import hash_weights, provenance
 from t3d.models import LanguageModel
 from t3d.training.arguments import training_arguments
 from t3d.training.config import TrainingConfig
@@ -87,10 +89,62 @@ def fit(
         with bar("training", config.steps, "step", done=done, show=progress) as count:
             trainer.add_callback(_Report(count))
             trainer.train(resume_from_checkpoint=None if last is None else str(last))
-    if trainer.adapter is not None:
-        trainer.adapter.merge()
+    trainer.weights.finish()
     lm.model.eval()
     return trainer
+
+
+def train(
+    lm: LanguageModel,
+    method: Method,
+    rows: Sequence[dict[str, Any]],
+    training: TrainingConfig,
+    output: Path,
+    *,
+    config: dict[str, Any],
+    notes: dict[str, Any] | None = None,
+    teacher: LanguageModel | None = None,
+    callbacks: Sequence[TrainingCallback] = (),
+    progress: bool,
+) -> dict[str, Any]:
+    """`fit`, then save the model with its provenance.
+
+    A killed run continues from its last checkpoint, in a hidden directory beside `output`. Of
+    several processes the first one writes.
+
+    Args:
+        config: all that was asked for, for the provenance.
+        notes: further keys of it.
+
+    Returns:
+        The provenance, with `optimizer_steps` and `tokens_seen`.
+
+    Raises:
+        ValueError: as `fit` does.
+    """
+    directory = output.parent / f".{output.name}.training"
+    trainer = fit(
+        lm,
+        method,
+        rows,
+        training,
+        directory,
+        teacher=teacher,
+        callbacks=callbacks,
+        progress=progress,
+    )
+    trainer.save_trained(output)
+    record = provenance(
+        config=config, seed=training.seed, model=lm.name, weights_hash=hash_weights(output)
+    )
+    record |= notes or {}
+    record["optimizer_steps"] = trainer.state.global_step
+    record["tokens_seen"] = trainer.state.num_input_tokens_seen
+    if trainer.args.should_save:
+        write_json(output / "provenance.json", record)
+        _remove_checkpoints(directory)
+    trainer.accelerator.wait_for_everyone()
+    return record
 
 
 def check_block_sizes(lm: LanguageModel, sizes: Sequence[int]) -> None:
@@ -134,7 +188,7 @@ class _Report(TrainerCallback):
         self.count.show(self.shown)
 
 
-def remove_checkpoints(directory: Path) -> None:
+def _remove_checkpoints(directory: Path) -> None:
     """Delete what training resumes from, once its result is written; what `Watch` keeps stays."""
     for path in directory.glob("checkpoint-*"):
         shutil.rmtree(path)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -15,12 +15,18 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
-from t3d.models import BlockDiffusionLM, family_of
+from t3d.core.files import read_object, write_json
+from t3d.models import BlockDiffusionLM
+from t3d.models.families import on_meta
+from t3d.training.weights import Weights
 
+SCHEDULE_FILE = "schedule.json"
+"""The learning rate scheduler's state in a sharded checkpoint."""
 SHARDS_DIRECTORY = "shards"
 """Of a checkpoint: safetensors, of every process its own part of each tensor."""
 
@@ -53,8 +59,7 @@ def gathered(model: BlockDiffusionLM) -> BlockDiffusionLM | None:
             weights[name] = whole.detach().cpu()
     if not _is_first():
         return None
-    with torch.device("meta"):
-        plain = family_of(model.config.model_type).model_class(copy.deepcopy(model.config))
+    plain = on_meta(model.config)
     # What is tied has one name.
     plain.load_state_dict(weights, strict=False, assign=True)
     plain.tie_weights()
@@ -110,3 +115,75 @@ def _alone_or_not() -> Iterator[None]:
 
 def _is_first() -> bool:
     return not dist.is_initialized() or dist.get_rank() == 0
+
+
+class ShardedWeights(Weights):
+    """A share of every weight in each process; so are the frozen models and checkpoints."""
+
+    def place(self, frozen: list[nn.Module], device: torch.device, bf16: bool) -> None:
+        if not dist.is_initialized():
+            # A process that runs alone has nobody to share with; its checkpoints are as of many.
+            super().place(frozen, device, bf16)
+            return
+        # On the CPU, since no device needs to hold them whole.
+        super().place(frozen, torch.device("cpu"), bf16)
+        for model in (self.lm.model, *frozen):
+            assert isinstance(model, BlockDiffusionLM)
+            shard(model, device, torch.bfloat16 if bf16 else None)
+        # accelerate leaves what it takes for its own work as it is.
+        self.lm.model._is_accelerate_prepared = True  # type: ignore[assignment]
+
+    def after_step(self, frozen: list[nn.Module]) -> None:
+        for model in frozen:
+            if isinstance(model, FSDPModule):
+                model.reshard()
+
+    def write(self, directory: Path, is_first: bool) -> None:
+        whole = gathered(self.lm.model)
+        if whole is not None:
+            replace(self.lm, model=whole).save(directory)
+
+    def save(
+        self,
+        directory: Path,
+        reference: nn.Module | None,
+        optimizer: object,
+        is_first: bool,
+        library: Callable[[], None],
+    ) -> None:
+        state = tensors("model", self.lm.model)
+        if reference is not None:
+            state |= tensors("reference", reference)
+        assert isinstance(optimizer, Optimizer)
+        save(directory, state | optimizer_tensors(self.lm.model, optimizer))
+
+    def load(self, directory: Path, library: Callable[[], None]) -> None:
+        load(directory, tensors("model", self.lm.model))
+
+    def load_reference(self, directory: Path, reference: nn.Module) -> None:
+        load(directory, tensors("reference", reference))
+
+    def save_schedule(
+        self,
+        directory: Path,
+        schedule: object,
+        is_first: bool,
+        library: Callable[[], None],
+    ) -> None:
+        assert isinstance(schedule, LRScheduler)
+        if is_first:
+            write_json(directory / SCHEDULE_FILE, schedule.state_dict())
+
+    def load_schedule(
+        self,
+        directory: Path,
+        optimizer: object,
+        schedule: object,
+        library: Callable[[], None],
+    ) -> None:
+        assert isinstance(optimizer, Optimizer)
+        assert isinstance(schedule, LRScheduler)
+        load(directory, optimizer_tensors(self.lm.model, optimizer))
+        schedule.load_state_dict(read_object(directory / SCHEDULE_FILE))
+        for group, rate in zip(optimizer.param_groups, schedule.get_last_lr(), strict=True):
+            group["lr"] = rate

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 from transformers import (
     PreTrainedModel,
     PrinterCallback,
@@ -26,25 +18,20 @@ from transformers import (
 )
 
 from t3d.core.blocks import BlockLayout
-from t3d.core.files import write_json
 from t3d.core.rng import derive_key, fold
-from t3d.core.shards import read_object
 from t3d.core.trajectory import TrajectoryBatch
-from t3d.models import BlockDiffusionLM, LanguageModel
+from t3d.models import LanguageModel
 from t3d.noising import Vocabulary
 from t3d.objectives import Context, Predictions
-from t3d.training import sharding as shards
 from t3d.training.config import Attention, LoraSettings, OptimizerName, Sharding
 from t3d.training.data import SortedBatchSampler
 from t3d.training.forward import ModelInputs, assemble, attending
-from t3d.training.lora import Adapter, FrozenAdapter
+from t3d.training.lora import AdapterWeights
 from t3d.training.methods import Method
 from t3d.training.muon import muon
+from t3d.training.sharding import ShardedWeights
+from t3d.training.weights import Weights
 
-REFERENCE_FILE = "reference.safetensors"
-SCHEDULE_FILE = "schedule.json"
-"""Of a checkpoint in shards: where the learning rate is on its way."""
-ADAPTER_DIRECTORY = "adapter"
 _VIEW, _SAMPLE = range(2)
 
 
@@ -70,9 +57,12 @@ class DiffusionTrainer(Trainer):
         sharding: Sharding = "none",
     ) -> None:
         self.lm = lm
-        self.sharding: Sharding = sharding
         self.attention: Attention = attention
-        self.adapter = None if lora is None else Adapter(lm, lora, arguments.seed)
+        self.weights = Weights(lm)
+        if sharding == "full":
+            self.weights = ShardedWeights(lm)
+        elif lora is not None:
+            self.weights = AdapterWeights(lm, lora, arguments.seed)
         super().__init__(
             model=lm.model,
             args=arguments,
@@ -109,40 +99,22 @@ class DiffusionTrainer(Trainer):
             seed=arguments.data_seed or arguments.seed,
         )
         self._metrics: dict[str, list[Tensor]] = {}
-        # A process that runs alone has nobody to share with; its checkpoints are as those of many.
-        sharded = sharding == "full" and dist.is_initialized()
-        # Copies are made and split on the CPU, since no device needs to hold them whole.
-        device = torch.device("cpu") if sharded else arguments.device
-        nn.Module.to(lm.model, device)
         if method.objective.needs_reference:
-            self.reference = self._frozen_copy()
+            self.reference = self.weights.frozen_copy()
             self.add_callback(_ReferenceRounds(self))
         if method.objective.needs_teacher:
-            frozen = self._frozen_copy() if teacher is None else teacher.model
-            self.teacher = nn.Module.to(frozen, device).eval()
-        if sharded:
-            dtype = torch.bfloat16 if arguments.bf16 else None
-            for model in (lm.model, self.reference, self.teacher):
-                if model is not None:
-                    assert isinstance(model, BlockDiffusionLM)
-                    shards.shard(model, arguments.device, dtype)
-            # accelerate leaves what it takes for its own work as it is.
-            lm.model._is_accelerate_prepared = True  # type: ignore[assignment]
+            self.teacher = self.weights.frozen_copy() if teacher is None else teacher.model.eval()
+        self.weights.place(self.frozen, arguments.device, arguments.bf16)
 
-    def _frozen_copy(self) -> nn.Module:
-        """The model as training starts."""
-        if self.adapter is not None:
-            return FrozenAdapter(self.adapter)
-        return copy.deepcopy(self.lm.model).requires_grad_(False).eval()
+    @property
+    def frozen(self) -> list[nn.Module]:
+        """The reference and the teacher, as far as the method has them."""
+        return [model for model in (self.reference, self.teacher) if model is not None]
 
     def refresh_reference(self) -> None:
         """Start a reference round: the reference becomes a frozen copy of the student."""
         assert self.reference is not None
-        if isinstance(self.reference, FrozenAdapter):
-            self.reference.refresh()
-            return
-        # Of a model in shards, each process copies its own.
-        self.reference.load_state_dict(self.accelerator.unwrap_model(self.model).state_dict())
+        self.weights.refresh(self.reference)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SortedBatchSampler:
         return self._sampler
@@ -158,13 +130,10 @@ class DiffusionTrainer(Trainer):
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Forward and backward, which recomputes what checkpointing dropped, attend alike."""
-        models = [self.lm.model, self.reference, self.teacher]
+        models = [self.lm.model, *self.frozen]
         with attending([m for m in models if isinstance(m, PreTrainedModel)], self.attention):
             loss = super().training_step(*args, **kwargs)
-        for frozen in (self.reference, self.teacher):
-            if isinstance(frozen, FSDPModule):
-                # No backward pass has done so.
-                frozen.reshard()
+        self.weights.after_step(self.frozen)
         return loss
 
     def compute_loss(  # type: ignore[override]
@@ -212,11 +181,7 @@ class DiffusionTrainer(Trainer):
 
     def _predictions(self, model: nn.Module, packed: ModelInputs) -> Predictions:
         """What a model predicts at the loss tokens, in the student's precision."""
-        # An adapter leaves the head as it is.
-        adapted = isinstance(model, FrozenAdapter)
-        head = (
-            self.lm.model if adapted else self.accelerator.unwrap_model(model)
-        ).get_output_embeddings()
+        head = self.accelerator.unwrap_model(model).get_output_embeddings()
         assert head is not None
         # accelerate casts only the pass of the model that it trains.
         with self.accelerator.autocast():
@@ -257,38 +222,15 @@ class DiffusionTrainer(Trainer):
 
     def save_student(self, directory: Path) -> None:
         """Write the model of this step in the published layout; an adapter is folded in."""
-        if isinstance(self.lm.model, FSDPModule):
-            whole = shards.gathered(self.lm.model)
-            if whole is not None:
-                replace(self.lm, model=whole).save(directory)
-        elif self.adapter is None:
-            self.lm.save(directory)
-        else:
-            self.adapter.save_merged(self.lm, directory)
+        self.weights.write(directory, self.args.should_save)
 
     def save_trained(self, directory: Path) -> None:
         """Write what `fit` has trained in the published layout, an adapter also by itself.
 
         All processes call it, the first one writes, and it is written when they return.
         """
-        if isinstance(self.lm.model, FSDPModule):
-            self.save_student(directory)
-        elif self.args.should_save:
-            self.lm.save(directory)
-            if self.adapter is not None:
-                self.adapter.save(directory / ADAPTER_DIRECTORY)
+        self.weights.write_trained(directory, self.args.should_save)
         self.accelerator.wait_for_everyone()
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        # The trainer's state comes last: a checkpoint that has one is complete.
-        if self.reference is not None and self.sharding == "none" and self.args.should_save:
-            directory = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
-            directory.mkdir(parents=True, exist_ok=True)
-            if isinstance(self.reference, FrozenAdapter):
-                self.reference.save(directory / REFERENCE_FILE)
-            else:
-                save_model(self.reference, str(directory / REFERENCE_FILE))
-        super()._save_checkpoint(model, trial)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)
@@ -297,53 +239,41 @@ class DiffusionTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         # transformers calls this in every process, `_save` in some releases in the first alone.
-        if self.sharding == "none" and self.adapter is None:
-            super().save_model(output_dir, _internal_call)
-            return
         assert output_dir is not None
-        if self.sharding == "full":
-            state = shards.tensors("model", self.lm.model)
-            if self.reference is not None:
-                state |= shards.tensors("reference", self.reference)
-            assert isinstance(self.optimizer, Optimizer)
-            state |= shards.optimizer_tensors(self.lm.model, self.optimizer)
-            shards.save(Path(output_dir), state)
-        elif self.args.should_save:
-            assert self.adapter is not None
-            self.adapter.save(Path(output_dir))
+        self.weights.save(
+            Path(output_dir),
+            self.reference,
+            self.optimizer,
+            self.args.should_save,
+            lambda: super(DiffusionTrainer, self).save_model(output_dir, _internal_call),
+        )
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if self.sharding == "none":
-            super()._save_optimizer_and_scheduler(output_dir)
-        elif self.args.should_save:
-            assert isinstance(self.lr_scheduler, LRScheduler)
-            write_json(Path(output_dir) / SCHEDULE_FILE, self.lr_scheduler.state_dict())
+        self.weights.save_schedule(
+            Path(output_dir),
+            self.lr_scheduler,
+            self.args.should_save,
+            lambda: super(DiffusionTrainer, self)._save_optimizer_and_scheduler(output_dir),
+        )
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if self.sharding == "none" or checkpoint is None:
-            super()._load_optimizer_and_scheduler(checkpoint)
-            return
-        optimizer, schedule = self.optimizer, self.lr_scheduler
-        assert isinstance(optimizer, Optimizer)
-        assert isinstance(schedule, LRScheduler)
-        shards.load(Path(checkpoint), shards.optimizer_tensors(self.lm.model, optimizer))
-        schedule.load_state_dict(read_object(Path(checkpoint) / SCHEDULE_FILE))
-        for group, rate in zip(optimizer.param_groups, schedule.get_last_lr(), strict=True):
-            group["lr"] = rate
+        if checkpoint is not None:
+            self.weights.load_schedule(
+                Path(checkpoint),
+                self.optimizer,
+                self.lr_scheduler,
+                lambda: super(DiffusionTrainer, self)._load_optimizer_and_scheduler(checkpoint),
+            )
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
-        if self.sharding == "full":
-            shards.load(Path(resume_from_checkpoint), shards.tensors("model", self.lm.model))
-            return
-        if self.adapter is not None:
-            self.adapter.load(Path(resume_from_checkpoint))
-            return
-        with warnings.catch_warnings():
-            # transformers reads the config as one of no family, which warns of `rope_scaling`.
-            warnings.filterwarnings("ignore", "`rope_scaling`", FutureWarning)
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self.weights.load(
+            Path(resume_from_checkpoint),
+            lambda: super(DiffusionTrainer, self)._load_from_checkpoint(
+                resume_from_checkpoint, model
+            ),
+        )
 
 
 class TrainingCallback(TrainerCallback):
@@ -369,10 +299,4 @@ class _ReferenceRounds(TrainingCallback):
         assert reference is not None
         if state.global_step:
             checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            path = checkpoint / REFERENCE_FILE
-            if self.trainer.sharding == "full":
-                shards.load(checkpoint, shards.tensors("reference", reference))
-            elif isinstance(reference, FrozenAdapter):
-                reference.load(path)
-            else:
-                load_model(reference, str(path))
+            self.trainer.weights.load_reference(checkpoint, reference)

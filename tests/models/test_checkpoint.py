@@ -107,7 +107,7 @@ def test_shapes_are_those_that_the_library_saves(
     (directory / "tokenizer.json").touch()
     document = check_checkpoint(directory)
     assert document == json.loads((directory / "config.json").read_text())
-    shapes = dict(tensor_shapes(family_of(family).config_class.from_dict(document)))
+    shapes = tensor_shapes(family_of(family).config_class.from_dict(document))
     if values["tie_word_embeddings"]:
         assert shapes.pop(HEAD) == shapes[EMBEDDING]
     state = load_file(directory / WEIGHTS)

@@ -125,7 +125,7 @@ CONFIG: dict[str, tuple[Damage, str]] = {
     "width long": (config(hidden_size="3" * 10**6), "hidden_size must be a number from 1 up"),
     "layers huge": (config(num_hidden_layers=10**9), "num_hidden_layers is 1000000000, but the"),
     "layers 0": (config(num_hidden_layers=0), "num_hidden_layers must be a number from 1 up"),
-    "one layer more": (config(num_hidden_layers=3, layer_types=None), "model.layers.2.input_lay"),
+    "one layer more": (config(num_hidden_layers=3, layer_types=None), "model.layers.2."),
     "one layer less": (
         config(num_hidden_layers=1, layer_types=None),
         "'model.layers.1.input_layernorm.weight' is no tensor of it",
@@ -172,7 +172,7 @@ CONFIG: dict[str, tuple[Damage, str]] = {
     "sdar_moe of no experts": (config(num_local_experts=0), "num_local_experts must be a number"),
     "sdar_moe of many experts": (
         every(config(num_experts=HUGE), drop("num_local_experts")),
-        f"model.layers.0.mlp.gate.weight has shape [4, 32], not [{HUGE}, 32]",
+        f"num_experts is {HUGE}, but the weights have only",
     ),
     "sdar_moe of few experts": (
         config(num_experts_per_tok=5),

@@ -57,10 +57,11 @@ MICRO = PretrainConfig(
 @pytest.fixture
 def log(monkeypatch: pytest.MonkeyPatch) -> Log:
     """What training into a directory logged; its last checkpoint stays for that."""
-    monkeypatch.setattr("t3d.training.pretrain.remove_checkpoints", lambda directory: None)
+    monkeypatch.setattr("t3d.training.run._remove_checkpoints", lambda directory: None)
 
     def read(output: Path) -> list[dict[str, float]]:
-        [state] = output.glob("training/checkpoint-24/trainer_state.json")
+        path = output.parent / f".{output.name}.training"
+        [state] = path.glob("checkpoint-24/trainer_state.json")
         return [row for row in json.loads(state.read_text())["log_history"] if "loss" in row]
 
     return read
@@ -144,7 +145,7 @@ def test_prompts_take_loss_where_it_is_asked(
             seen.append(rows)
             raise InterruptedError
 
-        monkeypatch.setattr("t3d.training.pretrain.fit", stop)
+        monkeypatch.setattr("t3d.training.pretrain.train", stop)
         with pytest.raises(InterruptedError):
             pretrain(replace(base, prompt_loss=prompt_loss), tmp_path / "model", progress=False)
         return seen[0]

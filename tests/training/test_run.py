@@ -207,7 +207,7 @@ def test_a_killed_process_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         env={**os.environ, "PYTHONPATH": os.getcwd()},
         stdout=subprocess.DEVNULL,
     )
-    while not (killed / "training" / "checkpoint-4").exists():
+    while not (tmp_path / ".killed.training" / "checkpoint-4").exists():
         assert process.poll() is None
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)

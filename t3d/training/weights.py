@@ -1,0 +1,101 @@
+"""How the weights of a model in training are held and kept: whole, or as a subclass does."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_model, save_model
+from torch import nn
+
+from t3d.models import LanguageModel
+
+REFERENCE_FILE = "reference.safetensors"
+
+
+class Weights:
+    """All weights in every process, which transformers saves and restores.
+
+    Methods with `library` do what transformers would unless they are overridden. All processes
+    call all of them.
+    """
+
+    def __init__(self, lm: LanguageModel) -> None:
+        self.lm = lm
+
+    def place(self, frozen: list[nn.Module], device: torch.device, bf16: bool) -> None:
+        """Bring the model and the frozen ones to the device of this process."""
+        for model in (self.lm.model, *frozen):
+            nn.Module.to(model, device)
+
+    def frozen_copy(self) -> nn.Module:
+        """The model as it is."""
+        return copy.deepcopy(self.lm.model).requires_grad_(False).eval()
+
+    def refresh(self, reference: nn.Module) -> None:
+        """Make a frozen copy equal the model again."""
+        # Of a model in shards, each process copies its own.
+        reference.load_state_dict(self.lm.model.state_dict())
+
+    def after_step(self, frozen: list[nn.Module]) -> None:
+        """Free what frozen models keep for a backward pass, which they have not."""
+
+    def finish(self) -> None:
+        """Make the model what it was before, with other weights."""
+
+    def write(self, directory: Path, is_first: bool) -> None:
+        """Write the model of this step in the published layout."""
+        if is_first:
+            self.lm.save(directory)
+
+    def write_trained(self, directory: Path, is_first: bool) -> None:
+        """The same after `finish`."""
+        self.write(directory, is_first)
+
+    def save(
+        self,
+        directory: Path,
+        reference: nn.Module | None,
+        optimizer: object,
+        is_first: bool,
+        library: Callable[[], None],
+    ) -> None:
+        """Write into a checkpoint what training resumes from."""
+        if reference is not None and is_first:
+            directory.mkdir(parents=True, exist_ok=True)
+            save_model(reference, str(directory / REFERENCE_FILE))
+        library()
+
+    def load(self, directory: Path, library: Callable[[], None]) -> None:
+        """Restore the model."""
+        with warnings.catch_warnings():
+            # transformers reads the config as one of no family, which warns of `rope_scaling`.
+            warnings.filterwarnings("ignore", "`rope_scaling`", FutureWarning)
+            library()
+
+    def load_reference(self, directory: Path, reference: nn.Module) -> None:
+        """Restore the reference."""
+        load_model(reference, str(directory / REFERENCE_FILE))
+
+    def save_schedule(
+        self,
+        directory: Path,
+        schedule: object,
+        is_first: bool,
+        library: Callable[[], None],
+    ) -> None:
+        """Write the scheduler, and the optimizer unless `save` does."""
+        library()
+
+    def load_schedule(
+        self,
+        directory: Path,
+        optimizer: object,
+        schedule: object,
+        library: Callable[[], None],
+    ) -> None:
+        """Restore both."""
+        library()
