@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 
-from t3d.core.files import write_json
+from t3d.core.files import read_object, write_json
 from t3d.core.progress import note, stage
 from t3d.core.rng import derive_key
 from t3d.core.store import TrajectoryStore
@@ -160,21 +160,17 @@ def train_student(
     if is_trained(output):
         return
     built = build_method(method)
-    if built.rounds == 1:
-        student = load(config.model)
-        rows = _rows(config, method, student, store_path(config, method))
-        watching = _watch(config, student)
-        distill(student, rows, method, training, output, callbacks=watching, progress=progress)
-        return
     rounds = config.output / "rounds" / output.relative_to(config.output / "checkpoints")
-    directories = [rounds / f"round{number}" for number in range(built.rounds)]
+    several = built.rounds > 1
+    directories = [rounds / f"round{n}" for n in range(built.rounds)] if several else [output]
+    needs_teacher = built.objective.needs_teacher
     records: list[dict[str, Any]] = []
     student = load(config.model)
     for number, directory in enumerate(directories):
         steps = training.steps // built.rounds + (number < training.steps % built.rounds)
         warmup = round(training.warmup_steps / built.rounds)
-        seed = derive_key(training.seed, "round", number) % 2**31
-        with stage(f"round {number + 1} of {built.rounds}"):
+        seed = derive_key(training.seed, "round", number) % 2**31 if several else training.seed
+        with stage(f"round {number + 1} of {built.rounds}") if several else nullcontext():
             if not is_trained(directory):
                 if number == 0:
                     rows = _rows(config, method, student, store_path(config, method))
@@ -195,12 +191,12 @@ def train_student(
                     replace(method, learning_rate=rate * built.round_rate(number)),
                     replace(training, steps=steps, warmup_steps=warmup, seed=seed),
                     directory,
-                    # By default a copy of where the round starts.
-                    teacher=load(config.model) if built.objective.needs_teacher else None,
+                    # In the first round a copy of the student.
+                    teacher=load(config.model) if number and needs_teacher else None,
                     callbacks=_watch(config, student),
                     progress=progress,
                 )
-        records.append(json.loads((directory / "provenance.json").read_text(encoding="utf-8")))
+        records.append(read_object(directory / "provenance.json"))
         if number + 1 < built.rounds:
             student = load(directory)
     # The arguments know the processes, even where all rounds were trained before.
@@ -225,7 +221,8 @@ def _finish(
         record["config"] = {"method": asdict(method), "training": asdict(training)}
         write_json(last / "provenance.json", record)
     output.parent.mkdir(parents=True, exist_ok=True)
-    last.rename(output)
+    if last != output:
+        last.rename(output)
 
 
 def _watch(config: RunConfig, student: LanguageModel) -> list[Watch]:

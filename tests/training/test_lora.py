@@ -7,6 +7,7 @@ import gc
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from t3d.training.lora import TARGETS, Adapter, AdapterWeights, FrozenAdapter
 from t3d.training.methods import Method, build_method
 from t3d.training.run import fit
 from t3d.training.trainer import DiffusionTrainer
+from t3d.training.weights import Weights as WholeWeights
 from tests.training.test_run import Interrupted, PowerCut
 
 Weights = Callable[[LanguageModel], dict[str, Tensor]]
@@ -76,6 +78,7 @@ def test_the_shared_base_equals_a_separate_frozen_copy(bench: Any, tmp_path: Pat
         frozen = copy.deepcopy(lm.model).requires_grad_(False).eval()
         if separate and method is T3D:
             trainer.reference = frozen
+            trainer.weights.refresh = partial(WholeWeights.refresh, trainer.weights)
         elif separate:
             trainer.teacher = frozen
         trainer.train()
