@@ -31,7 +31,8 @@ class Coordinates:
     block: Tensor
     stream: Tensor
     sequence: Tensor | None = None
-    """Whose column it is, where a row holds several sequences; by default a row is one."""
+    """Number of the sequence that a column belongs to, where a row holds several; by default a row
+        is one sequence."""
 
     def __getitem__(self, index: Any) -> Coordinates:
         """The same index of every tensor."""

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 MAX_JSON_BYTES = 10 * 2**20
-"""Of a JSON object that is read; the largest published index of weights has 2 MiB."""
+"""Largest JSON file that is read; the largest published index of weights has 2 MiB."""
 RECIPE = "recipe.json"
-"""What a directory was claimed for."""
+"""File that records what an output directory was claimed for."""
 ADAPTATION = "adaptation"
-"""Claimed within a run's directory before the run itself, whose teacher it makes."""
+"""File that claims a run's directory for adapting its teacher, which comes before the run
+itself."""
 
 
 def hash_file(path: Path) -> str:

@@ -25,13 +25,14 @@ from rich.text import Text
 from t3d.core import workers
 
 Plan = Mapping[str, Mapping[str, int]]
-"""What there is to do in each stage, by the stage's name and the unit, such as 4000 prompts."""
+"""Amount of work in each stage, by the stage's name and the unit, such as 4000 prompts."""
 _LINE_SECONDS, _TENTH_SECONDS = 30.0, 3.0
-"""A plain line comes this long after the last, or at a tenth of a bar if this long after it."""
+"""Seconds between two plain lines of progress; the shorter time applies when another tenth of the
+work is done."""
 _PACE_SECONDS = 60.0
-"""After which a unit's time is believed; a quarter of the work is enough, too."""
+"""Seconds of work after which a measured pace is trusted; a quarter of the work is enough, too."""
 _TELL_SECONDS = 0.2
-"""Between a worker's messages."""
+"""Seconds between two messages of a worker."""
 
 
 @dataclass
@@ -39,7 +40,7 @@ class Stage:
     """How far a part of a command is; workers send it to their parent."""
 
     names: list[str]
-    """Of the stage, then of the part of it, such as a round."""
+    """Name of the stage, then of the part of it, such as a round."""
     is_shown: bool = True
     is_over: bool = False
     unit: str = ""
@@ -47,9 +48,10 @@ class Stage:
     total: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
     passed: Counter[str] = field(default_factory=Counter)
-    """Everything that is done of the stage, by unit."""
+    """Amount of the stage's work that is done, by unit."""
     counted: Counter[str] = field(default_factory=Counter)
-    """What of it no earlier run did, and `seconds` that it took."""
+    """Amount of that work which this run did, rather than an earlier one; `seconds` is the time it
+        took."""
     seconds: dict[str, float] = field(default_factory=dict)
     began: float = 0.0
     took: float = 0.0
@@ -104,11 +106,11 @@ class Display:
         self.num_workers = num_workers
         self.console = console or Console(stderr=True)
         self.stages: dict[str, Stage] = {}
-        """Those that have begun, by name."""
+        """Stages that have begun, by name."""
         self.pace: dict[str, float] = {}
-        """Seconds that a unit takes, as last seen."""
+        """Seconds a unit of work, as last measured."""
         self._lines: dict[str, tuple[str, int, float]] = {}
-        """The last plain line of a stage: what about, done, and when."""
+        """Last plain line of each stage: its text, the work that was done, and the time."""
         self._live: Live | None = None
         if self.console.is_interactive:
             self._live = Live(

@@ -8,7 +8,8 @@ from dataclasses import fields
 from typing import Any
 
 WORKERS = "[1, 1024]"
-"""Processes of one machine; a pipe of theirs takes no million."""
+"""Interval of the number of worker processes on one machine; each has a pipe, and a system has no
+millions of them."""
 _WORDS = {"[0, inf)": "must not be negative", "(0, inf)": "must be positive"}
 
 

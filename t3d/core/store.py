@@ -37,7 +37,7 @@ SCHEMA = pa.schema(
         pa.field("answer", pa.string()),
     ]
 )
-"""A trajectory's fields, and the ordinal of its prompt in the prompt set."""
+"""Columns of a store: a trajectory's fields, and the index of its prompt in the prompt set."""
 
 _MANIFEST = "manifest.json"
 _SHARDS = "shards"
@@ -48,18 +48,18 @@ class Manifest:
     """What made a store's rows. Runs that differ in anything but packages never mix."""
 
     prompt_set_hash: str
-    """sha256 over ids, token ids and answers of all prompts; see `hash_prompts`."""
+    """SHA-256 over ids, token ids and answers of all prompts; see `hash_prompts`."""
     num_prompts: int
-    """Rows of the store when it is complete."""
+    """Number of rows of the store when it is complete."""
     decoding: dict[str, Any]
-    """The decoding config."""
+    """Settings with which the teacher decodes, as JSON."""
     model: str
     """The teacher's path or name."""
     weights_hash: str | None
-    """sha256 of the teacher's weights; None for weights that only lived in memory."""
+    """SHA-256 of the teacher's weights; None for weights that only lived in memory."""
     seed: int
     packages: dict[str, str]
-    """Versions, for the record."""
+    """Versions of Python and packages, for the record; they may differ between runs."""
 
     def differences(self, other: Manifest) -> Iterator[tuple[str, Any, Any]]:
         """Identity keys (dotted) with the two values that differ."""

@@ -15,7 +15,7 @@ from multiprocessing.queues import SimpleQueue
 from typing import Any
 
 _messages: SimpleQueue[Any] | None = None
-"""A worker's way to its parent."""
+"""Pipe from a worker to its parent."""
 
 
 def launched() -> tuple[int, int]:

@@ -21,8 +21,9 @@ from t3d.core.blocks import CLEAN, Coordinates
 from t3d.models.attention import dense_mask
 
 FOLDED_WIDTH = 64
-"""The most tokens of a sequence whose mask may be repeated for every head of a key-value head. With
-more of them keys and values are repeated instead: they are smaller."""
+"""Largest number of a sequence's tokens for which query heads are folded into queries, which
+repeats the mask once a head. Beyond it keys and values are repeated instead: they are smaller than
+the mask."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,15 @@ class Group:
     """Sequences that are neighbours in the pass and run equally many tokens."""
 
     rows: Tensor | slice
-    """Of the cache; neighbours are read in place, otherwise their rows are copied out."""
+    """Rows of the cache that these sequences use; adjacent rows are read in place, others are
+        copied first."""
     shape: tuple[int, int]
-    """B and W."""
+    """The pair (B, W): sequences, and tokens of each."""
     folds: int
-    """G if the query heads of one key-value head stand as more queries of it, else 1."""
+    """Number of query heads that are folded into queries of their key-value head: G, or 1 for no
+        folding."""
     mask: Tensor
-    """Bool [B, 1, folds * W, T]."""
+    """Attention mask, bool [B, 1, folds * W, T], true where a query sees a key."""
 
     @classmethod
     def of(

@@ -9,7 +9,7 @@ from t3d.decoding.packing import packable, packed_bytes
 from t3d.models.block_diffusion import BlockDiffusionLM
 
 GPU_SHARE = 0.9
-"""Of a GPU's memory, where nothing else is asked for."""
+"""Share of a GPU's memory that may be taken by default."""
 
 
 def cache_bytes_per_token(model: BlockDiffusionLM) -> int:

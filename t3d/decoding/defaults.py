@@ -17,7 +17,7 @@ _OWN = {
     "window",
     "random_share",
 }
-"""Keys of generation_config.json that only t3d writes."""
+"""Keys of generation_config.json that t3d alone writes."""
 
 
 def write_generation_config(checkpoint: Path, decoding: DecodingConfig) -> None:

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 FEW_ROWS = 8
-"""Rows of a product for which weights are packed: two blocks of four. More of them lose nothing."""
+"""Number of rows (tokens) that the weights are packed for: two blocks of four. Products with more
+rows are no slower than without packing."""
 MANY_WEIGHTS = 2**18
-"""In smaller layers a call costs more than is gained, as measured."""
+"""Smallest number of weights of a layer that is packed; below it the call costs more than packing
+saves, as measured."""
 
 
 class PackedLinear(nn.Linear):

@@ -22,15 +22,17 @@ class Scores:
 
     config: DecodingConfig
     confidence: Tensor
-    """Untempered probability of the candidate, [B, S]; of no meaning where not masked."""
+    """Untempered probability of the candidate, [B, S]; meaningless at positions that are not
+        masked."""
     masked: Tensor
     """Masked positions of the current window, bool [B, S]."""
     step: Tensor
     """0-based denoising step within each window, int64 [B]."""
     uniforms: Callable[[], Tensor]
-    """float64 [B, S] in [0, 1), keyed by request, position and step; made where needed."""
+    """Function that makes uniform random numbers, float64 [B, S] in [0, 1), keyed by request,
+        position and step."""
     entropy: Callable[[], Tensor]
-    """Of the untempered distribution (nats), [B, S]; made where needed."""
+    """Function that computes the entropy (nats) of the untempered distribution, [B, S]."""
 
     @property
     def quota(self) -> Tensor:

@@ -19,7 +19,7 @@ class Candidates:
     """One candidate token a position."""
 
     ids: Tensor
-    """int64 [M]."""
+    """Token ids of the candidates, int64 [M]."""
     log_probs: Tensor
     """Untempered log-probability (nats), float32, or float64 for float64 logits, [M]."""
 

@@ -17,7 +17,7 @@ class Work:
     first: int
     stop: int
     denoises: bool
-    """The last block takes a denoising step; otherwise the positions are only stored."""
+    """Whether the last block takes a denoising step; otherwise the positions are only stored."""
 
     @property
     def width(self) -> int:
@@ -58,11 +58,11 @@ class Scheduler:
         """Forget every sequence."""
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
-        """By row."""
+        """Sequences that run, by their row of the cache."""
         self.num_rows = 0
-        """Rows that the cache must have."""
+        """Number of rows that the cache must have."""
         self.num_slots = 0
-        """Slots that each must have."""
+        """Number of slots that each row must have."""
 
     def submit(self, sequence: Sequence) -> None:
         """Queue a sequence.

@@ -18,16 +18,16 @@ class Sequence:
     request: Request
     config: DecodingConfig
     ids: list[int]
-    """What a position shows: its token, or x_T until it is committed."""
+    """Token ids that the model sees: the committed token, or x_T until there is one."""
     mask_token_id: int
     row: int = -1
-    """Its row in the cache, once admitted."""
+    """Row of the cache, once the sequence is admitted."""
     num_cached: int = 0
-    """Positions whose keys and values are stored for good, whole blocks."""
+    """Number of positions whose final keys and values are stored; whole blocks."""
     step: int = 0
-    """Denoising steps of the current block so far."""
+    """Number of denoising steps of the current block so far."""
     first_step: int = 0
-    """The step with which the current window began."""
+    """Denoising step of the block with which the current window began."""
     num_prefills: int = 0
     num_denoising: int = 0
     num_commits: int = 0

@@ -13,7 +13,7 @@ from t3d.decoding.packing import PackedLinear, packable
 from t3d.models.block_diffusion import BlockDiffusionLM
 
 ATTENTION = "t3d_groups"
-"""The name of `attend` among the library's attention functions."""
+"""Name under which transformers finds the attention function `attend`."""
 
 
 class ViewMaker:

@@ -9,7 +9,7 @@ from t3d.core.ranges import check_ranges
 from t3d.decoding.config import DecodingConfig
 
 Speed = Literal["tokens_per_forward", "tokens_per_second"]
-"""What the fastest setting is the fastest in."""
+"""Field of `ResultRow` that measures speed when settings are compared."""
 
 
 def _settings() -> tuple[DecodingConfig, ...]:
