@@ -1,9 +1,9 @@
-"""What a command is doing, on stderr: its stages, the bar and metrics of each, the time left.
+"""Progress of a command on stderr: its stages, the bar and metrics of each, the time left.
 
-On a terminal they are drawn in place, elsewhere they are a few plain lines. There is one screen,
-so there is one display a process: `display` opens it for a whole command, `stage` names a part of
-that, and `bar` counts. A bar without a display opens its own; the parent shows those
-of its workers.
+On a terminal the bars are drawn in place, elsewhere they are a few plain lines. A process has one
+screen and therefore one display: `display` opens it for a whole command, `stage` names a part of
+the command, and `bar` counts units of work. A bar without a display opens one for itself. Workers
+send their bars to their parent, which shows them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _TELL_SECONDS = 0.2
 
 @dataclass
 class Stage:
-    """How far a part of a command is; workers send it to their parent."""
+    """State of one part of a command; workers send it to their parent."""
 
     names: list[str]
     """Name of the stage, then of the part of it, such as a round."""
@@ -66,7 +66,7 @@ class Stage:
             self.publish()
 
     def advance(self, number: int = 1) -> None:
-        """So many more units are done."""
+        """Count `number` more units as done."""
         now = time.monotonic()
         self.done += number
         self.passed[self.unit] += number
@@ -134,23 +134,23 @@ class Display:
             self.print(self._result(stage) if kind is None else stopped)
 
     def show(self, stage: Stage) -> None:
-        """Take in how far a stage is."""
+        """Show the new state of a stage."""
         name = stage.names[0]
         self.stages[name] = stage
         for unit, counted in stage.counted.items():
-            # A batch ends almost at once: its first answers say nothing of the pace.
+            # The requests of a batch end almost together, so the first ones give a wrong pace.
             took, planned = stage.seconds[unit], self.plan.get(name, stage.passed)[unit]
             if counted and (4 * counted >= planned or took > _PACE_SECONDS):
                 self.pace[unit] = took / counted
         if stage.is_over:
-            # Where an earlier run did all, there is nothing to say.
+            # A stage that an earlier run had finished has nothing to show.
             if stage.counted.total():
                 self.print(self._result(stage))
         elif self._live is None:
             self._tell(stage)
 
     def _tell(self, stage: Stage) -> None:
-        """Print where a bar begins, and then from time to time."""
+        """Print a plain line when a bar begins, and then from time to time."""
         about, now = f"{self._title(stage)}, {stage.unit}", time.monotonic()
         before, done, at = self._lines.get(stage.names[0], ("", 0, 0.0))
         tenth = 10 * (stage.done - done) >= stage.total and now - at > _TENTH_SECONDS
@@ -195,7 +195,7 @@ class Display:
         return [f"{_clock((stage.total - stage.done) * self.pace[stage.unit])} left"]
 
     def _all_left(self) -> list[str]:
-        """The time until the last stage ends, once every kind of work ahead was seen."""
+        """The time until the last stage ends, once the pace of every kind of work is known."""
         ahead: Counter[str] = Counter()
         for name, work in self.plan.items():
             stage = self.stages.get(name, Stage([name]))
@@ -216,7 +216,7 @@ _stage: Stage | None = None
 
 @contextmanager
 def display(plan: Plan, *, show: bool, num_workers: int = 1) -> Iterator[None]:
-    """Show the stages of a whole command in their order; of several ranks the first one does."""
+    """Show the stages of a whole command in their order; of several ranks only the first does."""
     global _display
     if not show or _display is not None or workers.is_worker() or workers.launched()[0] > 0:
         yield
@@ -229,7 +229,7 @@ def display(plan: Plan, *, show: bool, num_workers: int = 1) -> Iterator[None]:
 
 
 def hear(told: Stage | str) -> None:
-    """Show how far a stage is, or a line of `note`, a worker's too."""
+    """Show the state of a stage, or a line of `note`, from this process or from a worker."""
     if isinstance(told, Stage):
         if _display is not None:
             _display.show(told)
@@ -240,7 +240,7 @@ def hear(told: Stage | str) -> None:
 
 
 def note(line: str) -> None:
-    """Tell something besides the stages, above what is drawn of them."""
+    """Print a line above the bars."""
     if workers.is_worker():
         workers.tell(line)
     else:
@@ -249,7 +249,7 @@ def note(line: str) -> None:
 
 @contextmanager
 def stage(name: str) -> Iterator[None]:
-    """A stage of the plan; within one, a part of it, such as a round."""
+    """Open a stage of the plan or, inside a stage, a part of it, such as a round."""
     global _stage
     if _stage is not None:
         _stage.names.append(name)
@@ -269,11 +269,11 @@ def stage(name: str) -> Iterator[None]:
 
 @contextmanager
 def bar(name: str, total: int, unit: str, *, done: int = 0, show: bool = True) -> Iterator[Stage]:
-    """A bar of the stage under way, else of one of this name.
+    """A bar of the stage that is open; where none is, of a new stage with this name.
 
     Args:
         total: units of work, `done` of which an earlier run did.
-        unit: in the singular.
+        unit: what is counted, in the singular.
     """
     if not show or workers.launched()[0] > 0:
         yield Stage([name], is_shown=False)

@@ -156,8 +156,8 @@ def labelled_row(
 ) -> dict[str, Any]:
     """One row of labelled data, its last block filled up with `fill_id`; x_T is all `mask_id`.
 
-    The filling takes loss: a model that never learned what follows the stop token commits
-    noise there before it commits the stop token.
+    The filling takes loss, because a decoder fills the whole last block: a model that never
+    learned what follows the stop token would commit noise there before the stop token itself.
     """
     end = BlockLayout(block_size).ceil(len(prompt_ids) + len(response_ids))
     response = response_ids + [fill_id] * (end - len(prompt_ids) - len(response_ids))

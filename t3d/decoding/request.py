@@ -1,4 +1,4 @@
-"""What goes into a decoder and what comes out of it."""
+"""Input and output of a decoder: requests, completions and events."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ class Request:
     """Decoding setting of this request; None for the decoder's."""
 
     def settings(self, default: DecodingConfig) -> DecodingConfig:
-        """How to decode it by a decoder with these settings."""
+        """The decoding setting of this request; `default` is the decoder's."""
         return default if self.config is None else self.config
 
     def num_new(self, default: DecodingConfig) -> int:
-        """Response tokens at most."""
+        """The largest number of response tokens."""
         settings = self.settings(default)
         return settings.max_new_tokens if self.max_new_tokens is None else self.max_new_tokens
 
 
 @dataclass(frozen=True)
 class Passes:
-    """Forward passes that one request took part in, each counted once, by what it did last.
+    """Forward passes that one request took part in, each counted as one of three kinds.
 
-    A pass with a denoising step is a denoising pass, whatever else it stored on the way: with
-    the fused commit the prompt rides on the first block's first step and a finished block on
-    the next one's.
+    A pass with a denoising step is a denoising pass, whatever it stored besides: with fused
+    commits the first step of the first block stores the prompt as well, and the first step of
+    every later block stores the block before.
     """
 
     prefill: int = 0
