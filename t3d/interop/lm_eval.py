@@ -97,7 +97,7 @@ def _generation(
     return decoding, [stop for stop in ([until] if isinstance(until, str) else until) if stop]
 
 
-class BlockDiffusionLM(LM):
+class HarnessModel(LM):
     """Adapter that gives the harness a model of t3d, for generative tasks.
 
     Args:
@@ -133,14 +133,14 @@ class BlockDiffusionLM(LM):
     @classmethod
     def create_from_arg_string(
         cls, arg_string: str, additional_config: dict[str, Any] | None = None
-    ) -> BlockDiffusionLM:
+    ) -> HarnessModel:
         """Call `create_from_arg_obj` with the arguments in `key=value,key=value`."""
         return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
 
     @classmethod
     def create_from_arg_obj(
         cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None
-    ) -> BlockDiffusionLM:
+    ) -> HarnessModel:
         """Make the model from the harness's `--model_args`, which win over its other options.
 
         Args:
@@ -293,7 +293,7 @@ class BlockDiffusionLM(LM):
 
 
 # Called as a function, because as an untyped decorator it would hide the class's type.
-register_model("t3d")(BlockDiffusionLM)
+register_model("t3d")(HarnessModel)
 
 
 def evaluate_tasks(
@@ -358,7 +358,7 @@ def evaluate_tasks(
     check_output(output, RESULTS)
     output.mkdir(parents=True, exist_ok=True)
     results = simple_evaluate(
-        model=BlockDiffusionLM(lm, decoding, batch_size=batch_size, seed=seed, progress=progress),
+        model=HarnessModel(lm, decoding, batch_size=batch_size, seed=seed, progress=progress),
         tasks=list(tasks),
         task_manager=manager,
         batch_size=batch_size,
