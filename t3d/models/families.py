@@ -49,8 +49,7 @@ class Family:
     config_class: type[BlockDiffusionConfig]
     model_class: type[BlockDiffusionLM]
     autoregressive: str
-    """Values of `model_type` of the autoregressive models that can be converted into this
-        family."""
+    """Value of `model_type` of the autoregressive models that become this family."""
 
 
 FAMILIES = {

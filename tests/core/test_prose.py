@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "t3d"
-PREPOSITIONS = frozenset(
-    "about above after against along among around as at before behind below beside between beyond "
-    "by during for from in inside into of on onto out over per since than through to towards under "
-    "until up upon via with within without".split()
-)
+PREPOSITIONS = {
+    *("about", "above", "after", "against", "along", "among", "around", "as", "at", "before"),
+    *("behind", "below", "beside", "between", "beyond", "by", "during", "for", "from", "in"),
+    *("inside", "into", "of", "on", "onto", "out", "over", "per", "since", "than", "through"),
+    *("to", "towards", "under", "until", "up", "upon", "via", "with", "within", "without"),
+}
 
 
 def attribute_docstrings(path: Path) -> Iterator[tuple[int, str]]:
     """Line and text of every string that follows an assignment."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        body = getattr(node, "body", None)
-        for before, after in zip(body, body[1:], strict=False) if isinstance(body, list) else ():
+        body = getattr(node, "body", ())
+        for before, after in pairwise(body if isinstance(body, list) else ()):
             if isinstance(before, ast.Assign | ast.AnnAssign) and isinstance(after, ast.Expr):
                 value = after.value
                 if isinstance(value, ast.Constant) and isinstance(value.value, str):
