@@ -218,7 +218,7 @@ def evaluate(
     """Accuracy and cost of one checkpoint under one decoding setting.
 
     Args:
-        identity: method and seed in the row; by default those of an untrained model.
+        identity: method and seed in the row; by default the model's name, as if it were untrained.
         teacher_answers: the full-step teacher's final answer to each problem, for `agreement`.
         measure_latency: also decode a few problems at batch 1 and record the mean seconds.
         shards: store in which outputs are kept, so that a killed evaluation can go on.
