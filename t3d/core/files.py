@@ -104,7 +104,7 @@ def check_output(directory: Path, *own: str) -> None:
     Hidden files, and what a killed process left half written, do not count.
 
     Args:
-        directory: where something is to be made.
+        directory: the output directory.
         own: names of files or folders; a directory that holds one of them is the command's own.
 
     Raises:

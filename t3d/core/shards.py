@@ -46,7 +46,7 @@ class Shards:
         """
         Args:
             directory: where the shards lie, or will lie.
-            schema: of all rows.
+            schema: schema of all rows.
             rank: number of this process, which is in the names of the shards that it writes.
             world_size: number of processes that append at the same time.
         """

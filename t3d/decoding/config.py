@@ -39,7 +39,7 @@ class DecodingConfig:
         confidence_threshold: low_confidence_dynamic commits every position above it.
         entropy_bound: nats; entropy_bounded commits, in order of rising entropy, as many
             positions as keep the sum of their entropies without the largest at or under it.
-        temperature: of candidate sampling; 0 takes the most likely token.
+        temperature: temperature of candidate sampling; 0 takes the most likely token.
         top_k: sample among the k most likely tokens; 0 for all.
         top_p: sample among the smallest set of tokens with this total probability.
         max_new_tokens: response tokens at most, rounded up to a whole last block.

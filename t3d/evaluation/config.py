@@ -24,7 +24,7 @@ class EvaluationConfig:
     Args:
         settings: the grid; the first is full-step and defines `agreement`.
         batch_size: problems decoded at the same time.
-        seed: of candidate sampling.
+        seed: seed of candidate sampling.
         measure_latency: decode a few problems at batch 1 for each setting.
         num_shown: problems whose trajectories the report shows.
     """

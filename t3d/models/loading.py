@@ -323,7 +323,7 @@ def from_pretrained(
 
     Args:
         name_or_path: a directory in the layout of the Hub, a Hub name, or a built-in name.
-        device: where the weights go.
+        device: device of the weights.
         dtype: number format of the weights in memory, whatever it is on disk.
         attn_implementation: sdpa, flex_attention or eager.
         block_size: training block size, where config.json lacks it.

@@ -22,7 +22,7 @@ class CertaintyForcing:
     Args:
         beta: weight of the entropy.
         temperature: tau.
-        scale: of the whole loss; d3LLM's is 1/4.
+        scale: factor of the whole loss; d3LLM's is 1/4.
     """
 
     beta: float = 1.0

@@ -22,8 +22,8 @@ class Consistency:
     token. Each KL is a mean over a sequence's tokens of its kind, 0 where there are none.
 
     Args:
-        consistency_weight: of the student's own consistency.
-        nelbo_weight: of the NELBO.
+        consistency_weight: weight of the student's own consistency.
+        nelbo_weight: weight of the NELBO.
     """
 
     consistency_weight: float = 1.0
