@@ -141,7 +141,16 @@ def training_row(trajectory: Trajectory, index: int) -> dict[str, Any]:
 
 
 def training_rows(trajectories: Sequence[Trajectory]) -> list[dict[str, Any]]:
-    """Rows of trajectories, numbered in their order."""
+    """Rows of trajectories for training, numbered in their order.
+
+    >>> from t3d.core.trajectory import Trajectory
+    >>> response = {"response_ids": [8, 9], "initial_ids": [0, 0], "step_map": [1, 0]}
+    >>> rest = {"log_probs": [-0.2, -0.1], "num_response_tokens": 2, "finish_reason": "length"}
+    >>> trajectory = Trajectory("p", [6, 7], **response, **rest, block_size=2, answer=None)
+    >>> [row] = t3d.training_rows([trajectory])
+    >>> row["input_ids"], row["decode_order"]
+    ([6, 7, 8, 9], [-1, -1, 1, 0])
+    """
     return [training_row(trajectory, index) for index, trajectory in enumerate(trajectories)]
 
 

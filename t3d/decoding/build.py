@@ -22,6 +22,15 @@ def make_decoder(
 ) -> BlockDecoder:
     """The batched decoder for a loaded model.
 
+    >>> lm = t3d.from_pretrained("mini_teacher")
+    >>> config = t3d.DecodingConfig(denoising_steps=2, max_new_tokens=96)
+    >>> decoder = t3d.make_decoder(lm, config, batch_size=8)
+    >>> [prompt] = lm.encode_examples(t3d.get_task("mini_gsm").examples("test", 1))
+    >>> number = decoder.submit(t3d.Request(prompt))
+    >>> [event] = decoder.step()
+    >>> event.step, len(event.token_ids)
+    (0, 2)
+
     Args:
         lm: model, tokenizer and special ids.
         config: decoding setting.
@@ -65,6 +74,13 @@ def generate(
     batch_size: int = 32,
 ) -> list[Completion]:
     """Answer questions; `lm.decode(completion.token_ids)` is the text of an answer.
+
+    >>> lm = t3d.from_pretrained("mini_teacher")
+    >>> [example] = t3d.get_task("mini_gsm").examples("test", 1)
+    >>> config = t3d.DecodingConfig(max_new_tokens=96)
+    >>> [completion] = t3d.generate(lm, [example.question], config)
+    >>> lm.decode(completion.token_ids)[-10:]
+    'boxed{12}.'
 
     Raises:
         ValueError: for a question that does not fit the model.

@@ -30,6 +30,9 @@ class DecodingConfig:
     arXiv:2406.07524; LLaDA, arXiv:2502.09992), with windows inside it LLaDA's
     semi-autoregressive decoding.
 
+    >>> t3d.DecodingConfig(block_size=8, denoising_steps=2).tokens_per_step
+    4.0
+
     Args:
         block_size: tokens a block.
         denoising_steps: forward passes a window at most; as many as it has tokens are full

@@ -38,6 +38,16 @@ def rollout(
     own shards, and waits until the store is complete. Ranks may be killed at any time; any number
     of them goes on.
 
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> lm = t3d.from_pretrained("mini_teacher")
+    >>> examples = t3d.get_task("mini_gsm").examples("train", 2)
+    >>> config = t3d.RolloutConfig(t3d.DecodingConfig(max_new_tokens=96))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     store = t3d.rollout(lm, examples, Path(folder), config, progress=False)
+    ...     [trajectory.prompt_id for trajectory in store.read()]
+    ['mini_gsm/train/0/0', 'mini_gsm/train/0/1']
+
     Args:
         part: number of this process and how many share the prompts, where no launcher sets them;
             the process decodes its share, and does not wait for the others.

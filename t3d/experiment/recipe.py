@@ -62,6 +62,23 @@ class AdaptConfig:
 class RunConfig:
     """A recipe of the whole route.
 
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from t3d.evaluation.config import EvaluationConfig
+    >>> from t3d.experiment.recipe import DataConfig
+    >>> decoding = t3d.DecodingConfig(max_new_tokens=96)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     config = t3d.RunConfig(
+    ...         output=Path(folder, "run"),
+    ...         data=DataConfig(num_prompts=2, num_problems=2),
+    ...         rollout=t3d.RolloutConfig(decoding),
+    ...         methods={"naive_td": t3d.MethodConfig("naive_td")},
+    ...         training=t3d.TrainingConfig(steps=1, batch_size=2, micro_batch_size=2),
+    ...         evaluation=EvaluationConfig((decoding,), measure_latency=False),
+    ...     )
+    ...     [cell.row.method for cell in t3d.run(config, progress=False)]
+    ['original', 'naive_td']
+
     Args:
         model: the teacher: a checkpoint directory, a Hub name, or mini_teacher.
         shape: the model's config.json, or the keys of it that determine the number of parameters;
@@ -148,7 +165,27 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class CompareConfig(RunConfig):
-    """A recipe of `t3d compare`, with three seeds by default."""
+    """A recipe of `t3d compare`, with three seeds by default.
+
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from t3d.evaluation.config import EvaluationConfig
+    >>> from t3d.experiment.recipe import DataConfig
+    >>> decoding = t3d.DecodingConfig(max_new_tokens=96)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     config = t3d.CompareConfig(
+    ...         output=Path(folder, "compare"),
+    ...         seeds=(0, 1),
+    ...         data=DataConfig(num_prompts=2, num_problems=2),
+    ...         rollout=t3d.RolloutConfig(decoding),
+    ...         methods={"naive_td": t3d.MethodConfig("naive_td")},
+    ...         training=t3d.TrainingConfig(steps=1, batch_size=2, micro_batch_size=2),
+    ...         evaluation=EvaluationConfig((decoding,), measure_latency=False),
+    ...     )
+    ...     comparison = t3d.compare(config, progress=False)
+    >>> [comparison.seeds(name, comparison.conditions[0]) for name in comparison.methods]
+    [(0, 1), (0,)]
+    """
 
     output: Path = Path("runs/compare")
     seeds: tuple[int, ...] = (0, 1, 2)

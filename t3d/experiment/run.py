@@ -56,6 +56,8 @@ def run(config: RunConfig, *, progress: bool = True) -> list[Cell]:
 
     `results.json` is written anew after every finished student.
 
+    For an example see `RunConfig`.
+
     Returns:
         What was evaluated, the teacher first. Of processes that `torchrun` starts, which share
         rollouts and training, the first one evaluates, and the others return nothing.
@@ -68,7 +70,10 @@ def run(config: RunConfig, *, progress: bool = True) -> list[Cell]:
 
 
 def compare(config: RunConfig, *, progress: bool = True) -> Comparison:
-    """The same as `run`, but returns statistics: accuracies and differences with intervals."""
+    """The same as `run`, but returns statistics: accuracies and differences with intervals.
+
+    For an example see `CompareConfig`.
+    """
     return Comparison(run(config, progress=progress))
 
 

@@ -59,8 +59,7 @@ class LanguageModel:
     def banned_token_ids(self) -> tuple[int, ...]:
         """Ids that are neither generated nor drawn as noise.
 
-        The mask token, pad where it is no stop token, and rows of a padded vocabulary, which
-        stand for no text.
+        They are the mask token, pad unless it is a stop token, and vocabulary rows without text.
         """
         padding = set(range(self.model.config.vocab_size)) - {*self.tokenizer.get_vocab().values()}
         return tuple(
@@ -177,8 +176,7 @@ def check_finite(name: str, weights: Mapping[str, torch.Tensor]) -> None:
     """Check that a model's weights are finite, and their squares too.
 
     Raises:
-        ValueError: naming the first that holds NaN, infinity, or numbers whose squares overflow, as
-            they would in a layer.
+        ValueError: naming the first that holds NaN, infinity, or numbers whose squares overflow.
     """
     for key, weight in weights.items():
         dtype = torch.promote_types(weight.dtype, torch.float32)
@@ -235,9 +233,8 @@ def _render(tokenizer: PreTrainedTokenizerBase, chat: list[dict[str, str]], **op
 
 
 def _end_of_turn(tokenizer: PreTrainedTokenizerBase, name: str) -> list[int]:
-    """The token that the chat template puts behind an answer; none if that cannot be told.
-
-    It cannot where the template changes the answer, leaves it out or puts text behind it.
+    """The token that the chat template puts behind an answer; none where the template changes the
+    answer, leaves it out or puts text behind it.
 
     Raises:
         ValueError: for a template that is missing or broken, or that leaves the question out.
@@ -320,6 +317,9 @@ def from_pretrained(
 
     No remote code is executed and no pickle is read. The name `mini_teacher` is the model
     that ships with the package.
+
+    >>> t3d.from_pretrained("mini_teacher").model.config.block_size
+    4
 
     Args:
         name_or_path: a directory in the layout of the Hub, a Hub name, or a built-in name.

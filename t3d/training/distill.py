@@ -29,6 +29,20 @@ def distill(
 
     A killed run continues from its last checkpoint. Of several processes the first one writes.
 
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> lm = t3d.from_pretrained("mini_teacher")
+    >>> examples = t3d.get_task("mini_gsm").examples("train", 2)
+    >>> training = t3d.TrainingConfig(steps=1, batch_size=2, micro_batch_size=2)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     config = t3d.RolloutConfig(t3d.DecodingConfig(max_new_tokens=96))
+    ...     store = t3d.rollout(lm, examples, Path(folder, "store"), config, progress=False)
+    ...     rows, method = t3d.training_rows(store.read()), t3d.MethodConfig("t3d")
+    ...     output = Path(folder, "student")
+    ...     record = t3d.distill(lm, rows, method, training, output, progress=False)
+    >>> record["optimizer_steps"]
+    1
+
     Args:
         lm: the model that is trained.
         rows: training sequences as `training_row` or `labelled_row` make them.
