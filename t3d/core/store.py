@@ -87,7 +87,7 @@ class TrajectoryStore:
     """Append-only rows of (prompt index, Trajectory); every shard is checksummed."""
 
     def __init__(self, path: Path, manifest: Manifest, rank: int = 0, world_size: int = 1) -> None:
-        """For `create`, `open` and `open_or_create`."""
+        """Use `create`, `open` or `open_or_create` instead."""
         self.path = path
         self.manifest = manifest
         self.shards = Shards(path / _SHARDS, SCHEMA, rank=rank, world_size=world_size)

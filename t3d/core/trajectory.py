@@ -52,7 +52,7 @@ class Trajectory:
         assert 0 < self.num_response_tokens <= len(self.response_ids)
 
     def decode_order(self) -> list[int]:
-        """For each response token its rank among the (block, step) pairs that committed it.
+        """The rank of each response token's (block, step) among those that committed tokens.
 
         Tokens committed in one forward pass share a rank; NEVER for masked positions.
         """

@@ -24,7 +24,7 @@ DYNAMIC = "low_confidence_dynamic"
 
 @dataclass(frozen=True)
 class DecodingConfig:
-    """How a block-diffusion model decodes.
+    """Decoding setting of a block-diffusion model.
 
     With one block as long as the sequence it is full-sequence masked diffusion (MDLM,
     arXiv:2406.07524; LLaDA, arXiv:2502.09992), with windows inside it LLaDA's

@@ -70,7 +70,7 @@ class Completion:
 
 @dataclass(frozen=True)
 class Event:
-    """What one step of the engine did for one request."""
+    """The tokens that one step of the engine committed for one request."""
 
     id: int
     """Id of the request, as `BlockDecoder.submit` returned it."""

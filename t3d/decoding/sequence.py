@@ -57,7 +57,7 @@ class Sequence:
 
     @property
     def end(self) -> int:
-        """Where the current block ends."""
+        """The position after the current block."""
         return self.start + self.config.block_size
 
     def store(self, stop: int) -> None:

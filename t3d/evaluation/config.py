@@ -19,7 +19,7 @@ def _settings() -> tuple[DecodingConfig, ...]:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """Which decoding settings are evaluated.
+    """Settings of an evaluation.
 
     Args:
         settings: the grid; the first is full-step and defines `agreement`.
@@ -48,7 +48,7 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class WatchConfig:
-    """How a student is watched while it trains.
+    """Settings of evaluating a student while it trains.
 
     Args:
         every: optimizer steps between evaluations; the last step is always evaluated.

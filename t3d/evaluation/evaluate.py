@@ -75,7 +75,7 @@ class Evaluation:
 
 
 def is_finished(directory: Path) -> bool:
-    """Whether an evaluation was saved there."""
+    """Whether a finished evaluation is in a directory."""
     return (directory / _ROW).exists()
 
 

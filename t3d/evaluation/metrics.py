@@ -31,7 +31,7 @@ def wilson_interval(correct: int, n: int, level: float = 0.95) -> tuple[float, f
 
 @dataclass(frozen=True)
 class DecodingMetrics:
-    """How much decoding some completions took; see `ResultRow` for the fields."""
+    """Counts of tokens and passes over completions; see `ResultRow` for the fields."""
 
     tokens_per_forward: float
     tokens_per_pass: float

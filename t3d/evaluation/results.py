@@ -93,7 +93,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Condition:
-    """What methods are compared under: a task and a decoding setting."""
+    """A task and a decoding setting, under which methods are compared."""
 
     task: str
     decoding: DecodingConfig

@@ -18,7 +18,7 @@ Recipe = TypeVar("Recipe", bound=RunConfig)
 
 
 def teacher_path(config: RunConfig) -> Path:
-    """Where the adapted model lies."""
+    """The directory of the adapted model."""
     return config.output / "teacher"
 
 

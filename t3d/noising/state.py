@@ -63,13 +63,13 @@ class Blocks:
 
     @cached_property
     def earlier_steps(self) -> Tensor:
-        """How many steps of the block came before the one that committed a token: pi - 1."""
+        """pi - 1 of each token: how many steps of its block came before its own."""
         before = self.order[..., None, :] < self.order[..., :, None]
         return (self.steps[..., None, :] & before).sum(-1)
 
     @cached_property
     def learns(self) -> Tensor:
-        """Whether a loss token is masked in the state before a token's step."""
+        """Whether any loss token is masked in the state before the step of each token."""
         later = self.order[..., None, :] >= self.order[..., :, None]
         return self.committed & (later & self.target[..., None, :]).any(-1)
 

@@ -85,8 +85,10 @@ class TrajectoryDDO:
         return ratio.new_zeros(len(owner)).index_add(0, group, ratio * tokens.masked)
 
     def _log_ratios(self, context: Context) -> tuple[Tensor, ...]:
-        """At every loss token, [M] each: log p_student(x0), then log p_student - log p_reference
-        of x0 and of y, and whether both models' most likely tokens are the same one.
+        """Four tensors [M] over the loss tokens.
+
+        They are log p_student(x0); log p_student - log p_reference, of x0 and of y; and whether
+        both models have the same most likely token.
         """
         target = context.tokens.target
         if self.fake == "exact":

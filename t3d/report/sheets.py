@@ -125,7 +125,7 @@ Section = tuple[str, Sequence[Sheet]]
 
 
 def render_markdown(sections: Sequence[Section]) -> str:
-    """GitHub's Markdown."""
+    """The sections in GitHub's Markdown."""
     parts = []
     for heading, sheets in sections:
         parts += [f"## {heading}\n", *(sheet.markdown() for sheet in sheets)]
@@ -133,7 +133,7 @@ def render_markdown(sections: Sequence[Section]) -> str:
 
 
 def render_terminal(sections: Sequence[Section]) -> RenderableType:
-    """For a terminal of 80 columns or more."""
+    """The sections for a terminal of at least 80 columns."""
     parts: list[RenderableType] = []
     for heading, sheets in sections:
         parts.append(Text(heading, style="bold reverse"))

@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Method:
-    """What distinguishes one way of training from another; everything else is shared."""
+    """The parts of training that differ between methods; everything else is shared."""
 
     data: Literal["labelled", "trajectories"]
     noiser: Noiser

@@ -55,7 +55,7 @@ class TransferReport:
 
     @property
     def summary(self) -> str:
-        """How many were taken, and why the others were not, in lines."""
+        """A text of a few lines: how many were taken, and why the others were not."""
         total = self.num_taken + len(self.skipped)
         lines = [f"{self.output}: {self.num_taken} of {total} trajectories"]
         lines += [f"  left out: {reason} {count}" for reason, count in self.counts.items()]
@@ -74,7 +74,7 @@ class TransferReport:
 
 
 class UnalignedError(Exception):
-    """Why one response is not taken."""
+    """The reason why one response is not taken."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(detail)
