@@ -25,6 +25,7 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from t3d.core.provenance import hash_weights
 from t3d.core.suggest import did_you_mean
+from t3d.core.workers import own_device
 from t3d.models.block_diffusion import BlockDiffusionConfig, BlockDiffusionLM
 from t3d.models.checkpoint import check_checkpoint
 from t3d.models.families import family_of
@@ -310,7 +311,7 @@ def wrap(
 def from_pretrained(
     name_or_path: str | Path,
     *,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
     attn_implementation: str = "sdpa",
     block_size: int | None = None,
@@ -322,8 +323,8 @@ def from_pretrained(
     that ships with the package.
 
     Args:
-        name_or_path: a directory in the layout of the Hub, a Hub name, or a built-in name.
-        device: where the weights go.
+        name_or_path: a directory, a Hub name, or a built-in name.
+        device: where the weights go; by default the GPU of this process, if there is one.
         dtype: of the weights, whatever it is on disk.
         attn_implementation: sdpa, flex_attention or eager.
         block_size: training block size, where config.json lacks it.
@@ -375,7 +376,7 @@ def from_pretrained(
     check_finite(name, model.state_dict())
     # The library has tied them only if the checkpoint's head is its embedding, or absent.
     model.config.tie_word_embeddings = model.lm_head.weight is model.model.embed_tokens.weight
-    model = model.to(torch.device(device)).eval()
+    model = model.to(own_device() if device is None else device).eval()
     return wrap(model, tokenizer, name, hash_weights(source))
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from t3d.core.rng import derive_key
-from t3d.models import LanguageModel
+from t3d.models import BlockDiffusionLM, LanguageModel
 from t3d.models.loading import check_finite
 from t3d.training.config import LoraSettings
 from t3d.training.weights import REFERENCE_FILE, Weights
@@ -44,7 +44,7 @@ class Adapter:
             r=settings.rank,
             lora_alpha=settings.alpha,
             lora_dropout=settings.dropout,
-            target_modules=_targets(lm, settings),
+            target_modules=_targets(lm.model, lm.name, settings),
             base_model_name_or_path=lm.name,
             task_type="CAUSAL_LM",
         )
@@ -160,17 +160,32 @@ class FrozenAdapter(nn.Module):
         self.weights = {k: v.to(own[k].device) for k, v in load_file(path).items()}
 
 
-def _targets(lm: LanguageModel, settings: LoraSettings) -> list[str]:
-    """Names of the layers to adapt, as peft takes them."""
+def adapter_parameters(model: BlockDiffusionLM, settings: LoraSettings) -> int:
+    """Weights that an adapter has."""
+    names = _targets(model, model.config.model_type, settings)
+    layers = [(name.rpartition(".")[2], m) for name, m in model.base_model.named_modules()]
+    return sum(
+        settings.rank * (m.in_features + m.out_features)
+        for name, m in layers
+        if isinstance(m, nn.Linear) and name in names
+    )
+
+
+def _targets(model: BlockDiffusionLM, name: str, settings: LoraSettings) -> list[str]:
+    """Names of the layers to adapt, as peft takes them.
+
+    Args:
+        name: of the model, for errors.
+    """
     # The head and its logits are the model's own on every floor.
-    modules = lm.model.base_model.named_modules()
+    modules = model.base_model.named_modules()
     layers = {name.rpartition(".")[2] for name, m in modules if isinstance(m, nn.Linear)}
     if settings.target_modules is None:
-        return [name for name in TARGETS if name in layers]
-    for name in settings.target_modules:
-        if name not in layers:
+        return [target for target in TARGETS if target in layers]
+    for target in settings.target_modules:
+        if target not in layers:
             raise ValueError(
-                f"lora: target_modules: {lm.name} has no linear layer {name!r} to adapt; "
+                f"lora: target_modules: {name} has no linear layer {target!r} to adapt; "
                 f"it has {', '.join(sorted(layers))}"
             )
     return settings.target_modules

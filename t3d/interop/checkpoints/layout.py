@@ -60,6 +60,7 @@ def export(
     stored = _stored_dtype(str(source)) if dtype is None else dtype
     lm = from_pretrained(
         model,
+        device="cpu",
         dtype=getattr(torch, stored),
         block_size=block_size,
         mask_token_id=mask_token_id,

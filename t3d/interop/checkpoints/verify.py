@@ -39,7 +39,7 @@ def check(directory: Path) -> list[Finding]:
     """
     config = read_object(directory / "config.json")
     try:
-        lm = from_pretrained(str(directory))
+        lm = from_pretrained(str(directory), device="cpu")
     except ValueError as error:
         return [Finding("t3d", str(error), AGAIN), *engine_findings(directory, ())]
     found = [*_code_findings(directory, config), *_tokenizer_findings(directory)]
