@@ -63,6 +63,8 @@ def read_object(path: Path, remedy: str = "copy it again") -> dict[str, Any]:
             raise ValueError(f"larger than {MAX_JSON_BYTES} bytes")
         text = path.read_text(encoding="utf-8")
         document = parse_json(text, parse_constant=_refuse_constant)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file; {remedy}") from None
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: not valid JSON: {first_words(error)}; {remedy}") from None
     if not isinstance(document, dict):

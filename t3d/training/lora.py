@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from t3d.core.rng import derive_key
 from t3d.models import BlockDiffusionLM, LanguageModel
 from t3d.models.loading import check_finite
 from t3d.training.config import LoraSettings
-from t3d.training.weights import REFERENCE_FILE, Weights
+from t3d.training.weights import REFERENCE_FILE, Library, Weights
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """The linear layers of attention and MLP, as every family names them."""
@@ -224,22 +224,14 @@ class AdapterWeights(Weights):
             self.lm.save(directory)
             self.adapter.save(directory / ADAPTER_DIRECTORY)
 
-    def save(
-        self,
-        directory: Path,
-        reference: nn.Module | None,
-        optimizer: object,
-        is_first: bool,
-        library: Callable[[], None],
-    ) -> None:
-        if not is_first:
+    def save(self, directory: Path, trainer: Any, library: Library) -> None:
+        if not trainer.args.should_save:
             return
         self.adapter.save(directory)
-        if reference is not None:
-            assert isinstance(reference, FrozenAdapter)
-            reference.save(directory / REFERENCE_FILE)
+        if trainer.reference is not None:
+            trainer.reference.save(directory / REFERENCE_FILE)
 
-    def load(self, directory: Path, library: Callable[[], None]) -> None:
+    def load(self, directory: Path, library: Library) -> None:
         self.adapter.load(directory)
 
     def load_reference(self, directory: Path, reference: nn.Module) -> None:
