@@ -171,7 +171,7 @@ def test_a_run_cut_off_at_any_write_resumes_to_the_same_bytes(
         write_bytes(path, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr("t3d.core.provenance.write_bytes", cut)
+        patch.setattr("t3d.core.files.write_bytes", cut)
         patch.setattr("t3d.core.shards.write_bytes", cut)
         # The manifest, then three shards and their marks.
         if num_writes < 7:
@@ -277,7 +277,7 @@ def test_ranks_may_be_killed_and_be_more_or_fewer_afterwards(
     lm: LanguageModel, processes: ForkServerContext, tmp_path: Path
 ) -> None:
     path = tmp_path / "ranks"
-    worker = [sys.executable, "-c", "from tests.test_rollout import work; work()"]
+    worker = [sys.executable, "-c", "from tests.decoding.test_rollout import work; work()"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     launcher = subprocess.Popen(
         [*torchrun, "--no-python", *worker],
