@@ -134,7 +134,7 @@ def test_killed_workers_end_and_the_rest_resumes_to_the_same_results(
     # The parent tells what its workers do.
     for line in (
         r"stage 1 of 21: rollout, part 1 of 2: 8 prompts in .*",
-        r"stage 3 of 21: evaluation of original, block 4, 4 steps: 8 prompts in .*",
+        r"stage 3 of 21: evaluation of original, 1 token/step, 4 steps, full: 8 prompts in .*",
         r"stage 5 of 21: student 1 of 4: again, seed 0, round 1 of 2: 0/2 steps.*",
     ):
         assert re.search(f"^{line}$", err, re.MULTILINE), err
@@ -183,7 +183,6 @@ def test_what_stops_a_worker_stops_the_comparison(finished: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("--seeds", "[]", "seeds must name each seed once"),
         ("--seeds", "[1, 1]", "seeds must name each seed once"),
         ("--recommended", "nothing", "recommended='nothing' is none of the methods"),
         ("--num_workers", "0", "num_workers must lie in [1, 1024], got 0"),
