@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from statistics import mean, stdev
+from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
 
 from t3d.decoding.config import DYNAMIC, DecodingConfig, labels, one_line
-from t3d.evaluation.calibrate import Candidate, Choice
 from t3d.evaluation.results import Condition, ResultRow
 from t3d.report.sheets import (
     NONE,
@@ -20,6 +20,10 @@ from t3d.report.sheets import (
     render_markdown,
     render_terminal,
 )
+
+if TYPE_CHECKING:
+    # It imports torch, which reports do without.
+    from t3d.evaluation.calibrate import Candidate, Choice
 
 _SPEED_HEADER = (
     "tokens/\nforward",
