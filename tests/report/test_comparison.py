@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from t3d.decoding.config import DYNAMIC, STATIC
+from t3d.decoding.config import DYNAMIC, STATIC, DecodingConfig, Remasking
 from t3d.evaluation.comparison import Comparison, Estimate
 from t3d.evaluation.results import Cell, Condition, ResultRow, load_results
 from t3d.report.comparison import comparison_markdown, comparison_terminal, write_comparison
@@ -223,6 +223,33 @@ def test_several_tasks_are_columns(cells: list[Cell]) -> None:
     ]
     assert "n = 60 of mini_gsm, 30 of other" in markdown
     assert "## Differences to original\n" in markdown
+
+
+@pytest.mark.parametrize("remasking", [STATIC, DYNAMIC])
+def test_settings_that_differ_in_one_field_are_told_apart(
+    make_rows: Make, remasking: Remasking
+) -> None:
+    """Every column of a table has a name of its own, and every table a title."""
+    settings = [
+        DecodingConfig(denoising_steps=steps, top_k=top_k, remasking=remasking)
+        for steps in (4, 2)
+        for top_k in (0, 5)
+    ]
+    cells = make_cells(
+        [
+            dataclasses.replace(row, decoding=setting)
+            for row in make_rows(("t3d", "original"), n=60)
+            if row.decoding == DecodingConfig()
+            for setting in settings
+        ]
+    )
+    assert len(cells) == 2 * len(settings)
+    markdown = comparison_markdown(cells, None)
+    titles = re.findall("^### (.*)$", markdown, re.MULTILINE)
+    assert len(set(titles)) == len(titles) == (5 if remasking == STATIC else 6)
+    for header, *_ in parse(markdown).values():
+        names = [name for name in header if name != "minus<br>original"]
+        assert len(set(names)) == len(names)
 
 
 def test_files_are_whole(cells: list[Cell], tmp_path: Path) -> None:
