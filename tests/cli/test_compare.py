@@ -48,6 +48,11 @@ def finished(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return output
 
 
+def results(output: Path) -> list[dict[str, Any]]:
+    """With their timings."""
+    return json.loads((output / "results.json").read_text())["rows"]
+
+
 def test_every_method_has_every_seed_under_one_budget(finished: Path) -> None:
     found = rows(finished)
     checkpoints = {(row["method"], row["seed"]) for row in found}
@@ -57,10 +62,7 @@ def test_every_method_has_every_seed_under_one_budget(finished: Path) -> None:
     for row in found:
         assert row["optimizer_steps"] == (0 if row["method"] == "original" else 4)
         assert row["recommended"] == (row["method"] == "again")
-    timed = json.loads((finished / "results.json").read_text())["rows"]
-    for row in timed:
-        dynamic = row["remasking"] == "low_confidence_dynamic"
-        assert (row["latency_seconds"] is not None) == dynamic
+    assert all(row["latency_seconds"] > 0 for row in results(finished))
 
 
 def test_later_rounds_train_on_the_students_own_trajectories(finished: Path) -> None:
@@ -145,6 +147,10 @@ def test_killed_workers_end_and_the_rest_resumes_to_the_same_results(
     resumed = t3d(*command, "--progress", "false")
     assert resumed.code == 0, resumed.err
     assert rows(output) == rows(finished)
+    # Beside other work only what the table of speed reads is timed, after that.
+    for row in results(output):
+        dynamic = row["remasking"] == "low_confidence_dynamic"
+        assert (row["latency_seconds"] is not None) == dynamic
     assert before == {path: path.stat().st_mtime_ns for path in done}
     for name in ("results.json", "comparison.json", "report.md", "accuracy.png"):
         assert (output / name).stat().st_size > 0
