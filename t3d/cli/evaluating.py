@@ -125,7 +125,7 @@ def calibrate_command(
     evaluations = evaluate_into(model, None, config, split, output, progress=progress)
     full, *others = [evaluation.cell for evaluation in evaluations]
     choice = choose(others, full, max_loss=max_loss, confidence=confidence, speed=speed)
-    write_json(output / "calibration.json", asdict(choice))
+    write_json(output / "calibration.json", choice.document())
     show(calibration_terminal(choice))
     print_paths(output, "calibration.json")
     if write:

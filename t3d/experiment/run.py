@@ -137,12 +137,12 @@ def prepare(config: RunConfig) -> tuple[LanguageModel, list[Example]]:
         encode_prompts(teacher, prompts, decoding)
     asked = {prompt.question for prompt in prompts} if config.data.prompts is not None else set()
     first: list[Example] = []
-    for task in config.problem_sets():
+    for name, task in zip(config.tasks, config.problem_sets(), strict=True):
         problems = _problems(config, task)
         shared = next((problem.id for problem in problems if problem.question in asked), None)
         if shared is not None:
             raise ValueError(
-                f"{config.data.prompts}: asks what problem {shared} of {task.name} asks; "
+                f"{config.data.prompts}: asks what problem {shared} of {name} asks; "
                 "train on other questions than those that are evaluated"
             )
         check_evaluation(teacher, problems, config.evaluation)

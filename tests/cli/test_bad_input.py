@@ -200,7 +200,7 @@ OVERRIDES = [
         ("--evaluation.settings", "[{block_size: 2}]"),
         "denoising_steps must be at most block_size=2",
     ),
-    (("--evaluation.settings", "[{max_new_tokens: 9}, {max_new_tokens: 8}]"), "two settings are"),
+    (("--evaluation.settings", "[{}, {entropy_bound: 1}]"), "two settings decode as"),
     (("--data.num_problems", "0"), "no problems to evaluate"),
     (("--data.num_prompts", "0", "--methods", "{}"), "the prompt set is empty"),
     (("--model", "no/where/at/all"), "no/where/at/all: no such checkpoint directory"),

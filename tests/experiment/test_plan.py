@@ -14,7 +14,7 @@ from t3d.experiment.recipe import CompareConfig, DataConfig, RunConfig
 from t3d.models import from_pretrained
 from t3d.training.config import MethodConfig
 
-RECIPES = sorted((Path(__file__).parent.parent / "t3d/recipes").glob("*.yaml"))
+RECIPES = sorted((Path(__file__).parents[2] / "t3d/recipes").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
