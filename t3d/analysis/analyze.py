@@ -39,11 +39,13 @@ class Measurement:
     on_policy_risk: Estimate
     """R_t of the model as a factorised one-step student; T3D Prop. 4.3, arXiv:2602.12262."""
     marginal_mismatch: Estimate
-    """sum_i KL(p_phi^i || p_theta^i): the risk less the teacher's total correlation."""
+    """The risk less the teacher's total correlation: sum_i KL(p_phi^i || p_theta^i)."""
     total_correlation: Estimate
-    """Of the model's own full-step decoder; T3D Thm. 4.5. The plug-in estimate unless exact."""
+    """Total correlation of the model's own full-step decoder (T3D Thm. 4.5); the plug-in estimate
+        unless it is exact."""
     total_correlation_high: Estimate
-    """The leave-one-out estimate; of exact values the same once more."""
+    """Leave-one-out estimate of the total correlation; equal to `total_correlation` where that is
+        exact."""
 
     def minus(self, other: Measurement, seed: int) -> Measurement:
         """Paired differences over the same states."""
@@ -69,9 +71,9 @@ class Analysis:
     """Measurements on the same states; `dataclasses.asdict` of it is JSON."""
 
     measurements: list[Measurement]
-    """The teacher as its own one-step student, then the students."""
+    """Measurements of the teacher as its own one-step student, then of the students."""
     differences: list[Measurement]
-    """Each student less the model before it."""
+    """Differences of each student to the model before it in `measurements`."""
     num_states: int
     config: AnalysisConfig
 

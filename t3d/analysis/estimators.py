@@ -22,7 +22,7 @@ class Marginals:
     probs: Tensor
     """Marginals p^i of the masked positions, 0 at visible ones; float64 [N, S, V]."""
     entropy: Tensor
-    """Of the joint, float64 [N]."""
+    """Entropy of the joint distribution of each state (nats), float64 [N]."""
 
     def total_correlation(self) -> Tensor:
         """TC(x0|x_t) = sum_i H(p^i) - H(p) = KL(p || prod_i p^i), float64 [N].
@@ -73,7 +73,7 @@ class Estimate:
     ci95: tuple[float, float]
     """Bootstrap interval over states (percentiles of the resampled means)."""
     values: list[float]
-    """One a state, in the order of the states."""
+    """The value of each state, in the order of the states."""
 
     @classmethod
     def of(cls, values: Tensor, seed: int) -> Estimate:

@@ -28,7 +28,7 @@ class Joint:
     ids: Tensor
     """Every completion of the block, int64 [C, S]."""
     log_probs: Tensor
-    """float64 [C]."""
+    """Log-probability (nats) of each completion, float64 [C]."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,13 @@ class Paths:
     """K completions of each of N states, and the paths on which they were reached."""
 
     ids: Tensor
-    """int64 [N, K, S]."""
+    """Token ids of the completions, int64 [N, K, S]."""
     step: Tensor
     """0-based step that committed the token, -1 where it was visible; int64 [N, K, S]."""
     log_probs: Tensor
     """Log-probability (nats) of each token when it was drawn, 0 where visible; [N, K, S]."""
     marginals: Marginals
-    """Estimated from the predictions met on the paths."""
+    """Marginals, estimated from the predictions at all nodes of the paths."""
 
 
 @torch.inference_mode()

@@ -29,13 +29,14 @@ class State:
     """A block that is partly decoded, after its finished prefix."""
 
     prefix: list[int]
-    """Ids of all earlier blocks."""
+    """Token ids of all earlier blocks."""
     block: list[int]
-    """Ids as the model sees them: the mask token, or a random one, where nothing is known."""
+    """Token ids of the block as the model sees them: undecided positions show the mask token, or a
+        random one."""
     masked: list[bool]
-    """Positions of the block that are still to be decoded."""
+    """Whether each position of the block is still to be decoded."""
     key: int
-    """Of its random numbers."""
+    """Key of the state's random numbers."""
 
 
 def select_states(
@@ -89,11 +90,11 @@ class Denoiser:
         device = model.device
         self.model = model
         self.block = torch.tensor([state.block for state in states], device=device)
-        """int64 [N, S]."""
+        """Token ids of the states' blocks, int64 [N, S]."""
         self.masked = torch.tensor([state.masked for state in states], device=device)
-        """bool [N, S]."""
+        """Positions that are still to be decoded, bool [N, S]."""
         self.keys = torch.tensor([state.key for state in states], device=device)
-        """int64 [N]."""
+        """Keys of the states' random numbers, int64 [N]."""
         self.batch_size = batch_size
         allowed = torch.ones(model.config.vocab_size, dtype=torch.bool, device=device)
         allowed[list(banned_token_ids)] = False

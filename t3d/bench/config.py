@@ -9,11 +9,12 @@ from t3d.core.ranges import check_ranges
 from t3d.decoding.config import DecodingConfig
 
 DECODE, TRAIN = "decode.json", "train.json"
-"""What is measured, as files of one folder."""
+"""Names of the two files of measurements, in one folder."""
 Device = Literal["auto", "cpu", "cuda"]
 Shape = dict[str, Any] | str
 Engine = Literal["t3d", "t3d_unfused", "oracle"]
-"""Fused commits; a pass of its own for every commit; no cache, and one request at a time."""
+"""Engines: t3d with fused commits; t3d_unfused, which spends a pass on every commit; oracle,
+without a cache and with one request at a time."""
 
 
 @dataclass(frozen=True)

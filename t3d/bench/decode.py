@@ -23,7 +23,7 @@ from t3d.decoding.request import Completion, Request
 from t3d.models import LanguageModel
 
 Run = Callable[[Sequence[Request]], list[Completion]]
-"""Decodes requests."""
+"""Function that decodes requests."""
 
 
 @dataclass(frozen=True)
@@ -38,19 +38,19 @@ class DecodeRow:
     denoising_steps: int
     block_size: int
     num_requests: int
-    """That were timed together."""
+    """Number of requests that were timed together."""
     tokens_per_second: float
-    """Response tokens of all requests; prompts take time, but do not count."""
+    """Response tokens of all requests a second; prompts take time, but do not count."""
     latency_s: float | None
-    """Seconds a request, at batch size 1."""
+    """Mean seconds a request, measured at batch size 1 only."""
     passes_per_block: float
-    """Passes that denoise or store a block, for each decoded block of a request."""
+    """Denoising and commit passes, for each decoded block of a request."""
     peak_memory_bytes: int | None
-    """As `peak_bytes` tells it."""
+    """Most memory that the run held, as `peak_bytes` measures it."""
     roofline_share: float
-    """The least time by `needed_work`, as a share of the time that it took."""
+    """Shortest possible time for the work of `needed_work`, as a share of the measured time."""
     ratio_to_ours: float
-    """Its tokens per second over those of engine t3d."""
+    """Tokens per second of this engine over those of engine t3d."""
 
 
 def random_requests(lm: LanguageModel, settings: DecodeSettings, num: int) -> list[Request]:
@@ -155,13 +155,14 @@ class NeededPass:
     """What one request needs of a pass."""
 
     stored: int
-    """Tokens whose keys and values are read from the cache."""
+    """Number of tokens whose keys and values are read from the cache."""
     tokens: int
-    """That run: what is finished but not stored, and the block."""
+    """Number of tokens that run through the model: finished ones that the cache lacks, and the
+        block."""
     pairs: int
-    """Of a query and a key that it sees."""
+    """Number of pairs of a query and a key that it attends to."""
     logits: int
-    """Masked positions."""
+    """Number of masked positions, whose logits are computed."""
 
 
 def needed_passes(request: Request, completion: Completion, block_size: int) -> list[NeededPass]:

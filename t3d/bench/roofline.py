@@ -13,9 +13,10 @@ from t3d.decoding.budget import cache_bytes_per_token
 from t3d.models import BlockDiffusionLM
 
 _COPY = {"cpu": 1 << 28, "cuda": 1 << 30}
-"""Bytes of the tensor that is copied: far more than any cache holds."""
+"""Size in bytes of the tensor that is copied to measure bandwidth: far more than any CPU cache
+holds."""
 _SIDE = {"cpu": 2048, "cuda": 8192}
-"""Rows and columns of the matrices that are multiplied."""
+"""Rows and columns of the matrices that are multiplied to measure arithmetic."""
 _TIMES = 4
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 
@@ -40,7 +41,7 @@ class Work:
     """What a pass has to do at least."""
 
     num_bytes: float
-    """Weights and cache moved between memory and processor."""
+    """Bytes of weights and cache that move between memory and processor."""
     flops: float
 
 
@@ -49,9 +50,9 @@ class Rates:
     """What a device reached in this run."""
 
     bytes_per_second: float
-    """A large copy, read and written bytes together."""
+    """Memory bandwidth of a large copy, bytes read and written together."""
     flops_per_second: float
-    """A large matrix product."""
+    """Arithmetic rate of a large matrix product."""
 
     def seconds(self, work: Work) -> float:
         """What bounds the work: memory or arithmetic, whichever takes longer."""
@@ -91,15 +92,15 @@ class ModelCosts:
     """
 
     body: int
-    """Weights that multiply every token: neither embedding, head nor experts."""
+    """Weights that multiply every token: all but embedding, head and experts."""
     experts: int
     active_share: float
-    """Of the experts, those that a token runs through."""
+    """Share of the experts that one token runs through."""
     head: int
     query_width: int
-    """Numbers of a token's queries in all heads of all layers."""
+    """Size of a token's queries, over all heads and layers."""
     cached_token: int
-    """Bytes of a token's keys and values in all layers."""
+    """Bytes of one token's keys and values in all layers."""
     bytes_per_number: int
 
     @classmethod

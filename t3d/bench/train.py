@@ -27,7 +27,8 @@ from t3d.training.run import fit
 from t3d.training.trainer import TrainingCallback
 
 PROMPT, RESPONSE = (40, 200), (80, 400)
-"""Tokens at least and at most, as GSM8K has them; a response is filled up to a whole block."""
+"""Shortest and longest prompt and response in tokens, as in GSM8K; a response is filled up to a
+whole block."""
 ROLLOUT_BLOCK = 4
 
 
@@ -38,20 +39,22 @@ class TrainRow:
     implementation: str
     device: str
     dtype: str
-    """Of the arithmetic; weights are float32."""
+    """Number format of the arithmetic; the weights are float32."""
     model: str
     method: str
     batch_size: int
     micro_batch_size: int
     trajectories_per_second: float
     tokens_per_second: float
-    """Of prompts and responses, each once, however often the training layout repeats them."""
+    """Prompt and response tokens a second; each counts once, however often the training layout
+        repeats it."""
     peak_memory_bytes: int | None
-    """As `peak_bytes` tells it."""
+    """Most memory that the run held, as `peak_bytes` measures it."""
     mfu: float
-    """Arithmetic by `step_flops`, as a share of what a large matrix product reaches."""
+    """Model FLOPs utilisation: the arithmetic of `step_flops` a second, as a share of a large
+        matrix product's rate."""
     losses: list[float]
-    """Of every optimizer step, the first included."""
+    """Loss of every optimizer step, that of the warm-up step included."""
 
 
 def random_trajectories(
@@ -122,11 +125,11 @@ class Load:
     """What a model has to do for a batch's training layout, or several."""
 
     tokens: int
-    """Columns of the clean and the noised copies, without padding."""
+    """Number of columns of the clean and the noised copies, without padding."""
     pairs: int
-    """Of a query and a key that it sees."""
+    """Number of pairs of a query and a key that it attends to."""
     logits: int
-    """Loss tokens."""
+    """Number of loss tokens, whose logits are computed."""
 
     @classmethod
     def of(cls, batch: TrajectoryBatch, layout: BlockLayout, views: Sequence[View]) -> Load:

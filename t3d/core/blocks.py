@@ -1,4 +1,4 @@
-"""Block geometry: the one owner of the grid, its padding, positions and who sees whom.
+"""Block geometry: the only module that knows the block grid, its padding and who attends to whom.
 
 Blocks lie on the absolute grid: position p belongs to block p // block_size, the prompt
 included. A prompt's incomplete last block (its *remainder*) is the visible head of the
@@ -25,16 +25,17 @@ PADDING = -1
 
 @dataclass(frozen=True)
 class Coordinates:
-    """Where every column of a batch lies. All tensors are int64 of shape [B, T]."""
+    """Position, block and stream of every column of a batch; int64 tensors of shape [B, T]."""
 
     position: Tensor
     block: Tensor
     stream: Tensor
     sequence: Tensor | None = None
-    """Whose column it is, where a row holds several sequences; by default a row is one."""
+    """Number of the sequence that a column belongs to, where a row holds several; by default a row
+        is one sequence."""
 
     def __getitem__(self, index: Any) -> Coordinates:
-        """The same index of every tensor."""
+        """Coordinates of some columns: the index is applied to every tensor."""
         sequence = None if self.sequence is None else self.sequence[index]
         return Coordinates(self.position[index], self.block[index], self.stream[index], sequence)
 
@@ -60,9 +61,11 @@ def may_attend(query: Coordinates, key: Coordinates) -> Tensor:
 
 
 def first_fit(lengths: Sequence[int], width: int) -> list[list[int]]:
-    """Sequences laid into rows of `width`, the longest first, each into the first with room.
+    """Bin packing: the longest sequence first, each into the first row that has room for it.
 
-    Every row lists its sequences; one that is longer than `width` gets a row to itself.
+    Returns:
+        The numbers of the sequences in each row of `width` columns. A sequence that is longer than
+        `width` gets a row to itself.
     """
     rows: list[list[int]] = []
     room: list[int] = []
@@ -78,11 +81,12 @@ def first_fit(lengths: Sequence[int], width: int) -> list[list[int]]:
 
 
 def pack(grid: Coordinates, width: int) -> tuple[Coordinates, Tensor]:
-    """The sequences of a layout end to end in rows of `width`, without their padding.
+    """Lay the sequences of a layout end to end in rows of `width`, without their padding.
 
     Returns:
-        The rows' coordinates, and the column of the flattened `grid` that each of theirs repeats,
-        int64 [R, W]. Rows that are shorter than the longest end with PADDING.
+        The coordinates of the R new rows, and for each of their columns the column of the flattened
+        `grid` that it copies, int64 [R, W]. Rows that are shorter than the longest end with
+        PADDING.
     """
     held = grid.stream != PADDING
     columns = held.flatten().nonzero()[:, 0].split(held.sum(1).tolist())
@@ -138,10 +142,11 @@ class BlockLayout:
     def training(self, prompt_length: Tensor, length: Tensor, num_views: int) -> Coordinates:
         """The layout [x0 || x_t^1 || x_t^2 ...] of one forward pass over clean and noised copies.
 
-        The clean copy ends before each sequence's last block, which no noised token sees: with
-        one block as long as the sequence there is none. Every noised view starts at the block
-        boundary at or before its response and ends with a whole block, as the decoder sees it.
-        Positions repeat those of the clean copy; gather tokens with them.
+        The clean copy ends before each sequence's last block, because no noised token sees that;
+        with one block as long as the sequence there is no clean copy. Every noised view starts at
+        the block boundary at or before its response and ends with a whole block, as the decoder
+        sees it. A noised column has the same position as its token in the clean copy, so the
+        tokens of all columns are gathered from x0 or x_t by position.
 
         Args:
             prompt_length: [B] tokens before the response.

@@ -1,4 +1,4 @@
-"""Files that appear whole or not, and directories that one making owns."""
+"""Files that are written atomically, and output directories that belong to one command's run."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 MAX_JSON_BYTES = 10 * 2**20
-"""Of a JSON object that is read; the largest published index of weights has 2 MiB."""
+"""Largest JSON file that is read, in bytes; the largest published index of weights has 2 MiB."""
 RECIPE = "recipe.json"
-"""What a directory was claimed for."""
+"""File that records what an output directory was claimed for."""
 ADAPTATION = "adaptation"
-"""Claimed within a run's directory before the run itself, whose teacher it makes."""
+"""Folder that claims a run's directory for adapting its teacher, before the run itself begins."""
 
 
 def hash_file(path: Path) -> str:
@@ -73,14 +73,14 @@ def read_object(path: Path, remedy: str = "copy it again") -> dict[str, Any]:
 
 
 def parse_json(text: str | bytes, **options: Any) -> Any:
-    """The value of JSON whose texts can be written again.
+    """Parse JSON whose strings are valid Unicode, so that they can be written again.
 
     Raises:
         ValueError: for anything else, lone surrogates and deep nesting included.
     """
     try:
         value = json.loads(text, **options)
-        # Half of a pair is written as an escape, which UTF-8 has no bytes for.
+        # Half of a surrogate pair can stand in JSON as an escape, but UTF-8 has no bytes for it.
         if b"\\ud" in (text.encode() if isinstance(text, str) else text).lower():
             json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
@@ -96,28 +96,29 @@ def _refuse_constant(name: str) -> None:
 
 
 def first_words(error: BaseException) -> str:
-    """What an error says, as one line of 200 characters at most."""
+    """The message of an error, as one line of at most 200 characters."""
     return " ".join((str(error) or type(error).__name__).split())[:200]
 
 
 def check_output(directory: Path, *own: str) -> None:
-    """The rule of all outputs that are directories: new, empty, or one's own.
+    """Check that an output directory is new, empty, or was made by the same kind of command.
 
     Hidden files, and what a killed process left half written, do not count.
 
     Args:
         directory: where something is to be made.
-        own: names of files or folders, of which one's own holds one.
+        own: names of files or folders; a directory that holds one of them is the command's own.
 
     Raises:
-        ValueError: for anything else, and for the current directory, which no name stands for too.
+        ValueError: for any other directory, and for the current one, which is also what an empty
+            name stands for.
     """
     if directory == Path():
         raise ValueError("output: the current directory, or no name; name a directory of its own")
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"{directory}: exists already and is a file; choose another output")
     found = [path.name for path in directory.glob("[!.]*") if path.suffix != ".partial"]
-    # A mark that appeared meanwhile is another rank's.
+    # The marks are looked for last: another rank may have written one since the listing.
     if found and not any((directory / name).exists() for name in own):
         raise ValueError(
             f"{directory}: exists already and holds {min(found)}, which is not of the same making; "
@@ -140,7 +141,7 @@ def make_directory(directory: Path) -> None:
 
 
 def _without_circumstances(recipe: dict[str, Any]) -> dict[str, Any]:
-    """A recipe without what changes no result."""
+    """A recipe without the keys that change no result."""
     return {
         key: _without_circumstances(value) if isinstance(value, dict) else value
         for key, value in recipe.items()

@@ -1,9 +1,9 @@
-"""What a command is doing, on stderr: its stages, the bar and metrics of each, the time left.
+"""Progress of a command on stderr: its stages, the bar and metrics of each, the time left.
 
-On a terminal they are drawn in place, elsewhere they are a few plain lines. There is one screen,
-so there is one display a process: `display` opens it for a whole command, `stage` names a part of
-that, and `bar` counts. A bar without a display opens its own; the parent shows those
-of its workers.
+On a terminal the bars are drawn in place, elsewhere they are a few plain lines. A process has one
+screen and therefore one display: `display` opens it for a whole command, `stage` names a part of
+the command, and `bar` counts units of work. A bar without a display opens one for itself. Workers
+send their bars to their parent, which shows them.
 """
 
 from __future__ import annotations
@@ -25,21 +25,22 @@ from rich.text import Text
 from t3d.core import workers
 
 Plan = Mapping[str, Mapping[str, int]]
-"""What there is to do in each stage, by the stage's name and the unit, such as 4000 prompts."""
+"""Amount of work in each stage, by the stage's name and the unit, such as 4000 prompts."""
 _LINE_SECONDS, _TENTH_SECONDS = 30.0, 3.0
-"""A plain line comes this long after the last, or at a tenth of a bar if this long after it."""
+"""Seconds between two plain lines of progress; the shorter time applies when another tenth of the
+work is done."""
 _PACE_SECONDS = 60.0
-"""After which a unit's time is believed; a quarter of the work is enough, too."""
+"""Seconds of work after which a measured pace is trusted; a quarter of the work is enough, too."""
 _TELL_SECONDS = 0.2
-"""Between a worker's messages."""
+"""Seconds between two messages of a worker."""
 
 
 @dataclass
 class Stage:
-    """How far a part of a command is; workers send it to their parent."""
+    """State of one part of a command; workers send it to their parent."""
 
     names: list[str]
-    """Of the stage, then of the part of it, such as a round."""
+    """Name of the stage, then of the part of it, such as a round."""
     is_shown: bool = True
     is_over: bool = False
     unit: str = ""
@@ -47,9 +48,10 @@ class Stage:
     total: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
     passed: Counter[str] = field(default_factory=Counter)
-    """Everything that is done of the stage, by unit."""
+    """Amount of the stage's work that is done, by unit."""
     counted: Counter[str] = field(default_factory=Counter)
-    """What of it no earlier run did, and `seconds` that it took."""
+    """Amount of that work which this run did, rather than an earlier one; `seconds` is the time it
+        took."""
     seconds: dict[str, float] = field(default_factory=dict)
     began: float = 0.0
     took: float = 0.0
@@ -64,7 +66,7 @@ class Stage:
             self.publish()
 
     def advance(self, number: int = 1) -> None:
-        """So many more units are done."""
+        """Count `number` more units as done."""
         now = time.monotonic()
         self.done += number
         self.passed[self.unit] += number
@@ -104,11 +106,11 @@ class Display:
         self.num_workers = num_workers
         self.console = console or Console(stderr=True)
         self.stages: dict[str, Stage] = {}
-        """Those that have begun, by name."""
+        """Stages that have begun, by name."""
         self.pace: dict[str, float] = {}
-        """Seconds that a unit takes, as last seen."""
+        """Seconds a unit of work, as last measured."""
         self._lines: dict[str, tuple[str, int, float]] = {}
-        """The last plain line of a stage: what about, done, and when."""
+        """Last plain line of each stage: its text, the work that was done, and the time."""
         self._live: Live | None = None
         if self.console.is_interactive:
             self._live = Live(
@@ -132,23 +134,23 @@ class Display:
             self.print(self._result(stage) if kind is None else stopped)
 
     def show(self, stage: Stage) -> None:
-        """Take in how far a stage is."""
+        """Show the new state of a stage."""
         name = stage.names[0]
         self.stages[name] = stage
         for unit, counted in stage.counted.items():
-            # A batch ends almost at once: its first answers say nothing of the pace.
+            # The requests of a batch end almost together, so the first ones give a wrong pace.
             took, planned = stage.seconds[unit], self.plan.get(name, stage.passed)[unit]
             if counted and (4 * counted >= planned or took > _PACE_SECONDS):
                 self.pace[unit] = took / counted
         if stage.is_over:
-            # Where an earlier run did all, there is nothing to say.
+            # A stage that an earlier run had finished has nothing to show.
             if stage.counted.total():
                 self.print(self._result(stage))
         elif self._live is None:
             self._tell(stage)
 
     def _tell(self, stage: Stage) -> None:
-        """Print where a bar begins, and then from time to time."""
+        """Print a plain line when a bar begins, and then from time to time."""
         about, now = f"{self._title(stage)}, {stage.unit}", time.monotonic()
         before, done, at = self._lines.get(stage.names[0], ("", 0, 0.0))
         tenth = 10 * (stage.done - done) >= stage.total and now - at > _TENTH_SECONDS
@@ -193,7 +195,7 @@ class Display:
         return [f"{_clock((stage.total - stage.done) * self.pace[stage.unit])} left"]
 
     def _all_left(self) -> list[str]:
-        """The time until the last stage ends, once every kind of work ahead was seen."""
+        """The time until the last stage ends, once the pace of every kind of work is known."""
         ahead: Counter[str] = Counter()
         for name, work in self.plan.items():
             stage = self.stages.get(name, Stage([name]))
@@ -214,7 +216,7 @@ _stage: Stage | None = None
 
 @contextmanager
 def display(plan: Plan, *, show: bool, num_workers: int = 1) -> Iterator[None]:
-    """Show the stages of a whole command in their order; of several ranks the first one does."""
+    """Show the stages of a whole command in their order; of several ranks only the first does."""
     global _display
     if not show or _display is not None or workers.is_worker() or workers.launched()[0] > 0:
         yield
@@ -227,7 +229,7 @@ def display(plan: Plan, *, show: bool, num_workers: int = 1) -> Iterator[None]:
 
 
 def hear(told: Stage | str) -> None:
-    """Show how far a stage is, or a line of `note`, a worker's too."""
+    """Show the state of a stage, or a line of `note`, from this process or from a worker."""
     if isinstance(told, Stage):
         if _display is not None:
             _display.show(told)
@@ -238,7 +240,7 @@ def hear(told: Stage | str) -> None:
 
 
 def note(line: str) -> None:
-    """Tell something besides the stages, above what is drawn of them."""
+    """Print a line above the bars."""
     if workers.is_worker():
         workers.tell(line)
     else:
@@ -247,7 +249,7 @@ def note(line: str) -> None:
 
 @contextmanager
 def stage(name: str) -> Iterator[None]:
-    """A stage of the plan; within one, a part of it, such as a round."""
+    """Open a stage of the plan or, inside a stage, a part of it, such as a round."""
     global _stage
     if _stage is not None:
         _stage.names.append(name)
@@ -267,11 +269,11 @@ def stage(name: str) -> Iterator[None]:
 
 @contextmanager
 def bar(name: str, total: int, unit: str, *, done: int = 0, show: bool = True) -> Iterator[Stage]:
-    """A bar of the stage under way, else of one of this name.
+    """A bar of the stage that is open; where none is, of a new stage with this name.
 
     Args:
         total: units of work, `done` of which an earlier run did.
-        unit: in the singular.
+        unit: what is counted, in the singular.
     """
     if not show or workers.launched()[0] > 0:
         yield Stage([name], is_shown=False)

@@ -1,4 +1,4 @@
-"""What made an artefact: versions, config, seed, weights."""
+"""Provenance of an artefact: versions, configuration, seed and weights that it was made from."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def package_versions() -> dict[str, str]:
 def provenance(
     *, config: Mapping[str, Any], seed: int, model: str, weights_hash: str | None
 ) -> dict[str, Any]:
-    """What to keep beside an artefact, as JSON.
+    """The provenance of an artefact, as JSON to be kept beside it.
 
     Args:
         config: everything that was asked for; values that JSON lacks become strings.
         seed: the seed of the whole run.
         model: the model's path or name.
-        weights_hash: as `hash_weights` gives it; None for weights that only live in memory.
+        weights_hash: result of `hash_weights`; None for weights that only live in memory.
     """
     return {
         "packages": package_versions(),

@@ -1,4 +1,4 @@
-"""Ranges of numbers that a user gives: one rule for all of them, which NaN fails."""
+"""Checks of the numbers that a user gives: an interval each, which NaN never lies in."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from dataclasses import fields
 from typing import Any
 
 WORKERS = "[1, 1024]"
-"""Processes of one machine; a pipe of theirs takes no million."""
+"""Interval of the number of worker processes on one machine; each has a pipe, and a system has no
+millions of them."""
 _WORDS = {"[0, inf)": "must not be negative", "(0, inf)": "must be positive"}
 
 
 def check_number(name: str, value: object, interval: str, *, whole: bool = False) -> None:
-    """That a number lies in an interval, written as in `[0, 1)`.
+    """Check that a number lies in an interval, written as in `[0, 1)`.
 
     Raises:
         ValueError: for a number outside, NaN, an infinity that the interval does not hold, or
-            what is no number.
+            a value that is no number.
     """
     kinds = int if whole else (int, float)
     if isinstance(value, bool) or not isinstance(value, kinds):
@@ -40,12 +41,15 @@ def check_number(name: str, value: object, interval: str, *, whole: bool = False
 
 
 def check_ranges(config: Any, ranges: Mapping[str, str], *, where: str = "") -> None:
-    """That the numbers of a dataclass lie in their ranges; of lists, each; None where it may be.
+    """Check that the numbers of a dataclass lie in their ranges.
+
+    Every item of a list is checked; None passes where the annotation allows it.
 
     Args:
-        config: whose annotations are text, as `from __future__ import annotations` leaves them.
-        ranges: from an interval to the names of fields, with blanks between.
-        where: stands before a field's name.
+        config: the dataclass; its annotations must be strings, as
+            `from __future__ import annotations` makes them.
+        ranges: maps an interval to the names of its fields, separated by blanks.
+        where: prefix of the field's name in messages.
 
     Raises:
         ValueError: naming the field.

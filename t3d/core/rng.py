@@ -19,7 +19,7 @@ _MIX_2 = 0x94D049BB133111EB - (1 << 64)
 
 
 def derive_key(seed: int, *parts: int | str) -> int:
-    """A non-negative 63-bit key from a seed and any identifying parts."""
+    """A non-negative 63-bit key, determined by a seed and any identifying parts."""
     text = "\x1f".join([str(seed), *(str(part) for part in parts)])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 

@@ -1,11 +1,11 @@
-"""Rows in Parquet shards that are there as a whole or not at all.
+"""Rows in Parquet shards, each of which exists as a whole or does not count.
 
     part-RANK-NUMBER.parquet  rows; `datasets` and `pandas` read them directly
     part-RANK-NUMBER.json     rows and sha256: the mark that the shard counts
     part-RANK.lock            held by the process that writes as this rank, and touched by it
 
-The mark is written after its shard, so a Parquet file without one that nobody writes is the
-rest of a killed run: it is never read, and a resumed run removes it.
+The mark is written after its shard. So a Parquet file without a mark, which no process is writing,
+was left by a killed run: it is never read, and a resumed run removes it.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Shards:
             if part is None or int(part[1]) % self.world_size != self.rank:
                 continue
             if part[4] or file.with_suffix(".parquet") not in committed:
-                # Other ranks of a larger number before may still be alive.
+                # An earlier run may have had more ranks, some of which may still be alive.
                 lock = self._lock_file(int(part[1]))
                 with _lock(lock) if lock.exists() else nullcontext(True) as free:
                     if free:
@@ -76,7 +76,7 @@ class Shards:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Around every `append` of a process that others may be started beside.
+        """Hold the lock of this rank; every `append` beside which others may start needs it.
 
         Raises:
             StoreError: while another process writes as this rank, or if nothing can be written.
@@ -90,11 +90,11 @@ class Shards:
             yield
 
     def touch(self) -> None:
-        """Tell others, while `writing`, that this process gets on."""
+        """Show other processes, while `writing`, that this one makes progress."""
         os.utime(self._lock_file(self.rank))
 
     def touched(self) -> float:
-        """When a process last did, or began to write; 0 if none ever did."""
+        """Time of the last `touch` or start of `writing` by any process; 0 if there was none."""
         return max((file.stat().st_mtime for file in self.directory.glob("*.lock")), default=0.0)
 
     def _lock_file(self, rank: int) -> Path:
@@ -198,7 +198,7 @@ def read_object(file: Path) -> dict[str, Any]:
 
 @contextmanager
 def _lock(path: Path) -> Iterator[bool]:
-    """Whether nobody else is inside; the system lets go of it when a process is killed."""
+    """Try to lock a file; yields whether that worked. The system unlocks it when a process dies."""
     try:
         file = path.open("ab")
     except OSError as error:
@@ -210,13 +210,13 @@ def _lock(path: Path) -> Iterator[bool]:
         except BlockingIOError:
             free = False
         except OSError:
-            # A file system without locks cannot tell.
+            # A file system without locks cannot tell whether another process holds one.
             pass
         yield free
 
 
 def _read_mark(shard: Path) -> dict[str, Any]:
-    """{"rows", "sha256"} of a shard."""
+    """The mark of a shard, an object with `rows` and `sha256`."""
     file = shard.with_suffix(".json")
     mark = read_object(file)
     check_keys(file, mark, {"rows", "sha256"})

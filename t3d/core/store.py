@@ -1,4 +1,4 @@
-"""The trajectory store: Parquet shards that are there as a whole or not at all.
+"""The trajectory store: a manifest, and Parquet shards that are atomic and checksummed.
 
 STORE/manifest.json                    what made the rows, written once
 STORE/shards/part-RANK-NUMBER.parquet  rows; see `t3d.core.shards`
@@ -37,7 +37,7 @@ SCHEMA = pa.schema(
         pa.field("answer", pa.string()),
     ]
 )
-"""A trajectory's fields, and the ordinal of its prompt in the prompt set."""
+"""Columns of a store: a trajectory's fields, and the index of its prompt in the prompt set."""
 
 _MANIFEST = "manifest.json"
 _SHARDS = "shards"
@@ -45,21 +45,24 @@ _SHARDS = "shards"
 
 @dataclass(frozen=True)
 class Manifest:
-    """What made a store's rows. Runs that differ in anything but packages never mix."""
+    """Everything that determines a store's rows; runs that differ in it never share a store.
+
+    Only `packages` may differ.
+    """
 
     prompt_set_hash: str
-    """sha256 over ids, token ids and answers of all prompts; see `hash_prompts`."""
+    """SHA-256 over ids, token ids and answers of all prompts; see `hash_prompts`."""
     num_prompts: int
-    """Rows of the store when it is complete."""
+    """Number of rows of the store when it is complete."""
     decoding: dict[str, Any]
-    """The decoding config."""
+    """Settings with which the teacher decodes, as JSON."""
     model: str
     """The teacher's path or name."""
     weights_hash: str | None
-    """sha256 of the teacher's weights; None for weights that only lived in memory."""
+    """SHA-256 of the teacher's weights; None for weights that only lived in memory."""
     seed: int
     packages: dict[str, str]
-    """Versions, for the record."""
+    """Versions of Python and packages, for the record; they may differ between runs."""
 
     def differences(self, other: Manifest) -> Iterator[tuple[str, Any, Any]]:
         """Identity keys (dotted) with the two values that differ."""
@@ -91,7 +94,7 @@ class TrajectoryStore:
 
     @classmethod
     def create(cls, path: Path, manifest: Manifest) -> TrajectoryStore:
-        """A new, empty store.
+        """Create an empty store.
 
         Raises:
             StoreError: if something lies at `path` already.
@@ -102,7 +105,7 @@ class TrajectoryStore:
 
     @classmethod
     def open(cls, path: Path) -> TrajectoryStore:
-        """A store that is there.
+        """Open an existing store.
 
         Raises:
             StoreError: if there is none, or not one of this format.
@@ -126,7 +129,7 @@ class TrajectoryStore:
     def open_or_create(
         cls, path: Path, manifest: Manifest, *, rank: int = 0, world_size: int = 1
     ) -> TrajectoryStore:
-        """A store to go on with, or a new one; removes what killed runs left half written.
+        """Open a store to continue it, or create one; removes files that killed runs left behind.
 
         Args:
             path: the store's directory.
@@ -135,7 +138,8 @@ class TrajectoryStore:
             world_size: number of processes that append at the same time.
 
         Raises:
-            ValueError: as `check_output`; a StoreError if it was made by something else.
+            ValueError: as `check_output` does.
+            StoreError: if the store was made with another manifest.
         """
         if not (path / _MANIFEST).exists():
             check_output(path, _MANIFEST)
@@ -190,7 +194,7 @@ class TrajectoryStore:
     def read(self) -> list[Trajectory]:
         """All rows in the order of their prompts.
 
-        Where runs that did not know of each other decoded a prompt twice, the first shard's counts.
+        Where two runs decoded the same prompt at the same time, the row of the first shard counts.
 
         Raises:
             StoreError: for a shard that is missing, damaged or foreign.

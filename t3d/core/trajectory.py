@@ -30,7 +30,7 @@ class Trajectory:
     prompt_id: str
     prompt_ids: list[int]
     response_ids: list[int]
-    """Ids up to the end of the last block; the mask id where nothing was committed."""
+    """Token ids up to the end of the last block; the mask id where nothing was committed."""
     initial_ids: list[int]
     """x_T, what each response position showed until it was committed: the mask id, or the
     random token of `DecodingConfig.random_share` (ReDi, arXiv:2507.15897)."""
@@ -39,7 +39,7 @@ class Trajectory:
     log_probs: list[float]
     """Untempered log-probability (nats) at commit; 0.0 where nothing was committed."""
     num_response_tokens: int
-    """Tokens up to and including the stop token."""
+    """Number of tokens up to and including the stop token."""
     finish_reason: FinishReason
     block_size: int
     """Block size of the decoder that recorded the trajectory."""
@@ -74,15 +74,16 @@ class TrajectoryBatch:
     initial_ids: Tensor
     """x_T, int64 [B, L]; `input_ids` where nothing was ever masked: prompts and padding."""
     prompt_length: Tensor
-    """int64 [B]."""
+    """Number of prompt tokens, int64 [B]."""
     length: Tensor
-    """Prompt and whole last block, int64 [B]."""
+    """Number of tokens of prompt and response, the whole last block included, int64 [B]."""
     num_response_tokens: Tensor
-    """Response tokens that take loss, int64 [B]."""
+    """Number of response tokens that take loss, int64 [B]."""
     decode_order: Tensor
-    """int64 [B, L]; VISIBLE for prompts and padding, NEVER where still masked."""
+    """Rank at which each token was committed, int64 [B, L]; VISIBLE for prompts and padding, NEVER
+        where still masked."""
     index: Tensor
-    """The sequence's number in its data set, int64 [B]; keys its random numbers."""
+    """Number of the sequence in its data set, int64 [B]; the key of its random numbers."""
 
     @property
     def position(self) -> Tensor:
@@ -155,8 +156,8 @@ def labelled_row(
 ) -> dict[str, Any]:
     """One row of labelled data, its last block filled up with `fill_id`; x_T is all `mask_id`.
 
-    The filling takes loss: a model that never learned what follows the stop token commits
-    noise there before it commits the stop token.
+    The filling takes loss, because a decoder fills the whole last block: a model that never
+    learned what follows the stop token would commit noise there before the stop token itself.
     """
     end = BlockLayout(block_size).ceil(len(prompt_ids) + len(response_ids))
     response = response_ids + [fill_id] * (end - len(prompt_ids) - len(response_ids))

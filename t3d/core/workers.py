@@ -1,4 +1,4 @@
-"""Processes that share work: those of a launcher, and a pool of this machine's own."""
+"""Processes that share work: started by a launcher such as `torchrun`, or a local worker pool."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 _messages: SimpleQueue[Any] | None = None
-"""A worker's way to its parent."""
+"""Queue from a worker to its parent; None in a process that is no worker."""
 
 
 def launched() -> tuple[int, int]:
@@ -53,11 +53,11 @@ def tell(message: object) -> None:
 def pool(num_workers: int, hear: Callable[[Any], None]) -> Iterator[ProcessPoolExecutor]:
     """Worker processes; each has its share of threads and GPUs.
 
-    They end with their parent, and at once where it stops for an error or an interrupt: what they
-    were at is written so that it can be resumed.
+    They end with their parent, and at once where it stops for an error or an interrupt. Nothing is
+    lost by that: all their work is written so that it can be resumed.
 
     Args:
-        hear: called in a thread of its own with whatever workers `tell`.
+        hear: called in a separate thread with every message that a worker sends with `tell`.
     """
     import torch
 
@@ -101,14 +101,17 @@ def _start(
     level: int,
     alive: Connection,
 ) -> None:
-    """Give a worker its share of the machine, and end it when nobody holds `alive`'s other end."""
+    """Give a worker its share of the machine, and end it when its parent is gone.
+
+    The parent holds the other end of the pipe `alive`, which the system closes with it.
+    """
     import torch
 
     global _messages
     _messages = messages
-    # As quiet as its parent.
+    # The parent's level of logging holds in its workers, too.
     logging.disable(level)
-    # A terminal interrupts workers as well, and what they would print is not for the user.
+    # A terminal interrupts workers as well; their tracebacks would only confuse the user.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     number = numbers.get()
     torch.set_num_threads(threads)
@@ -118,7 +121,7 @@ def _start(
     def watch() -> None:
         with suppress(EOFError):
             alive.recv()
-        # A worker that went on would work beside the one of a resumed run.
+        # A worker that outlived its parent would do the same work as one of a resumed run.
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -1,7 +1,8 @@
-"""Attention of a pass whose sequences lie end to end.
+"""Attention in a forward pass over sequences that are packed end to end, without padding.
 
-All other layers run on the tokens of every sequence without padding. Here sequences that run
-equally many tokens attend together, each over its own row of the cache.
+All other layers treat the tokens of a pass alike, whichever sequence they belong to. Attention
+runs group by group: sequences with equally many tokens form a batch, and each attends to its own
+row of the cache.
 
 Letters in shapes: N tokens of the pass, B sequences of a group, W tokens of each, T slots that
 they see, H query heads, K key-value heads, G = H / K, D head size.
@@ -21,22 +22,25 @@ from t3d.core.blocks import CLEAN, Coordinates
 from t3d.models.attention import dense_mask
 
 FOLDED_WIDTH = 64
-"""The most tokens of a sequence whose mask may be repeated for every head of a key-value head. With
-more of them keys and values are repeated instead: they are smaller."""
+"""Largest number of a sequence's tokens for which query heads are folded into queries, which
+repeats the mask once a head. Beyond it keys and values are repeated instead: they are smaller than
+the mask."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Sequences that are neighbours in the pass and run equally many tokens."""
+    """Neighbouring sequences of a pass with equally many tokens, which attend as one batch."""
 
     rows: Tensor | slice
-    """Of the cache; neighbours are read in place, otherwise their rows are copied out."""
+    """Rows of the cache that these sequences use; adjacent rows are read in place, others are
+        copied first."""
     shape: tuple[int, int]
-    """B and W."""
+    """The pair (B, W): sequences, and tokens of each."""
     folds: int
-    """G if the query heads of one key-value head stand as more queries of it, else 1."""
+    """Number of query heads that are folded into queries of their key-value head: G, or 1 for no
+        folding."""
     mask: Tensor
-    """Bool [B, 1, folds * W, T]."""
+    """Attention mask, bool [B, 1, folds * W, T], true where a query sees a key."""
 
     @classmethod
     def of(
@@ -48,10 +52,11 @@ class Group:
         block_size: int,
         heads_per_key: int,
     ) -> Group:
-        """Sequences in these rows that run the positions [B, W] and see slots 0..num_visible-1.
+        """The group of the sequences in `rows`, which run the positions [B, W].
 
-        What a slot of its own or an earlier block holds a sequence wrote itself: leftovers of
-        others lie later, out of sight.
+        They see slots 0..num_visible-1 under the mask of block diffusion. All slots up to the end
+        of its current block were written by the sequence itself; a former user of the row may have
+        left values only in later slots, which the mask hides.
         """
         slots = torch.arange(num_visible, device=position.device)[None]
         clean = torch.full((1, 1), CLEAN, device=position.device)
@@ -77,19 +82,19 @@ def attend(
     groups: Sequence[Group],
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """An attention function as transformers calls it.
+    """Attention with the signature that transformers calls.
 
     Args:
         module: unused.
-        query: [1, H, N, D].
-        key: [rows, K, slots, D], a layer of the cache.
-        value: the same.
+        query: queries of all tokens, [1, H, N, D].
+        key: keys of one layer of the cache, [rows, K, slots, D].
+        value: values in the same shape.
         attention_mask: unused; each group has its own.
-        scaling: of the scores.
-        groups: in order of the pass, all its tokens.
+        scaling: factor of the attention scores.
+        groups: groups in the order of the pass, which together hold all its tokens.
 
     Returns:
-        [1, N, H, D], and no weights.
+        The output [1, N, H, D], and None in place of attention weights.
     """
     sizes = [num * width for num, width in (group.shape for group in groups)]
     out = []

@@ -1,4 +1,4 @@
-"""How many tokens of keys and values fit into a share of the device's memory."""
+"""Memory budget: how many tokens of keys and values fit into a share of the device's memory."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from t3d.decoding.packing import packable, packed_bytes
 from t3d.models.block_diffusion import BlockDiffusionLM
 
 GPU_SHARE = 0.9
-"""Of a GPU's memory, where nothing else is asked for."""
+"""Share of a GPU's memory that may be taken by default."""
 
 
 def cache_bytes_per_token(model: BlockDiffusionLM) -> int:
-    """Keys and values of one token in all layers."""
+    """Bytes of one token's keys and values in all layers."""
     config = model.config
     values = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
     return values * model.dtype.itemsize
@@ -22,11 +22,11 @@ def cache_bytes_per_token(model: BlockDiffusionLM) -> int:
 def pass_bytes(
     model: BlockDiffusionLM, config: DecodingConfig, batch_size: int, prefill_chunk: int
 ) -> int:
-    """What a pass takes at most beside weights and cache, generously counted.
+    """Upper bound of the bytes that a pass takes beside weights and cache.
 
-    A pass has the tokens of a prefill chunk and two blocks of each sequence. A token has its
-    states in one layer; a masked position has its logits, in float32 and some copies for sorting
-    and sampling.
+    A pass has the tokens of a prefill chunk and two blocks of each sequence. Counted are the hidden
+    states of each token in one layer, and the logits of each masked position in float32, six
+    times: sorting and sampling make copies.
     """
     shape = model.config
     heads = shape.num_attention_heads * shape.head_dim
@@ -37,14 +37,14 @@ def pass_bytes(
 
 
 def cache_tokens(per_token: int, num_layers: int, *, total: int, held: int, reserved: int) -> int:
-    """Tokens of the cache, so that all together never takes more than `total` bytes.
+    """Number of tokens of a cache with which everything together takes at most `total` bytes.
 
     A tenth of what is left stays free, since allocators round up and leave gaps.
 
     Args:
         per_token: bytes of a token's keys and values.
-        num_layers: a layer of the cache may be there thrice: one as a pass reads it, and one while
-            the cache grows.
+        num_layers: number of layers. Two more are counted: one layer is copied while a pass reads
+            it, and another while the cache grows.
         total: bytes that may be taken.
         held: bytes that are taken already, by the weights and others.
         reserved: bytes that a pass takes.
@@ -61,10 +61,11 @@ def fitting_cache(
     batch_size: int,
     prefill_chunk: int,
 ) -> int:
-    """Tokens of the cache for `BlockDecoder`.
+    """The argument `cache_tokens` of `BlockDecoder` for a share of the device's memory.
 
     Args:
-        memory_share: of the device's whole memory, that may be taken with weights and all.
+        memory_share: share of the device's whole memory that weights, cache and passes may take
+            together.
 
     Raises:
         ValueError: for a share outside (0, 1], or one that leaves no room for a block.
@@ -89,7 +90,7 @@ def fitting_cache(
 
 
 def _memory(device: torch.device) -> tuple[int, int]:
-    """Bytes of the device, and how many are taken: on a CPU by this process."""
+    """Bytes of the device, and how many of them are taken; on a CPU, those of this process."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

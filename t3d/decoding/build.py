@@ -20,15 +20,15 @@ def make_decoder(
     fused: bool = True,
     memory_share: float | None = None,
 ) -> BlockDecoder:
-    """The engine for a loaded model.
+    """The batched decoder for a loaded model.
 
     Args:
         lm: model, tokenizer and special ids.
-        config: how to decode.
-        batch_size: sequences that run at the same time at most.
-        fused: as `BlockDecoder` has it.
-        memory_share: of the device's memory, that weights, cache and passes may take; sequences
-            wait for room. By default 0.9 on a GPU, and no bound on a CPU.
+        config: decoding setting.
+        batch_size: largest number of sequences that run at the same time.
+        fused: whether commits are fused, see `BlockDecoder`.
+        memory_share: share of the device's memory that weights, cache and passes may take;
+            sequences wait for room. By default 0.9 on a GPU, and no bound on a CPU.
 
     Raises:
         ValueError: for a share that leaves no room.

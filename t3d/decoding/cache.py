@@ -13,9 +13,9 @@ from transformers.cache_utils import Cache
 class SlotCache(Cache):
     """Keys and values of each layer, [num_rows, kv_heads, num_slots, D], allocated once.
 
-    Before every forward pass `place` says where its tokens lie; the attention layers then
-    call `update`, and see all slots of all rows. Writing to a slot again replaces it, so a
-    block's provisional keys need no clean-up.
+    Before every forward pass `place` sets the rows and slots of its tokens; the attention layers
+    then call `update`, which writes these and returns all slots of all rows. A slot can be written
+    again, so the keys of a block that is not finished need no clean-up.
     """
 
     def __init__(
@@ -36,14 +36,14 @@ class SlotCache(Cache):
 
     def _empty(self, num_rows: int, num_slots: int) -> Tensor:
         num_heads, size = self._heads
-        # Zeros: a masked slot has weight 0, and 0 times an uninitialised NaN is NaN.
+        # Zeros, because a masked slot has attention weight 0, and 0 times a stray NaN is NaN.
         return torch.zeros((num_rows, num_heads, num_slots, size), **self._options)
 
     def resize(self, num_rows: int, num_slots: int) -> None:
-        """Other numbers of rows and slots; what lies in those that stay is kept."""
+        """Change the numbers of rows and slots; those that stay keep their content."""
         for states in (self.keys, self.values):
             for layer, old in enumerate(states):
-                # One layer at a time, so that the old and the new never lie there as a whole.
+                # One layer at a time, so that old and new cache never exist as a whole at once.
                 states[layer] = self._empty(num_rows, num_slots)
                 kept = old[:num_rows, :, :num_slots]
                 states[layer][: kept.shape[0], :, : kept.shape[2]] = kept
@@ -54,7 +54,7 @@ class SlotCache(Cache):
             states[target] = states[source]
 
     def place(self, row: Tensor, position: Tensor) -> None:
-        """Where the tokens of the next pass lie: int64 [B, L] each, or what broadcasts to it."""
+        """Set rows and slots of the next pass's tokens; int64 [B, L], or broadcastable to it."""
         self._target = (row, slice(None), position)
 
     def update(  # type: ignore[override]

@@ -1,4 +1,4 @@
-"""How a model decodes, and how its decoding is recorded."""
+"""Settings of decoding and of recording trajectories."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class DecodingConfig:
 
     @property
     def window_size(self) -> int:
-        """Tokens a window, the whole block if there are none."""
+        """Number of tokens of a window; that of the block where there are no windows."""
         return self.block_size if self.window is None else self.window
 
     @property
@@ -90,14 +90,14 @@ class DecodingConfig:
 
     @property
     def full(self) -> DecodingConfig:
-        """The same with one token a step in the static order of confidence."""
+        """The same setting at full steps: one token a step, in order of confidence."""
         changed = replace(self, remasking=STATIC, denoising_steps=self.window_size)
         return changed.effective
 
     @property
     def rank(self) -> tuple[float | bool | str, ...]:
-        """The order of settings: by temperature and block size; static first, slow before fast."""
-        # A lower threshold is faster, and a higher bound.
+        """Sort key of settings: temperature, block size, then static first and slow before fast."""
+        # Decoding is faster with a lower threshold and with a higher entropy bound.
         speed = (self.tokens_per_step, -self.confidence_threshold, self.entropy_bound)
         rest = (self.window_size, self.max_new_tokens, self.top_k, self.top_p, self.random_share)
         kind = (self.remasking != STATIC, self.remasking)
@@ -105,7 +105,7 @@ class DecodingConfig:
 
     @property
     def pace(self) -> str:
-        """Tokens a step, or what takes their place, as short as a column's name."""
+        """Tokens a step, or the number that determines the speed instead, as a column's name."""
         if self.remasking == DYNAMIC:
             return f"> {self.confidence_threshold:g}"
         if self.remasking == "entropy_bounded":
@@ -115,7 +115,7 @@ class DecodingConfig:
 
     @property
     def label(self) -> str:
-        """Two lines: the speed, and what gives it."""
+        """Two lines for tables: the speed, and the settings that give it."""
         num = self.effective.denoising_steps
         steps = f"{num} step{'s' if num > 1 else ''}"
         if self.remasking == DYNAMIC:
@@ -129,7 +129,7 @@ class DecodingConfig:
 
     @property
     def name(self) -> str:
-        """A name for files, which no other setting has."""
+        """A file name that no other setting has."""
         name = f"block{self.window_size}-steps{self.denoising_steps}-{self.remasking}"
         if self.remasking == DYNAMIC:
             name += f"-{self.confidence_threshold:g}"
@@ -137,7 +137,7 @@ class DecodingConfig:
 
     @property
     def digest(self) -> str:
-        """Eight letters that stand for all of a setting."""
+        """Eight characters of a hash over all fields."""
         return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:8]
 
     def __post_init__(self) -> None:
@@ -178,8 +178,8 @@ def labels(
     """The label of each setting, followed by every other field in which some of them differ.
 
     Args:
-        settings: those that stand together, in the order of the result.
-        beside: fields that are told elsewhere, such as in a table's title.
+        settings: the settings that are shown together, in the order of the result.
+        beside: fields that are shown elsewhere, such as in a table's title.
     """
     found = {setting: asdict(setting) for setting in settings}
     names = [
@@ -196,22 +196,22 @@ def labels(
 
 
 def one_line(label: str) -> str:
-    """A label in running text."""
+    """A label for running text, on one line."""
     return label.replace(",\n", ", ").replace("\n", ", ")
 
 
 @dataclass(frozen=True)
 class RolloutConfig:
-    """How trajectories are recorded.
+    """Settings of a rollout, which records trajectories.
 
     Args:
-        decoding: how the teacher decodes.
-        seed: of the candidates' sampling; each prompt draws from it and its own id.
+        decoding: decoding setting of the teacher.
+        seed: seed of candidate sampling; each prompt's random numbers depend on it and its own id.
         batch_size: prompts decoded at the same time.
-        shard_size: prompts a shard of the store; what a killed run loses at most.
-        memory_share: of the device's memory, that decoding may take; prompts wait for room. By
-            default 0.9 on a GPU, and no bound on a CPU.
-        patience: seconds to wait for other ranks in which none of them finishes a prompt.
+        shard_size: prompts a shard of the store, which is what a killed run loses at most.
+        memory_share: share of the device's memory that decoding may take; prompts wait for room.
+            By default 0.9 on a GPU, and no bound on a CPU.
+        patience: seconds to wait for other ranks while none of them finishes a prompt.
     """
 
     decoding: DecodingConfig = field(default_factory=DecodingConfig)

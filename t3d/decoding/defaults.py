@@ -17,7 +17,7 @@ _OWN = {
     "window",
     "random_share",
 }
-"""Keys of generation_config.json that only t3d writes."""
+"""Keys of generation_config.json that t3d alone writes."""
 
 
 def write_generation_config(checkpoint: Path, decoding: DecodingConfig) -> None:
@@ -30,7 +30,7 @@ def write_generation_config(checkpoint: Path, decoding: DecodingConfig) -> None:
     """
     if not checkpoint.is_dir():
         raise ValueError(f"{checkpoint}: no such checkpoint directory")
-    # transformers takes a temperature without it for a mistake.
+    # transformers warns of a temperature above 0 without do_sample.
     values = asdict(decoding) | {"do_sample": decoding.temperature > 0}
     write_json(checkpoint / "generation_config.json", read_generation(checkpoint) | values)
 

@@ -20,15 +20,17 @@ from t3d.decoding.sequence import Sequence
 def choose(
     config: DecodingConfig, sequences: list[Sequence], logits: Tensor, banned: Tensor
 ) -> list[list[float]]:
-    """What the strategy commits: token, log-probability (nats), and 1 or 0 for whether it does.
+    """Draw a candidate for every masked position, and choose which of them commit.
 
     Args:
-        config: how all these sequences decode.
-        logits: [M, V] of their masked positions, in order.
-        banned: int64 [K], ids that are never drawn.
+        config: decoding setting of all these sequences.
+        logits: logits of their masked positions, in order, [M, V].
+        banned: ids that are never drawn, int64 [K].
 
     Returns:
-        Three lists of M numbers, which are exact: the ids are below 2**53.
+        Three lists of M numbers: the candidates' token ids, their log-probabilities (nats), and 1
+        where a candidate commits, else 0. They travel as float64, which is exact for ids below
+        2**53.
     """
     device, size = logits.device, config.block_size
     shape = (len(sequences), size)
@@ -40,7 +42,7 @@ def choose(
     cell, seed, position, step = torch.tensor(cells, device=device).T  # [M] each
 
     def spread(values: Tensor) -> Tensor:
-        """[B, S] with the values [M] in their cells."""
+        """Put the values [M] at their blocks and positions, [B, S]."""
         out = torch.zeros(len(sequences) * size, dtype=values.dtype, device=device)
         return out.index_copy(0, cell, values).view(shape)
 
@@ -65,6 +67,6 @@ def choose(
         entropy=lambda: spread(entropies(logits, banned)),
     )
     commit = STRATEGIES[config.remasking](scores).flatten()[cell]
-    # One copy from the device instead of three.
+    # Stacked, because one copy from the device is faster than three.
     columns = (candidates.ids, candidates.log_probs, commit)
     return torch.stack([column.double() for column in columns]).tolist()

@@ -1,8 +1,9 @@
 """The batched block decoder: continuous batching over a key-value cache, with fused commits.
 
-A denoising pass runs everything of a sequence that is not stored yet, up to the end of its
-current block: at first the prompt, after a block is finished that block. Blocks see earlier
-ones, so the step sees final tokens, and a block costs no pass beside its steps.
+A denoising pass runs all tokens of a sequence that the cache lacks, up to the end of its current
+block: the prompt in the first pass, and a finished block in the first pass of the next one. Blocks
+attend to earlier ones, so the step sees their final tokens, and a block takes no pass beyond its
+denoising steps.
 """
 
 from __future__ import annotations
@@ -30,18 +31,19 @@ class BlockDecoder:
     by `submit`, `step` and `cancel`. A request's output depends on none of the others.
 
     Args:
-        model: in evaluation mode.
-        config: how to decode requests without settings of their own.
-        mask_token_id: fills what is not decoded yet; never generated.
-        stop_token_ids: end a response; may be empty.
-        banned_token_ids: never generated either, such as a pad token that is no stop token.
-        batch_size: sequences that run at the same time at most.
-        fused: store a finished block in the pass of the next one's first step, not in one of
-            its own. The outputs are the same; without it passes can be compared.
-        prefill_chunk: prompt tokens that run at most before other sequences take their next
-            step; smaller ones make these wait less, and long prompts take more passes.
-        cache_tokens: bounds the cache, which holds as many tokens a sequence as the longest
-            running one needs; sequences wait for room. None: what `batch_size` needs.
+        model: the model, in evaluation mode.
+        config: decoding setting of requests without one of their own.
+        mask_token_id: token at positions that are not decoded yet; never generated.
+        stop_token_ids: tokens that end a response; may be empty.
+        banned_token_ids: further tokens that are never generated, such as a pad token that is no
+            stop token.
+        batch_size: largest number of sequences that run at the same time.
+        fused: whether a finished block is stored by the next block's first pass, rather than by a
+            pass for that alone. The outputs are the same; false is for comparing passes.
+        prefill_chunk: largest number of prompt tokens that run before other sequences take their
+            next step. With a smaller one these wait less, and long prompts take more passes.
+        cache_tokens: largest size of the cache, in which every row has as many slots as the longest
+            running sequence needs; sequences wait for room. None: as much as `batch_size` needs.
     """
 
     def __init__(
@@ -89,7 +91,7 @@ class BlockDecoder:
 
     @property
     def num_unfinished(self) -> int:
-        """Requests that wait or run."""
+        """Number of requests that wait or run."""
         return len(self._sequences)
 
     def decode(
@@ -113,7 +115,7 @@ class BlockDecoder:
                 "done, or cancel them, before decode"
             )
         done: dict[int, Completion] = {}
-        # Errors tell of the request's place in the list.
+        # Numbered from 0 again, because errors name a request by its place in this list.
         self._num_submitted = 0
         try:
             for request in requests:
@@ -132,7 +134,7 @@ class BlockDecoder:
         """Queue a request; returns the id by which events and `cancel` know it.
 
         Raises:
-            ValueError: as `decode`.
+            ValueError: as `decode` does.
         """
         if self.model.training:
             raise ValueError("the model is in training mode; call model.eval() before decoding")
@@ -156,7 +158,7 @@ class BlockDecoder:
 
     @torch.inference_mode()
     def cancel(self, id: int) -> bool:
-        """Drop a request that waits or runs; false if it did neither (any more)."""
+        """Drop a request that waits or runs; returns false if it had ended or was never there."""
         sequence = self._sequences.pop(id, None)
         if sequence is None:
             return False
@@ -174,10 +176,11 @@ class BlockDecoder:
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
-        """Admit what there is room for and take every running sequence one pass further.
+        """Admit waiting requests while there is room, and run one pass of every sequence.
 
         A pass that only stores, and a denoising step that commits nothing, have no event.
-        After an exception, such as lack of memory or an interrupt, only `reset` goes on.
+        After an exception, such as lack of memory or an interrupt, call `reset` before any other
+        method.
         """
         scheduler = self._scheduler
         scheduler.admit()
@@ -196,7 +199,7 @@ class BlockDecoder:
 
     def _pass(self, works: list[Work]) -> list[Event]:
         logits = self._runner.run(works)
-        # Rows of the logits by the settings of their sequences.
+        # Sequences of one setting, and the rows of the logits that belong to them.
         groups: dict[DecodingConfig, tuple[list[Sequence], list[int]]] = {}
         row = 0
         for work in works:
@@ -232,7 +235,7 @@ class BlockDecoder:
         return Event(sequence.id, step, places, tokens, completion)
 
     def _check(self, index: int, request: Request, config: DecodingConfig) -> int:
-        """Positions that the request takes, or a clear error."""
+        """Number of positions that the request takes; ValueError if it cannot be decoded."""
         length, new = len(request.prompt_ids), request.num_new(self.config)
         _, end = BlockLayout(config.block_size).span(length, new)
         limit, vocabulary = self.model.config.max_position_embeddings, self.model.config.vocab_size

@@ -1,4 +1,4 @@
-"""The slow, obviously right decoder: one request, no cache, plain Python. For tests.
+"""The reference decoder for tests: one request, no cache, plain Python. Simple enough to trust.
 
 Every pass runs the whole sequence so far, so nothing can be stale, misplaced or padded.
 """
@@ -21,7 +21,7 @@ from t3d.models.block_diffusion import BlockDiffusionLM
 
 
 def _entropy(logits: list[float], banned: Collection[int]) -> float:
-    """In nats, of the distribution over the ids that are not banned."""
+    """Entropy (nats) of the distribution over the ids that are not banned."""
     allowed = [x for token, x in enumerate(logits) if token not in banned]
     top = max(allowed)
     weights = [math.exp(x - top) for x in allowed]
@@ -36,7 +36,7 @@ def _choose(
     noise: dict[int, float],
     entropy: dict[int, float],
 ) -> set[int]:
-    """The positions of a window that commit, out of the masked ones, which are the keys."""
+    """The positions of a window that commit; the masked ones are the keys of the mapping."""
     size, steps = config.window_size, config.denoising_steps
     if config.remasking == "ancestral":
         return {p for p in noise if noise[p] < 1 / (steps - step)}
@@ -71,7 +71,7 @@ def decode_one(
     """Decode one request.
 
     Args:
-        config: how, unless the request has settings of its own.
+        config: decoding setting, unless the request has one of its own.
         on_state: called before every denoising step with the block's first position and ids.
     """
     config = request.settings(config)

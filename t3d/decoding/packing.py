@@ -1,4 +1,4 @@
-"""Linear layers of a CPU, whose weights lie there once more as oneDNN multiplies them best."""
+"""Linear layers on a CPU with a cached copy of their weights, packed as oneDNN needs them."""
 
 from __future__ import annotations
 
@@ -8,20 +8,23 @@ import torch
 from torch import Tensor, nn
 
 FEW_ROWS = 8
-"""Rows of a product for which weights are packed: two blocks of four. More of them lose nothing."""
+"""Number of rows (tokens) that the weights are packed for: two blocks of four. Products with more
+rows are no slower than without packing."""
 MANY_WEIGHTS = 2**18
-"""In smaller layers a call costs more than is gained, as measured."""
+"""Smallest number of weights of a layer that is packed; below it the call costs more than packing
+saves, as measured."""
 
 
 class PackedLinear(nn.Linear):
-    """`nn.Linear` with a packed copy of its weights.
+    """`nn.Linear` with a cached, oneDNN-packed copy of its weights.
 
-    With the few rows of small batches a product takes half the time, with many no more.
+    A product with few rows, as in small batches, takes half the time; with many rows it takes no
+    more time than without.
     """
 
     @classmethod
     def of(cls, linear: nn.Linear) -> PackedLinear:
-        """The same parameters, also when they change."""
+        """A layer that shares the parameters of `linear`; it packs them again when they change."""
         out = copy.copy(linear)
         out.__class__ = cls
         assert isinstance(out, cls)
@@ -29,7 +32,7 @@ class PackedLinear(nn.Linear):
         return out
 
     def forward(self, input: Tensor) -> Tensor:
-        """As `nn.Linear`, but for rounding."""
+        """The result of `nn.Linear`, up to rounding."""
         current = (self.weight.data_ptr(), self.weight._version)
         if current != self._packed_from:
             weight = self.weight.detach()
@@ -39,7 +42,7 @@ class PackedLinear(nn.Linear):
 
 
 def packable(model: nn.Module) -> list[nn.Linear]:
-    """The large ones on a CPU in float32, unless they fill a quarter of its memory."""
+    """The large float32 layers on a CPU; none if they fill a quarter of its memory."""
     layers = [
         layer
         for layer in model.modules()
@@ -47,7 +50,7 @@ def packable(model: nn.Module) -> list[nn.Linear]:
         and layer.weight.device.type == "cpu"
         and layer.weight.dtype == torch.float32
         and layer.weight.numel() >= MANY_WEIGHTS
-        # Tensors of inference mode do not tell when they change.
+        # Tensors made in inference mode have no version by which a change could be noticed.
         and not layer.weight.is_inference()
     ]
     if not layers or not torch.backends.mkldnn.is_available():
@@ -59,5 +62,5 @@ def packable(model: nn.Module) -> list[nn.Linear]:
 
 
 def packed_bytes(layers: list[nn.Linear]) -> int:
-    """What the copies take."""
+    """Bytes that the packed copies take."""
     return sum(layer.weight.nbytes for layer in layers)

@@ -18,19 +18,21 @@ from t3d.decoding.config import DecodingConfig, Remasking
 
 @dataclass(frozen=True)
 class Scores:
-    """What a strategy sees of B blocks."""
+    """The input of a strategy: B blocks, of which one window each is being denoised."""
 
     config: DecodingConfig
     confidence: Tensor
-    """Untempered probability of the candidate, [B, S]; of no meaning where not masked."""
+    """Untempered probability of the candidate, [B, S]; meaningless at positions that are not
+        masked."""
     masked: Tensor
     """Masked positions of the current window, bool [B, S]."""
     step: Tensor
     """0-based denoising step within each window, int64 [B]."""
     uniforms: Callable[[], Tensor]
-    """float64 [B, S] in [0, 1), keyed by request, position and step; made where needed."""
+    """Function that makes uniform random numbers, float64 [B, S] in [0, 1), keyed by request,
+        position and step."""
     entropy: Callable[[], Tensor]
-    """Of the untempered distribution (nats), [B, S]; made where needed."""
+    """Function that computes the entropy (nats) of the untempered distribution, [B, S]."""
 
     @property
     def quota(self) -> Tensor:
@@ -56,8 +58,8 @@ def static_quota(step: Tensor, masked: Tensor, window: int, denoising_steps: int
 def reverse_rate(step: Tensor, denoising_steps: int) -> Tensor:
     """(alpha_s - alpha_t) / (1 - alpha_t) of the linear schedule, t = 1 - j / K; float64 [B].
 
-    It is 1 / (K - j), so a token's commit step is uniform over the K steps (MDLM's reverse
-    posterior, arXiv:2406.07524).
+    This probability to commit is 1 / (K - j), so the step that commits a token is uniform over the
+    K steps (MDLM's reverse posterior, arXiv:2406.07524).
 
     Args:
         step: j, the 0-based denoising step within each window, int64 [B].
@@ -72,7 +74,7 @@ def _ranking(score: Tensor, masked: Tensor) -> Tensor:
 
 
 def _highest(score: Tensor, scores: Scores) -> Tensor:
-    """The `quota` masked positions of the highest score, [B, S]."""
+    """The `quota` masked positions with the highest scores, bool [B, S]."""
     order = _ranking(score, scores.masked)
     chosen = torch.arange(order.shape[1], device=order.device) < scores.quota[:, None]
     return torch.zeros_like(scores.masked).scatter(1, order, chosen) & scores.masked
@@ -100,9 +102,10 @@ def random(scores: Scores) -> Tensor:
 
 
 def entropy_bounded(scores: Scores) -> Tensor:
-    """In order of rising entropy while those before sum to the bound at most; never none.
+    """Positions in order of rising entropy, while the entropies before sum to at most the bound.
 
-    The sum without the largest bounds the joint dependence error (EB-Sampler, arXiv:2505.24857).
+    At least one position commits. The sum of the committed positions' entropies without the
+    largest bounds the error of choosing them independently (EB-Sampler, arXiv:2505.24857).
     """
     entropy = scores.entropy()
     order = _ranking(-entropy, scores.masked)
@@ -113,9 +116,10 @@ def entropy_bounded(scores: Scores) -> Tensor:
 
 
 def ancestral(scores: Scores) -> Tensor:
-    """Each position on its own, whatever its candidate; maybe none, in the last step all.
+    """Each masked position commits with probability 1 / (K - j), independently of all else.
 
-    With candidates at temperature 1 it is MDLM's sampler (arXiv:2406.07524).
+    So step j of K may commit none, and the last one commits all that are left. With candidates
+    drawn at temperature 1 it is MDLM's sampler (arXiv:2406.07524).
     """
     rate = reverse_rate(scores.step, scores.config.denoising_steps)
     return scores.masked & (scores.uniforms() < rate[:, None])

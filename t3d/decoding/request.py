@@ -1,4 +1,4 @@
-"""What goes into a decoder and what comes out of it."""
+"""Input and output of a decoder: requests, completions and events."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ class Request:
     prompt_ids: list[int]
     seed: int = 0
     max_new_tokens: int | None = None
-    """Response tokens at most, where that is not the config's."""
+    """Largest number of response tokens; None for the decoding setting's."""
     config: DecodingConfig | None = None
-    """How to decode it, where that is not the decoder's."""
+    """Decoding setting of this request; None for the decoder's."""
 
     def settings(self, default: DecodingConfig) -> DecodingConfig:
-        """How to decode it by a decoder with these settings."""
+        """The decoding setting of this request; `default` is the decoder's."""
         return default if self.config is None else self.config
 
     def num_new(self, default: DecodingConfig) -> int:
-        """Response tokens at most."""
+        """The largest number of response tokens."""
         settings = self.settings(default)
         return settings.max_new_tokens if self.max_new_tokens is None else self.max_new_tokens
 
 
 @dataclass(frozen=True)
 class Passes:
-    """Forward passes that one request took part in, each counted once, by what it did last.
+    """Forward passes that one request took part in, each counted as one of three kinds.
 
-    A pass with a denoising step is a denoising pass, whatever else it stored on the way: with
-    the fused commit the prompt rides on the first block's first step and a finished block on
-    the next one's.
+    A pass with a denoising step is a denoising pass, whatever it stored besides: with fused
+    commits the first step of the first block stores the prompt as well, and the first step of
+    every later block stores the block before.
     """
 
     prefill: int = 0
-    """Only stored a part of the prompt."""
+    """Number of passes that only stored a part of the prompt."""
     denoising: int = 0
-    """Ran a denoising step: the steps of all blocks."""
+    """Number of passes that ran a denoising step, over all blocks."""
     commit: int = 0
-    """Only stored a finished block."""
+    """Number of passes that only stored a finished block."""
 
     @property
     def total(self) -> int:
@@ -73,12 +73,14 @@ class Event:
     """What one step of the engine did for one request."""
 
     id: int
-    """As `BlockDecoder.submit` returned it."""
+    """Id of the request, as `BlockDecoder.submit` returned it."""
     step: int
     """0-based denoising step within the block."""
     places: list[int]
-    """Where in the response tokens were committed, ascending; not always the next ones."""
+    """Positions within the response that this step committed, ascending; not always the next
+        ones."""
     token_ids: list[int]
-    """What was committed there."""
+    """Token ids that were committed there."""
     completion: Completion | None = None
-    """Set by the last event of a request. Its `num_response_tokens` may cut committed ones."""
+    """The finished response, with a request's last event; its `num_response_tokens` may cut
+        committed tokens."""

@@ -1,4 +1,4 @@
-"""Rollout: the teacher decodes every prompt, and how it did goes into a trajectory store."""
+"""Rollout: the teacher decodes every prompt, and its trajectories go into a store."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def rollout(
     of them goes on.
 
     Args:
-        part: number of this process and how many share the prompts, where no launcher says so;
-            it decodes its share, and does not wait for the others.
+        part: number of this process and how many share the prompts, where no launcher sets them;
+            the process decodes its share, and does not wait for the others.
 
     Raises:
         ValueError: before anything is decoded, for prompts that cannot be decoded and for
@@ -63,7 +63,7 @@ def rollout(
         packages=package_versions(),
     )
     store = TrajectoryStore.open_or_create(output, manifest, rank=rank, world_size=world_size)
-    # Who decodes a prompt, and beside which others, does not depend on what is in the store:
+    # Which rank decodes a prompt, and in which batch, must not depend on what the store holds:
     # other ranks fill it meanwhile, and a resumed run must give the same bytes.
     width = config.shard_size
     starts = range(rank * width, len(prompts), world_size * width)
@@ -73,7 +73,7 @@ def rollout(
     num, num_missing = sum(map(len, chunks)), sum(map(len, todo))
     with (
         bar("rollout", num, "prompt", done=num - num_missing, show=progress) as count,
-        # Nothing is written in a store that is complete.
+        # Nothing is written in a complete store, so no lock is needed.
         store.shards.writing() if num_missing else nullcontext(),
     ):
 
@@ -102,13 +102,14 @@ def rollout(
 
 
 def _wait(store: TrajectoryStore, patience: float, *, progress: bool) -> None:
-    """Return when the other ranks have written their rows, too."""
+    """Wait until the other ranks have written their rows, too."""
     wanted, last, since = store.manifest.num_prompts, None, time.monotonic()
     with (
         stage("waiting for other ranks"),
         bar("waiting", wanted, "rollout", show=progress) as count,
     ):
-        # Marks are quick to count; rows that two runs decoded are told apart by reading them.
+        # Counting by marks is quick, but counts a prompt twice that two runs decoded; only when
+        # it says that all are there the rows themselves are read.
         while (num := len(store.shards)) < wanted or (num := len(store)) < wanted:
             count.advance(num - count.done)
             if (signs := (num, store.shards.touched())) != last:
@@ -156,7 +157,7 @@ def encode_prompts(
 def record(
     example: Example, prompt_ids: list[int], completion: Completion, decoding: DecodingConfig
 ) -> Trajectory:
-    """What the store keeps of a decoded prompt."""
+    """The trajectory of a decoded prompt, as the store keeps it."""
     return Trajectory(
         prompt_id=example.id,
         prompt_ids=prompt_ids,

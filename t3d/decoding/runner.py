@@ -31,7 +31,7 @@ class Runner:
         self._shape = (0, 0)
 
     def resize(self, num_rows: int, num_slots: int) -> None:
-        """Make the cache fit; what it holds is kept as far as it fits."""
+        """Resize the cache; rows and slots that stay keep their content."""
         if self._shape == (num_rows, num_slots):
             return
         self._shape = (num_rows, num_slots)
@@ -53,7 +53,7 @@ class Runner:
         self._cache.move(source, target)
 
     def run(self, works: list[Work]) -> Tensor:
-        """One pass of works that are sorted by `Work.kind`.
+        """Run one forward pass of works that are sorted by `Work.kind`.
 
         Returns:
             Logits [M, V] of the masked positions, in order of works and positions.
@@ -89,7 +89,7 @@ class Runner:
             start = stop
         return self._view(
             token,
-            # The library makes a causal mask of anything that has not four dimensions.
+            # An unused mask, but of four dimensions: transformers makes others causal itself.
             token.new_empty(1, 1, 1, 1),
             position,
             self._cache,

@@ -1,4 +1,4 @@
-"""Where decoding starts, and candidate tokens: pure functions of keys, logits and uniforms.
+"""The start x_T of decoding, and candidate tokens: pure functions of keys, logits and uniforms.
 
 Letters in shapes: M positions, V vocabulary.
 """
@@ -19,7 +19,7 @@ class Candidates:
     """One candidate token a position."""
 
     ids: Tensor
-    """int64 [M]."""
+    """Token ids of the candidates, int64 [M]."""
     log_probs: Tensor
     """Untempered log-probability (nats), float32, or float64 for float64 logits, [M]."""
 
@@ -43,13 +43,13 @@ def initial_ids(
     banned_token_ids: Collection[int],
     vocab_size: int,
 ) -> list[int]:
-    """x_T at response positions: the mask token, or with probability `random_share` another.
+    """x_T at response positions: the mask token or, with probability `random_share`, a random one.
 
-    That is drawn among those that may be generated. A pure function of the request's seed and each
-    absolute position (ReDi, arXiv:2507.15897).
+    The random token is drawn from those that may be generated. Everything is a pure function of
+    the request's seed and the absolute position (ReDi, arXiv:2507.15897).
     """
     at = torch.arange(positions.start, positions.stop)
-    # Denoising steps count from 0.
+    # Step -1 is before all denoising steps, which count from 0.
     keys = position_keys(torch.tensor(seed), at, torch.tensor(-1))
     token = other_token(fold(keys, 1), vocab_size, {mask_token_id, *banned_token_ids})
     return torch.where(uniform(keys) < random_share, token, mask_token_id).tolist()
@@ -95,7 +95,7 @@ def inverse_cdf(probs: Tensor, uniforms: Tensor) -> Tensor:
         probs: float64 [M, V], not normalised. An id of probability 0 is never returned.
         uniforms: float64 [M] in [0, 1).
     """
-    # A parallel scan may round upwards across a zero: such ids must not count.
+    # A parallel prefix sum may round upwards at an id of probability 0, which must never be drawn.
     cumulative = probs.cumsum(-1).masked_fill(probs == 0, 0)
     bound = uniforms * cumulative.amax(-1)
     return (cumulative > bound[..., None]).to(torch.uint8).argmax(-1)
@@ -118,7 +118,7 @@ def sample(
         banned: int64 [K], ids that are never drawn.
     """
     if temperature == 0:
-        # Only the largest is asked for: the vocabulary is not normalised.
+        # Only the largest logit matters, so the softmax over the vocabulary is left out.
         logits = allowed_logits(logits, banned)
         top, ids = logits.max(-1)
         return Candidates(ids, top - logits.logsumexp(-1))

@@ -1,4 +1,4 @@
-"""Which sequences run, in which rows of the cache, and what each does next. No tensors."""
+"""Scheduling without tensors: which sequences run, in which cache rows, and what each does next."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from t3d.decoding.sequence import Sequence
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a sequence does in a pass: run its positions first..stop-1."""
+    """The part of one sequence in a forward pass: it runs its positions first..stop-1."""
 
     sequence: Sequence
     first: int
     stop: int
     denoises: bool
-    """The last block takes a denoising step; otherwise the positions are only stored."""
+    """Whether the last block takes a denoising step; otherwise the positions are only stored."""
 
     @property
     def width(self) -> int:
@@ -25,7 +25,7 @@ class Work:
 
     @property
     def kind(self) -> tuple[int, int]:
-        """Width and block size; works of a kind attend together."""
+        """The pair of width and block size; works that are equal in it attend as one batch."""
         return self.width, self.sequence.config.block_size
 
 
@@ -58,11 +58,11 @@ class Scheduler:
         """Forget every sequence."""
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
-        """By row."""
+        """Sequences that run, by their row of the cache."""
         self.num_rows = 0
-        """Rows that the cache must have."""
+        """Number of rows that the cache must have."""
         self.num_slots = 0
-        """Slots that each must have."""
+        """Number of slots that each row must have."""
 
     def submit(self, sequence: Sequence) -> None:
         """Queue a sequence.
@@ -99,13 +99,18 @@ class Scheduler:
             self.num_rows = min(self.batch_size, self.cache_tokens // longest)
             self.num_slots = longest
         else:
-            # Of its final size at once where that is known, and seldom otherwise.
+            # Growing copies the cache, so it makes room for all known sequences at once, and at
+            # least doubles.
             num = max(len(self.running) + len(self.waiting), 2 * self.num_rows)
             self.num_rows = min(self.batch_size, num)
             self.num_slots = max(self.num_slots, longest, *(len(s.ids) for s in self.waiting), 0)
 
     def release(self, sequence: Sequence) -> int | None:
-        """Free its row; the last row moves there. Returns which row moved, if one did."""
+        """Free the row of a sequence, and move the last row there, so that rows stay adjacent.
+
+        Returns:
+            The row that moved, or None.
+        """
         last = self.running.pop()
         if last is sequence:
             return None
@@ -114,7 +119,7 @@ class Scheduler:
         return source
 
     def next_pass(self) -> list[Work]:
-        """What every running sequence does next, by kind and row."""
+        """The next pass: the work of every running sequence, sorted by kind and row."""
         budget, late = self.prefill_chunk, set[int]()
         prefilling = [s for s in self.running if s.num_cached < s.prefix]
         for i, sequence in enumerate(sorted(prefilling, key=lambda s: s.id)):
@@ -125,7 +130,7 @@ class Scheduler:
         return sorted(works, key=lambda work: work.kind)
 
     def _chunk_end(self, sequence: Sequence) -> int:
-        """How far its next pass takes the prompt. It depends on no other sequence."""
+        """Where the next chunk of a prompt ends; independent of all other sequences."""
         size = sequence.config.block_size
         chunk = max(BlockLayout(size).floor(self.prefill_chunk), size)
         return min(sequence.num_cached + chunk, sequence.prefix)

@@ -1,4 +1,4 @@
-"""One request being decoded: what is committed, what is stored, what comes next. No tensors."""
+"""State of one request being decoded, without tensors: what is committed, stored and next."""
 
 from __future__ import annotations
 
@@ -12,22 +12,25 @@ from t3d.decoding.request import Completion, Passes, Request
 
 @dataclass(eq=False)
 class Sequence:
-    """Lists cover the prompt and all blocks to be filled; the current block lies at `start`."""
+    """State of one request; its lists cover the prompt and all blocks that are to be filled.
+
+    `start` is the first position of the current block.
+    """
 
     id: int
     request: Request
     config: DecodingConfig
     ids: list[int]
-    """What a position shows: its token, or x_T until it is committed."""
+    """Token ids that the model sees: the committed token, or x_T until there is one."""
     mask_token_id: int
     row: int = -1
-    """Its row in the cache, once admitted."""
+    """Row of the cache, once the sequence is admitted."""
     num_cached: int = 0
-    """Positions whose keys and values are stored for good, whole blocks."""
+    """Number of positions whose final keys and values are stored; whole blocks."""
     step: int = 0
-    """Denoising steps of the current block so far."""
+    """Number of denoising steps of the current block so far."""
     first_step: int = 0
-    """The step with which the current window began."""
+    """Denoising step of the block with which the current window began."""
     num_prefills: int = 0
     num_denoising: int = 0
     num_commits: int = 0
@@ -43,7 +46,7 @@ class Sequence:
         self.log_probs = [0.0] * len(self.ids)
         layout = BlockLayout(self.config.block_size)
         self.start = self.prefix = layout.floor(self.prompt_length)
-        # Windows divide blocks, so they lie on a grid of their own.
+        # Windows divide blocks, so they form a finer grid.
         self._enter(BlockLayout(self.config.window_size).floor(self.prompt_length))
         self._num_searched = self.prompt_length
 
@@ -58,7 +61,7 @@ class Sequence:
         return self.start + self.config.block_size
 
     def store(self, stop: int) -> None:
-        """A pass stored the positions before `stop` and did nothing else."""
+        """Note that a pass stored the positions before `stop` and did nothing else."""
         if stop > self.prefix:
             self.num_commits += 1
         else:
@@ -66,7 +69,7 @@ class Sequence:
         self.num_cached = stop
 
     def commit(self, chosen: list[tuple[int, int, float]]) -> None:
-        """One denoising step: commit tokens at masked positions, (position, token, log-prob)."""
+        """Note a denoising step, which commits (position, token, log-prob) at masked positions."""
         for position, token, log_prob in chosen:
             self.ids[position] = token
             self.log_probs[position] = log_prob
@@ -78,9 +81,12 @@ class Sequence:
         self.num_denoising += 1
 
     def finished(self, stop_token_ids: frozenset[int]) -> Completion | None:
-        """The completion if that was the last step; otherwise goes on to what is next."""
+        """The completion if the last step finished the response; otherwise None.
+
+        If the step finished a window or block, the next one becomes the current one.
+        """
         decoded = self.masked[0] if self.masked else self.window_end
-        # A stop token in the prompt or beyond max_new_tokens ends nothing.
+        # Only response tokens are searched, up to max_new_tokens: others do not end a response.
         for position in range(self._num_searched, min(decoded, self.limit)):
             if self.ids[position] in stop_token_ids:
                 return self._completion("stop", position + 1)

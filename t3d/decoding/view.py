@@ -1,4 +1,7 @@
-"""A model as the decoder runs it: its parameters in modules of another making."""
+"""The decoder's view of a model: a shallow copy that shares parameters and swaps layers.
+
+Attention runs by `t3d.decoding.attention`, and large linear layers on a CPU are packed ones.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,11 @@ from t3d.decoding.packing import PackedLinear, packable
 from t3d.models.block_diffusion import BlockDiffusionLM
 
 ATTENTION = "t3d_groups"
-"""The name of `attend` among the library's attention functions."""
+"""Name under which transformers finds the attention function `attend`."""
 
 
 class ViewMaker:
-    """Makes views of one model, and keeps what is costly about them."""
+    """Makes views of one model, and keeps their packed weights, which are costly to make."""
 
     def __init__(self, model: BlockDiffusionLM) -> None:
         self._model = model
@@ -26,9 +29,9 @@ class ViewMaker:
         }
 
     def __call__(self) -> BlockDiffusionLM:
-        """The model as it stands, in evaluation mode and with `attend` for its attention.
+        """A view in evaluation mode, in which `attend` computes the attention.
 
-        Parameters are the model's own: what changes them later changes the view.
+        It shares the model's parameters, so later changes of these show in the view as well.
         """
         ALL_ATTENTION_FUNCTIONS.register(ATTENTION, attend)
         view = self._view(self._model)

@@ -31,9 +31,9 @@ from t3d.evaluation.config import Speed
 from t3d.evaluation.results import Cell, Condition, ResultRow, row_document
 
 _NUISANCE = 65
-"""Shares of disagreement at which the probability of the tail is computed."""
+"""Number of shares of disagreement at which the tail's probability is computed."""
 _PRECISION = 2e-4
-"""Of bounds, as a share."""
+"""Precision of the bounds, as a share."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class Candidate:
 
     row: ResultRow
     losses: int
-    """Problems that only the baseline solved."""
+    """Number of problems that only the baseline solved."""
     gains: int
-    """Problems that only this setting solved."""
+    """Number of problems that only this setting solved."""
     bound: float
     """Upper confidence bound of the loss at the sweep's level, 0 if it is below."""
     accepted: bool
@@ -61,18 +61,18 @@ class Choice:
     """The setting to use and how it was found."""
 
     row: ResultRow
-    """The fastest accepted setting; the baseline if none is faster."""
+    """Row of the fastest accepted setting, or of the baseline if none is faster."""
     bound: float
-    """Upper confidence bound of its loss, 0 to 1; 0 for the baseline."""
+    """Upper confidence bound of the chosen setting's loss, 0 to 1; 0 for the baseline."""
     baseline: ResultRow
     candidates: tuple[Candidate, ...]
-    """Sweep by sweep, slow before fast."""
+    """Candidates sweep by sweep, slow before fast."""
     max_loss: float
-    """In points."""
+    """Largest loss of accuracy that is allowed, in points."""
     confidence: float
-    """That all accepted settings lose at most `max_loss`."""
+    """Confidence that all accepted settings together lose at most `max_loss`."""
     sweep_confidence: float
-    """Of each bound: the error of `confidence` is shared by the sweeps."""
+    """Confidence of each single bound; the sweeps share the error that `confidence` allows."""
     speed: Speed
 
     def document(self) -> dict[str, Any]:

@@ -110,7 +110,7 @@ class Comparison:
                 raise ValueError(f"two cells for method {row.method}, seed {row.seed}, {key[1]}")
             self._cells[key] = cell
         self.num_problems = {cell.row.task: cell.row.n for cell in cells}
-        """Of each task."""
+        """Number of problems of each task."""
         for row in (cell.row for cell in cells):
             if row.n != self.num_problems[row.task]:
                 raise ValueError(

@@ -11,7 +11,7 @@ from t3d.decoding.config import DecodingConfig
 from t3d.tasks import ProtocolName, Task, get_task
 
 Speed = Literal["tokens_per_forward", "tokens_per_second"]
-"""What the fastest setting is the fastest in."""
+"""Field of `ResultRow` that measures speed when settings are compared."""
 
 
 def _settings() -> tuple[DecodingConfig, ...]:

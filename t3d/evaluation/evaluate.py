@@ -32,7 +32,8 @@ from t3d.tasks import Example, Task
 
 _LATENCY_PROBLEMS = 8
 _FLUSH_SECONDS = 20.0
-"""What a killed evaluation may lose."""
+"""Seconds between two writes of decoded outputs, which is what a killed evaluation loses at
+most."""
 _ROW, _SAMPLES = "row.json", "samples.parquet"
 
 

@@ -15,9 +15,9 @@ from statistics import mean
 from t3d.evaluation.results import Condition, ResultRow
 
 ALPHA = 3.0
-"""How fast AUP's weight falls with accuracy."""
+"""Rate at which AUP's weight falls with accuracy."""
 TOLERANCE = 0.05
-"""AUP counts the points that lose at most this to the slowest one."""
+"""Largest loss of accuracy to the slowest point with which a point counts in AUP."""
 
 
 @dataclass(frozen=True)
@@ -25,22 +25,22 @@ class Point:
     """One method under one decoding setting; numbers are means over seeds."""
 
     name: str
-    """The method; `METHOD (MODEL)` where several models have one method and seed in common."""
+    """Name of the method; `METHOD (MODEL)` where several models share a method and seed."""
     condition: Condition
     seeds: tuple[int, ...]
     n: int
-    """Problems."""
+    """Number of problems."""
     accuracy: float
-    """0 to 1."""
+    """Share of correct answers, 0 to 1."""
     ci95: tuple[float, float]
-    """Wilson interval; over several seeds, the mean of each end."""
+    """Wilson interval of the accuracy; over several seeds, the mean of each end."""
     tokens_per_forward: float
     tokens_per_second: float
     pareto: bool
-    """No other point of the name, task and temperature is at least as accurate at no fewer tokens
-    per forward and better in one of them."""
+    """Whether no other point of the name, task and temperature is at least as accurate at no fewer
+        tokens per forward and better in one of them."""
     pareto_seconds: bool
-    """The same with tokens per second."""
+    """Whether the same holds with tokens per second in place of tokens per forward."""
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,14 @@ class Score:
     task: str
     temperature: float
     aup: float
-    """In percent times tokens per forward."""
+    """Area under the frontier, in percent times tokens per forward."""
     num_points: int
     num_kept: int
-    """Points whose accuracy is high enough to count."""
+    """Number of points whose accuracy is high enough to count."""
     fastest: float
-    """Most tokens per forward among the points kept."""
+    """Highest tokens per forward among the points that count."""
     best: float
-    """Highest accuracy among all its points, 0 to 1."""
+    """Highest accuracy among all points of the method, 0 to 1."""
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,12 @@ from t3d.core.ranges import check_ranges
 from t3d.decoding.config import DecodingConfig
 
 FORMAT = 2
-"""1 had five fields of the decoding setting; the others are read as their defaults."""
+"""Version of the file format. Version 1 had five fields of the decoding setting; the others are
+read as their defaults."""
 ORIGINAL = "original"
 _THRESHOLD = "confidence_threshold"
 _SETTING = {"block_size", "denoising_steps", "remasking", "temperature"}
-"""Fields of the setting that every version has."""
+"""Fields of the decoding setting that every version has."""
 _KINDS = {"str": str, "bool | None": (bool, type(None))}
 _RANGES = {
     "(-inf, inf)": "seed",
@@ -51,7 +52,7 @@ class ResultRow:
     tokens_per_pass: float
     """The same tokens over all passes, prefill and commits included."""
     passes: int
-    """All forward passes, summed over requests."""
+    """Number of forward passes of every kind, summed over requests."""
     average_steps: float
     """Denoising passes per request."""
     average_length: float
@@ -84,7 +85,7 @@ class Cell:
 
     row: ResultRow
     correct: tuple[bool, ...]
-    """Per problem; the same problems in the same order for every cell of a task."""
+    """Verdict on each problem; all cells of a task have the same problems in the same order."""
 
     def __post_init__(self) -> None:
         assert self.row.n == len(self.correct) > 0
@@ -96,7 +97,7 @@ class Condition:
 
     task: str
     decoding: DecodingConfig
-    """Without fields that have no effect."""
+    """Decoding setting, with fields that have no effect at their defaults."""
 
     @classmethod
     def of(cls, row: ResultRow) -> Condition:

@@ -22,15 +22,16 @@ class Decoded:
 
     example_id: str
     prompt: str
-    """The whole prompt as text, special tokens included."""
+    """Text of the whole prompt, special tokens included."""
     prompt_ids: list[int]
     output: str
-    """The response as text, without its stop token."""
+    """Text of the response, without its stop token."""
     completion: Completion
     rank: int = 0
-    """Process that decoded it."""
+    """Number of the process that decoded it."""
     seconds: float = 0.0
-    """Its share of that process's decoding time: the shares add up to the wall-clock time."""
+    """Share of that process's decoding time that falls to this output; the shares add up to the
+        wall-clock time."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -85,7 +85,7 @@ def store_path(config: RunConfig, method: MethodConfig) -> Path:
 
 
 Part = tuple[int, int]
-"""A worker's number, and of how many."""
+"""Number of a worker, and how many workers share the work."""
 
 
 def parts(config: RunConfig) -> list[Part | None]:

@@ -47,7 +47,7 @@ from t3d.report.trajectories import Problem, view_of
 from t3d.tasks import Example, Task
 
 _SHARED = ("model", "task", "data", "rollout", "training", "evaluation")
-"""Parts of the recipe that every row depends on; methods and seeds may be added later."""
+"""Keys of the recipe that every row depends on; methods and seeds may be added later."""
 
 
 def run(config: RunConfig, *, progress: bool = True) -> list[Cell]:
@@ -161,7 +161,8 @@ class Unit:
     method: str
     seed: int
     path: Path
-    """Below checkpoints/ and evaluation/."""
+    """Path of the checkpoint relative to checkpoints/, and of its evaluation relative to
+        evaluation/."""
 
     @property
     def identity(self) -> Identity:

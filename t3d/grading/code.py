@@ -26,12 +26,12 @@ class Program:
     """A program and what it must pass."""
 
     program: str
-    """Python source, for the standard library alone."""
+    """Source of the program, in Python with nothing but the standard library."""
     tests: tuple[str, ...]
     """Snippets that run in the program's namespace, one after another; none may raise, and one
     must check something. Functions `test_*` that nothing calls and classes of unittest are run."""
     test_setup: str = ""
-    """Runs between the program and its tests."""
+    """Source that runs between the program and its tests."""
     time_limit_s: float = 1.0
     """Seconds for the program and its tests on a fast, idle machine. `sandbox.py` grants ten
     times as many processor seconds, and three seconds of sleep to one."""
@@ -49,10 +49,10 @@ class CodeVerdict:
 
     passed: bool
     reason: str
-    """"passed"; "assertion" or "error: NAME" of what was raised; "syntax", of the program;
-    "timeout", "memory" or "processes", the limit exceeded; "killed: SIGNAL"; "no_verdict" where
-    the program ended, or spoke, otherwise than by running its tests to their end, or the tests
-    checked nothing."""
+    """Outcome in a word: "passed"; "assertion" or "error: NAME" of what was raised; "syntax", of
+        the program; "timeout", "memory" or "processes", the limit exceeded; "killed: SIGNAL";
+        "no_verdict" where the program ended, or spoke, otherwise than by running its tests to their
+        end, or the tests checked nothing."""
 
 
 def grade_programs(

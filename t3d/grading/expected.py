@@ -30,7 +30,7 @@ _METHODS: dict[str, type[ast.cmpop]] = {
     "assertLess": ast.Lt,
     "assertLessEqual": ast.LtE,
 }
-"""Assertions of unittest that are a comparison of two values."""
+"""Assertion methods of unittest that compare two values."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Check:
     """One assertion's condition."""
 
     template: str
-    """An expression in the values `_0`, `_1`, ... that the program's process sends."""
+    """Expression over the values `_0`, `_1`, ... that the program's process sends."""
     required: bool
 
 
@@ -154,10 +154,10 @@ def _straight(function: ast.FunctionDef) -> list[ast.stmt]:
 class _Cutter(ast.NodeTransformer):
     ask: str
     checks: list[Check]
-    """The checks so far, of all snippets."""
+    """Checks found so far, of all snippets."""
     required: set[ast.stmt]
     holes: list[ast.expr] = field(default_factory=list)
-    """Expressions of the present assertion that the program's process evaluates."""
+    """Expressions of the current assertion that the program's process evaluates."""
 
     def visit_Assert(self, node: ast.Assert) -> ast.stmt:
         return self._check(node, node.test, node.msg)

@@ -26,10 +26,11 @@ class Judge:
         self.job = job
         self.channel = channel
         self.nonce: str | None = None
-        """Sent with the tests."""
+        """Random word that is sent with the tests; only a child that ran them can repeat it."""
         self.held: set[int] = set()
         self.broken: set[int] = set()
-        """Checks that were asked for, by answer."""
+        """Checks that the child has asked about and that did not hold; `held` are those that
+            did."""
 
     def verdict(self) -> str:
         """The reason of the verdict, once the child said it.

@@ -18,7 +18,7 @@ from t3d.grading.quantities import is_one_number, one_number
 
 MAX_WORKERS = 16
 PAIRS_PER_WORKER = 100
-"""From so many pairs on, another process is worth its start of a second or two."""
+"""Number of pairs for which another process is worth the second or two that it takes to start."""
 
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
@@ -30,13 +30,14 @@ class MathVerdict:
     """The verdict on one output."""
 
     final_answer: str | None
-    """What the last box holds; None where there is no whole one."""
+    """Content of the last box; None where there is no closed one."""
     correct: bool
-    """Equal to the gold answer by math-verify, units and scale words read before."""
+    """Whether the answer equals the gold answer by math-verify, units and scale words read
+        before."""
     string_correct: bool
-    """Equal to the gold answer by `string_match`."""
+    """Whether the answer equals the gold answer by `string_match`."""
     timed_out: bool
-    """math-verify came to no end within its limit; the answer counts as wrong."""
+    """Whether math-verify ran out of time; the answer then counts as wrong."""
 
 
 def last_boxed(text: str) -> str | None:

@@ -23,7 +23,7 @@ _NUMBER_WORDS = re.compile(
     r"|not|neither|nor|pi|sqrt)\b",
     re.IGNORECASE,
 )
-"""Beside digits they say another number than the digits do."""
+"""Words that change the number when they stand beside digits."""
 _CODES = "USD|EUR|GBP|JPY|CNY|INR|CAD|AUD|NZD|CHF|SEK|NOK|DKK|KRW|MXN|BRL|SGD|HKD|Rs|RM"
 
 _GOLD = re.compile(

@@ -42,7 +42,8 @@ _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
 _KEYCTL = {"x86_64": 250, "aarch64": 219}
 _JOIN_SESSION_KEYRING = 1
 _MAX_FILES = 4096
-"""In /tmp, and in /dev/shm: the kernel's memory for a file is in no process."""
+"""Largest number of files in /tmp, and in /dev/shm: the kernel memory of a file is counted for no
+process."""
 _TICK = os.sysconf("SC_CLK_TCK")
 
 
@@ -54,9 +55,9 @@ class Watcher:
         self.child = child
         self.judge = judge
         self.verdict = verdict
-        """The descriptor from which the judge's reason is read."""
+        """File descriptor from which the judge's reason is read."""
         self.ending: str | None = None
-        """How the child ended without a verdict."""
+        """Outcome where the child ended without a verdict."""
 
     def watch(self) -> str:
         """The reason of the verdict, once the judge said it, one of them died or broke a limit."""

@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from typing import Any
 
 MAX_FRAME = 64 << 20
-"""Bytes of one message."""
+"""Largest size of one message, in bytes."""
 MAX_FRACTION_BITS = 1 << 20
-"""Of a numerator or denominator: time to reduce a fraction grows with their square."""
+"""Largest size of a numerator or denominator, in bits: time to reduce a fraction grows with its
+square."""
 
 
 def send(channel: socket.socket, message: Any) -> None:

@@ -25,7 +25,7 @@ from typing import Literal, cast
 TIME_LIMIT = 5.0
 """Seconds of processor time that a pair may take; a busy machine makes no answer wrong."""
 WALL_FACTOR = 6.0
-"""How much longer than its processor time a pair may last by the clock."""
+"""Factor by which a pair may last longer by the clock than by its processor time."""
 START_LIMIT = 120.0
 """Seconds by the clock in which a worker must have imported math-verify."""
 MEMORY_LIMIT = 2 << 30

@@ -48,9 +48,10 @@ SAMPLES = "lm_eval_samples.json"
 
 _DTYPES = {str(d).removeprefix("torch."): d for d in (torch.float32, torch.bfloat16, torch.float16)}
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
-"""The harness's names of the longest response, the first of which counts."""
+"""Names that the harness has for the longest response; the first that is given counts."""
 _NEUTRAL = {"num_beams": 1, "repetition_penalty": 1}
-"""What we have no such thing for, with the value that asks for nothing."""
+"""Generation parameters of the harness that t3d does not have, accepted only at the value that
+changes nothing."""
 _KINDS = {"int": int, "int | None": int, "float": (int, float), "Remasking": str}
 _SETTINGS = {field.name: _KINDS[str(field.type)] for field in fields(DecodingConfig)}
 
@@ -127,7 +128,7 @@ class BlockDiffusionLM(LM):
         self._device = lm.model.device
         self._completions: dict[DecodingConfig, list[Completion]] = {}
         self._templated = False
-        """Whether prompts come through the chat template, whose control tokens they then hold."""
+        """Whether prompts come through the chat template, and so hold its control tokens."""
 
     @classmethod
     def create_from_arg_string(

@@ -30,7 +30,8 @@ class BlockDiffusionConfig(PreTrainedConfig):
     block_size: int | None = None
     mask_token_id: int | None = None
     head_dim: int | None = None
-    """Some families leave it to be computed; the cache of the decoder reads it."""
+    """Size of an attention head, which the decoder's cache needs; computed where a family leaves it
+        out."""
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.head_dim is None:

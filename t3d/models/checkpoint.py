@@ -26,7 +26,8 @@ INDEX = "model.safetensors.index.json"
 DTYPES = ("BF16", "F16", "F32", "F64")
 HEAD = "lm_head.weight"
 ROTARY = "rotary_emb.inv_freq"
-"""Ends the name of a buffer that older releases of transformers saved, and newer ones compute."""
+"""Ending of the name of a buffer that older releases of transformers saved, and newer ones
+compute."""
 
 REQUIRED = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
@@ -49,7 +50,7 @@ REFUSED = {
 
 Shape = tuple[int, ...]
 Tensors = dict[str, tuple[Path, Shape]]
-"""Where each tensor lies, and its shape."""
+"""Shape of each tensor, and the file that holds it."""
 
 
 def check_checkpoint(directory: Path) -> dict[str, Any]:

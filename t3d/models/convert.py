@@ -37,7 +37,7 @@ _LOCAL_KEYS = (
     *("_model_name_or_path", "_name_or_path", "architectures", "auto_map", "model_type"),
     "quantization_config",
 )
-"""Of config.json: what belongs to the source alone."""
+"""Keys of config.json that describe the source alone, and are not copied."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class _Source:
     folder: Path
     gguf_file: str | None
     revision: str | None
-    """Commit on the Hub."""
+    """Commit of the snapshot on the Hub."""
 
     @property
     def options(self) -> dict[str, Any]:

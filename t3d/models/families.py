@@ -49,7 +49,8 @@ class Family:
     config_class: type[BlockDiffusionConfig]
     model_class: type[BlockDiffusionLM]
     autoregressive: str
-    """`model_type` of the autoregressive models that become this family."""
+    """Values of `model_type` of the autoregressive models that can be converted into this
+        family."""
 
 
 FAMILIES = {

@@ -33,7 +33,7 @@ from t3d.tasks import Example
 
 TEMPLATE_SECONDS = 10.0
 MAX_TEMPLATE_TEXT = 10**6
-"""Characters around one short question; published templates print some thousands."""
+"""Most characters a chat template may print around a short question; published ones: thousands."""
 MASK_TOKEN = "<|MASK|>"
 BUILT_IN = {"mini_teacher": Path(__file__).parent.parent / "assets" / "mini_teacher"}
 """Checkpoints that ship with the package."""
@@ -52,9 +52,9 @@ class LanguageModel:
     pad_token_id: int
     stop_token_ids: tuple[int, ...]
     name: str
-    """Where it came from: a path, a Hub name or a built-in name."""
+    """Origin of the model: a path, a Hub name or a built-in name."""
     weights_hash: str | None
-    """sha256 of the safetensors files; None for weights that only live in memory."""
+    """SHA-256 of the safetensors files; None for weights that only live in memory."""
 
     @cached_property
     def banned_token_ids(self) -> tuple[int, ...]:

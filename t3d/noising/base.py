@@ -27,7 +27,7 @@ class Vocabulary:
     size: int
     mask_token_id: int
     banned: tuple[int, ...] = ()
-    """Further ids that are not drawn as noise."""
+    """Further token ids that are not drawn as noise."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,13 @@ class View:
     """A noised copy of a batch."""
 
     xt: Tensor
-    """int64 [B, W]; mask tokens fill the last block up."""
+    """The noised copy x_t, int64 [B, W]; mask tokens fill the last block up."""
     loss_mask: Tensor
-    """bool [B, W]."""
+    """Positions that take loss, bool [B, W]."""
     weight: Tensor
-    """float32 [B, W], what the objective multiplies a token's loss by."""
+    """Weight by which the objective multiplies a token's loss, float32 [B, W]."""
     masked: Tensor
-    """bool [B, W], where x_t hides x0; loss elsewhere is only path consistency's."""
+    """Positions where x_t hides x0, bool [B, W]; only path consistency has loss elsewhere."""
 
 
 class Noiser(Protocol):

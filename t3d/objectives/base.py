@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 CHUNK_LOGITS = 1 << 25
-"""Logits that exist at a time: 128 MB in float32."""
+"""Largest number of logits that exist at a time: 128 MB in float32."""
 
 
 @dataclass(frozen=True)
@@ -24,13 +24,13 @@ class LossTokens:
     """The loss tokens of a batch, in order of sequence, view and position."""
 
     target: Tensor
-    """x0 at the loss positions, int64 [M]."""
+    """Token id of x0 at each loss position, int64 [M]."""
     sequence: Tensor
-    """Row of the batch, int64 [M]."""
+    """Row of the batch that each token is in, int64 [M]."""
     view: Tensor
-    """Number of the noised copy, from 0, int64 [M]."""
+    """Number of the noised copy that each token is in, from 0, int64 [M]."""
     position: Tensor
-    """Absolute position, int64 [M]."""
+    """Absolute position of each token, int64 [M]."""
     block: Tensor
     """Number of the block on the absolute grid, int64 [M]."""
     weight: Tensor
@@ -40,7 +40,7 @@ class LossTokens:
     num_sequences: int
     num_views: int
     num_response_tokens: Tensor
-    """int64 [B]."""
+    """Number of response tokens of each sequence, int64 [B]."""
 
     def sequence_sum(self, values: Tensor) -> Tensor:
         """[M] -> [B]."""

@@ -27,7 +27,7 @@ INK, SOFT, GRID = "#222222", "#666666", "#e4e4e4"
 _TEXT: dict[str, Any] = {"fontsize": 11, "color": INK}
 _TITLE: dict[str, Any] = {"x": 0.012, "ha": "left", "fontweight": "bold", "color": INK}
 _DODGE = 0.05
-"""Distance between methods at one speed, in octaves, so that their bars stay apart."""
+"""Distance in octaves between methods of one speed, so that their error bars stay apart."""
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 _FILLS = {STATIC: "full", DYNAMIC: "none", "sequential": "left", "random": "bottom"}
 _FILL_NAMES = {"full": "filled", "none": "hollow", "left": "left half", "bottom": "lower half"}

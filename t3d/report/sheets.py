@@ -47,7 +47,7 @@ class Entry:
 
     text: str
     detail: str = ""
-    """Stands behind the text, or below it in a terminal."""
+    """Smaller text behind `text`, or below it in a terminal."""
     bold: bool = False
 
     @property
@@ -68,10 +68,10 @@ class Sheet:
     title: str
     header: list[str]
     groups: list[list[list[Entry]]]
-    """Groups of rows of entries."""
+    """Rows of entries, in groups that a rule separates."""
     note: str
     num_names: int = 2
-    """Leading columns of text; the others are numbers."""
+    """Number of leading columns that hold text; the others hold numbers."""
 
     def markdown(self) -> str:
         header = [name.replace("/\n", "/").replace("\n", "<br>") for name in self.header]
@@ -121,7 +121,7 @@ def percent(share: float | None) -> str:
 
 
 Section = tuple[str, Sequence[Sheet]]
-"""A heading and the tables below it."""
+"""Heading of a section and the tables below it."""
 
 
 def render_markdown(sections: Sequence[Section]) -> str:

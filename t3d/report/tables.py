@@ -44,7 +44,7 @@ def method_order(rows: Iterable[ResultRow]) -> list[str]:
 
 
 IN_TITLES = ("block_size", "temperature")
-"""What tables tell of a setting in their titles."""
+"""Fields of the decoding setting that a table's title already states."""
 
 
 def _settings(rows: Iterable[ResultRow]) -> dict[DecodingConfig, str]:

@@ -39,7 +39,7 @@ class TrajectoryView:
     """One response as the report shows it: tokens up to and including the stop token."""
 
     title: str
-    """Who decoded, and how: 'original, 1 token a step'."""
+    """Label of who decoded, and how: 'original, 1 token a step'."""
     tokens: list[str]
     step_map: list[int]
     """0-based denoising step within the block that committed each token."""
@@ -49,13 +49,13 @@ class TrajectoryView:
     """Position of the first response token in its block: prompt_length % block_size."""
     block_size: int
     correct: bool | None
-    """None where nothing was graded."""
+    """Verdict on the answer; None where nothing was graded."""
     passes: int
-    """All forward passes of the response."""
+    """Number of forward passes of the response, of every kind."""
     faithful: bool | None = None
-    """None where that is not graded."""
+    """Verdict on faithfulness; None where that is not graded."""
     reason: str | None = None
-    """What makes a response with the right answer unfaithful."""
+    """Reason why a response with the right answer is unfaithful."""
 
     def __post_init__(self) -> None:
         assert len(self.tokens) == len(self.step_map) == len(self.log_probs)

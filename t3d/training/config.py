@@ -20,7 +20,7 @@ Attention = Literal["auto", "sdpa", "flex_attention"]
 OptimizerName = Literal["adamw", "muon"]
 Sharding = Literal["none", "full"]
 SEEDS = "[0, 4294967296)"
-"""What numpy takes, which transformers seeds too."""
+"""Interval of seeds, which is what numpy takes: transformers seeds it as well."""
 
 
 @dataclass(frozen=True)

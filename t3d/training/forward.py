@@ -18,7 +18,8 @@ from t3d.objectives import LossTokens
 from t3d.training.config import Attention
 
 FLEX_WIDTH = 1 << 14
-"""Columns of a row at most where attention skips what it masks, unless one sequence has more."""
+"""Largest number of columns of a row under flex_attention, which skips masked blocks, unless one
+sequence alone is longer."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +27,12 @@ class ModelInputs:
     """Arguments of `BlockDiffusionLM.forward`: R rows of T columns hold the batch's sequences."""
 
     input_ids: Tensor
-    """int64 [R, T]."""
+    """Token ids of the packed rows, int64 [R, T]."""
     position_ids: Tensor
-    """int64 [R, T]."""
+    """Absolute position of each column, int64 [R, T]."""
     attention_mask: object
     select: Tensor
-    """int64 [M], columns of the loss tokens in the flattened rows."""
+    """Columns of the loss tokens, counted over the flattened rows, int64 [M]."""
 
 
 def assemble(

@@ -18,7 +18,7 @@ from t3d.training.config import LoraSettings
 from t3d.training.weights import REFERENCE_FILE, Library, Weights
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-"""The linear layers of attention and MLP, as every family names them."""
+"""Names of the linear layers of attention and MLP, the same in every family."""
 ADAPTER_DIRECTORY = "adapter"
 WEIGHTS_FILE = "adapter_model.safetensors"
 _NAME = "default"
@@ -56,7 +56,7 @@ class Adapter:
         self.weights: dict[str, nn.Parameter] = {
             name: weight for name, weight in lm.model.named_parameters() if weight.requires_grad
         }
-        """By their names in the model; they outlive `merge`."""
+        """Adapter weights by their names in the model; kept after `merge`."""
         for weight in self.weights.values():
             # The optimizer's steps would vanish in half precision.
             weight.data = weight.data.float() if weight.dtype.itemsize < 4 else weight.data
@@ -127,7 +127,7 @@ class FrozenAdapter(nn.Module):
         super().__init__()
         self._adapter = adapter
         self.weights: Mapping[str, Tensor] = {}
-        """Of the adapter, by their names in the model; none while it is switched off."""
+        """Frozen adapter weights by their names in the model; none while this is the base alone."""
         self.eval()
 
     @torch.no_grad()

@@ -36,17 +36,20 @@ class Method:
     noiser: Noiser
     objective: Objective
     reference_every: int | None = None
-    """Optimizer steps of a reference round, which ends with a new copy of the student."""
+    """Number of optimizer steps of a reference round, which ends with a new copy of the student."""
     rounds: int = 1
-    """How many times trajectories are made: by the teacher, then by the student so far."""
+    """Number of times that trajectories are made: first by the teacher, then by the student so
+        far."""
     decay: Literal["halving", "linear"] = "halving"
-    """How the learning rate falls from round to round; linear ends above 0."""
+    """Shape in which the learning rate falls from round to round; linear ends above 0."""
     verify: bool = False
     """Whether the teacher's trajectory stands in for a student's that ends with another answer."""
     decoding: dict[str, Any] = field(default_factory=dict)
-    """What its trajectories change of the recipe's decoding settings."""
+    """Decoding settings of the recipe that are replaced where the method's trajectories are
+        made."""
     student_decoding: dict[str, Any] = field(default_factory=dict)
-    """What the student's own trajectories change beyond that, in the rounds after the first."""
+    """Decoding settings that are replaced further for the student's own trajectories, in the rounds
+        after the first."""
     block_schedule: Literal["random", "growing"] = "random"
     """Whether the training block sizes come at random or in order of size."""
     fresh_noise: bool = True

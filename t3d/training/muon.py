@@ -12,7 +12,7 @@ from torch.optim import Muon as MatrixMuon
 from transformers import PreTrainedModel, TrainingArguments
 
 REST_RATE = 0.25
-"""The rate of embeddings, norms and head, as a share of the matrices'."""
+"""Learning rate of embeddings, norms and head, as a share of the matrices'."""
 
 
 class Muon(Optimizer):

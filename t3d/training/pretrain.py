@@ -34,7 +34,7 @@ from t3d.training.methods import Method, build_method
 from t3d.training.run import check_block_sizes, train
 
 _NUM_TEXTS = 8000
-"""Of which a tokenizer is learned."""
+"""Largest number of texts from which a tokenizer is learned."""
 
 
 def pretraining_method(config: PretrainConfig) -> Method:
@@ -114,9 +114,9 @@ class RowCounts:
 
     rows: int
     cut: int
-    """Rows whose response was cut."""
+    """Number of rows whose response was cut."""
     dropped: int
-    """Rows that are too long."""
+    """Number of rows that were left out because they are too long."""
 
 
 def chat_rows(
@@ -227,7 +227,7 @@ class Lesson:
     lm: LanguageModel
     rows: list[dict[str, Any]]
     source: dict[str, Any]
-    """What provenance says of the rows."""
+    """Record of where the rows came from, for the provenance."""
 
 
 def read_lesson(config: PretrainConfig) -> Lesson:

@@ -24,7 +24,7 @@ from t3d.training.methods import Method
 from t3d.training.trainer import DiffusionTrainer, TrainingCallback
 
 SAVING_SHARE = 0.1
-"""Of the time of training, that writing checkpoints may take."""
+"""Largest share of the training time that writing checkpoints may take."""
 _SHOWN = {
     "loss": "loss",
     "real_margin": "margin",
@@ -33,7 +33,7 @@ _SHOWN = {
     "cross_entropy": "cross entropy",
     "learning_rate": "learning rate",
 }
-"""Logged metrics, and how the display calls them."""
+"""Logged metrics that the display shows, with the names it gives them."""
 
 
 def fit(
@@ -168,7 +168,7 @@ class _Report(TrainerCallback):
         self.count = count
         self.shown: dict[str, float] = {}
         self.since = 0, time.monotonic()
-        """Tokens and time at the last log."""
+        """Number of tokens and time at the last log."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.since = state.num_input_tokens_seen, time.monotonic()

@@ -26,9 +26,10 @@ from t3d.models.families import on_meta
 from t3d.training.weights import Library, Weights
 
 SCHEDULE_FILE = "schedule.json"
-"""The learning rate scheduler's state in a sharded checkpoint."""
+"""File of a sharded checkpoint with the learning rate scheduler's state."""
 SHARDS_DIRECTORY = "shards"
-"""Of a checkpoint: safetensors, of every process its own part of each tensor."""
+"""Folder of a sharded checkpoint with safetensors files, to which each process writes its part of
+every tensor."""
 
 
 def shard(model: BlockDiffusionLM, device: torch.device, dtype: torch.dtype | None) -> None:

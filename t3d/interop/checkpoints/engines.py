@@ -15,9 +15,9 @@ from t3d.core.files import read_object
 
 Consumer = Literal["transformers", "sglang", "lmdeploy", "t3d"]
 MASK_TOKEN_ID = 151669
-"""Fixed in both engines."""
+"""Mask token id that both engines have fixed in their code."""
 BLOCK_SIZE = 4
-"""Of both engines, unless an option says otherwise."""
+"""Block size of both engines, unless an option says otherwise."""
 MODEL_TYPES = {"SDARForCausalLM": "sdar", "SDARMoeForCausalLM": "sdar_moe"}
 _KEYS = (
     "attention_bias", "head_dim", "hidden_size", "intermediate_size", "max_position_embeddings",
@@ -36,7 +36,8 @@ class Finding:
     problem: str
     remedy: str
     fatal: bool = True
-    """False where an option of the consumer, which the remedy names, is all that it takes."""
+    """Whether the folder cannot be used as it is; false where an option of the consumer, named in
+        the remedy, is enough."""
 
 
 def engine_findings(directory: Path, stop_token_ids: tuple[int, ...]) -> list[Finding]:

@@ -21,7 +21,8 @@ from t3d.models.families import family_of
 from t3d.models.loading import BUILT_IN
 
 TEMPLATES = Path(__file__).parent / "templates"
-"""Code that runs under transformers 4 and 5, so no type checker for one of them reads it."""
+"""Folder of model code that runs under transformers 4 and 5; type checkers, which know one of them,
+skip it."""
 
 
 def export(

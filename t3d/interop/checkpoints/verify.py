@@ -20,7 +20,7 @@ from t3d.interop.checkpoints.engines import AGAIN, Consumer, Finding, engine_fin
 from t3d.models import LanguageModel, from_pretrained
 
 TOLERANCE = 1e-4
-"""Of logits, as a share of the largest, in float32."""
+"""Largest difference of logits in float32, as a share of the largest logit."""
 
 
 def claims(directory: Path) -> frozenset[Consumer]:

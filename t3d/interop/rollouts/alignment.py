@@ -31,9 +31,9 @@ class Skipped:
     """A response that was not taken."""
 
     entry: int
-    """The entry's number in the JSON list, or the trajectory's in the store, from 0."""
+    """Number of the entry in the JSON list, or of the trajectory in the store, from 0."""
     sample: int
-    """Which of the entry's responses, from 0."""
+    """Number of the response within its entry, from 0."""
     prompt_id: str
     reason: Reason
     detail: str

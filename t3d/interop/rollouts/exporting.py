@@ -22,7 +22,7 @@ from t3d.interop.rollouts.rows import Format
 from t3d.models import LanguageModel
 
 _QUESTION = "QUESTION"
-"""Stands for a question in the chat template."""
+"""Placeholder for the question in the chat template."""
 
 
 def export_rollouts(

@@ -27,7 +27,7 @@ from t3d.models import LanguageModel
 from t3d.tasks import Example
 
 REPORT = "import.json"
-"""In the store's directory: what was not taken, and why."""
+"""File in the store's directory that lists what was not taken, and why."""
 _SHARD = 512
 
 

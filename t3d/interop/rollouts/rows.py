@@ -29,13 +29,13 @@ class Response:
     sample: int
     prompt_id: str
     prompt: str | None
-    """The whole prompt as text, where the file has it."""
+    """Text of the whole prompt, where the file has it."""
     question: str
     """The user's turn; empty where the file has only the prompt."""
     answer: str | None
     text: str
     step_map: list[int]
-    """As many numbers as tokens; empty for a rollout that was lost."""
+    """Step numbers, one a token; empty for a rollout that was lost."""
 
 
 def read_responses(source: Path, format: Format) -> list[Response]:
