@@ -52,7 +52,7 @@ def test_full_disks(checkpoint: Path, store: Path, tmp_path: Path, t3d: Run, com
         "train": ("--trajectories", store, "--method", "naive_td", "--training.steps", 1, *short),
         "export": (),
         "report": (runs,),
-        "rollout": ("--num", 2, "--decoding.max_new_tokens", 8, "--progress", "false"),
+        "rollout": ("--num_prompts", 2, "--decoding.max_new_tokens", 8, "--progress", "false"),
     }
     model = () if command == "report" else ("--model", checkpoint)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -259,7 +259,7 @@ def test_runs_are_reported_together(finished: Path, tmp_path: Path, t3d: Run) ->
 
 def test_interrupt_says_how_to_go_on(checkpoint: Path, tmp_path: Path, t3d: Run) -> None:
     output = tmp_path / "store"
-    options = ("--num", 80, "--decoding.max_new_tokens", 16, "--shard_size", 4)
+    options = ("--num_prompts", 80, "--decoding.max_new_tokens", 16, "--shard_size", 4)
     command = ("rollout", "--model", checkpoint, "--output", output, *options)
     process = start(*command)
     err = stop_when(process, (output / "shards/part-00000-000000.json").exists, signal.SIGINT)
