@@ -86,8 +86,8 @@ def test_memory_follows_adapters_and_shards(monkeypatch: pytest.MonkeyPatch) -> 
     # The base once; of the adapter weights, gradients, two moments and the reference's copy.
     assert told(lora=lora) == f"{4 * (base + 5 * num) / 2**20:.1f} MiB a process"
     assert told(sharding="full") == "16.5 MiB over all processes"
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    assert told(sharding="full", batch_size=64, micro_batch_size=16) == "4.1 MiB a process"
+    monkeypatch.setattr("t3d.experiment.plan.launched", lambda: (0, 4))
+    assert told(sharding="full") == "4.1 MiB a process"
     assert told(trainer={"deepspeed": "zero.json"}) == "unknown"
 
 
