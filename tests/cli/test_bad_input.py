@@ -204,7 +204,7 @@ OVERRIDES = [
         ("--evaluation.settings", "[{block_size: 2}]"),
         "denoising_steps must be at most block_size=2",
     ),
-    (("--evaluation.settings", "[{}, {entropy_bound: 1}]"), "two settings decode as"),
+    (("--evaluation.settings", "[{top_k: 0}, {entropy_bound: 1}]"), "two settings decode as"),
     (("--data.num_problems", "0"), "no problems to evaluate"),
     (("--data.num_prompts", "0", "--methods", "{}"), "the prompt set is empty"),
     (("--model", "no/where/at/all"), "no/where/at/all: no such checkpoint directory"),
