@@ -1,1 +1,1 @@
-"""Theory on measured values: on-policy risk and conditional total correlation."""
+"""Measurements of the theory's quantities: on-policy risk and conditional total correlation."""

@@ -33,7 +33,7 @@ _CAPTION = "Nats a block, with 95 % bootstrap intervals over states."
 
 @dataclass(frozen=True)
 class Measurement:
-    """One model, or the difference of two."""
+    """The measurements of one model, or the difference of two models'."""
 
     model: str
     on_policy_risk: Estimate
@@ -78,7 +78,7 @@ class Analysis:
     config: AnalysisConfig
 
     def table(self) -> Table:
-        """For a terminal of 80 columns or more."""
+        """The measurements as a table for a terminal of at least 80 columns."""
         table = self._table("\n")
         table.title, table.caption = self._title, _CAPTION
         table.title_justify = table.caption_justify = "left"
@@ -107,7 +107,7 @@ class Analysis:
         return f"{self.num_states} states at noise level {config.noise_level:g}, {how}"
 
     def _table(self, between: str) -> Table:
-        """`between` stands between a mean and its interval."""
+        """The table; the text `between` separates a mean from its interval."""
         exact = self.config.exact
         names = {k: v for k, v in _COLUMNS.items() if not exact or v != "total_correlation_high"}
         table = Table(box=box.SIMPLE_HEAD)
@@ -133,11 +133,12 @@ def measure(
     """Risk and total correlation of a teacher, `models[0]`, and its students at given states.
 
     Args:
-        models: with the names they have in tables; all of one vocabulary, on one device.
-        banned_token_ids: what no model generates, the mask token among them.
+        models: models by their names in tables; all have one vocabulary and lie on one device.
+        banned_token_ids: tokens that no model generates, the mask token among them.
 
     Raises:
-        ValueError: for fewer than two states, or exact values of what is too large for them.
+        ValueError: for fewer than two states, or if exact values are asked of a model or block that
+            is too large to enumerate.
     """
     if len(states) < 2:
         raise ValueError(f"an interval needs at least 2 states, got {len(states)}")
@@ -175,7 +176,7 @@ def measure(
 
 
 def _decode(denoiser: Denoiser, config: AnalysisConfig) -> tuple[Marginals, Tensor]:
-    """Marginals of the full-step decoder and the high estimate of its total correlation [N]."""
+    """Marginals of the full-step decoder, and the upper estimate of its total correlation, [N]."""
     if config.exact:
         marginals = exact_marginals(denoiser)
         return marginals, marginals.total_correlation()

@@ -1,4 +1,4 @@
-"""How risk and total correlation are measured."""
+"""Settings of the measurement of risk and total correlation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from t3d.core.ranges import check_ranges
 
 @dataclass(frozen=True)
 class AnalysisConfig:
-    """How risk and total correlation are measured.
+    """Settings of the measurement of risk and total correlation.
 
     Args:
         num_states: visited states, at most one a trajectory.
@@ -17,7 +17,7 @@ class AnalysisConfig:
         noise_level: masked share of a block in its state; 1 is the state before the first step.
         exact: enumerate all completions instead, for vocabularies of up to 16 and blocks of 4.
         batch_size: blocks in one forward pass.
-        seed: of states, completions and intervals.
+        seed: seed of states, completions and intervals.
     """
 
     num_states: int = 64

@@ -17,7 +17,7 @@ _NUM_RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Marginals:
-    """What the measures need of p(x0 | x_t), exact or estimated."""
+    """Marginals and entropy of p(x0 | x_t), exact or estimated."""
 
     probs: Tensor
     """Marginals p^i of the masked positions, 0 at visible ones; float64 [N, S, V]."""
@@ -27,7 +27,7 @@ class Marginals:
     def total_correlation(self) -> Tensor:
         """TC(x0|x_t) = sum_i H(p^i) - H(p) = KL(p || prod_i p^i), float64 [N].
 
-        Of estimated marginals it is the plug-in estimate: never negative, and low in
+        With estimated marginals it is the plug-in estimate: never negative, and too low in
         expectation, because entropy is concave. T3D Thm. 4.5, arXiv:2602.12262.
         """
         return torch.special.entr(self.probs).sum((1, 2)) - self.entropy
@@ -39,9 +39,9 @@ class Marginals:
         arXiv:2602.12262.
 
         Args:
-            log_probs: of the student at the states, [N, S, V].
+            log_probs: log-probabilities of the student at the states, [N, S, V].
         """
-        # Banned ids have probability 0 on both sides, and 0 * inf is no number.
+        # Banned ids have probability 0 in both, and 0 * inf would be NaN.
         log_probs = log_probs.double().masked_fill(self.probs == 0, 0.0)
         return -(self.probs * log_probs).sum((1, 2)) - self.entropy
 
@@ -49,13 +49,15 @@ class Marginals:
 def leave_one_out(marginals: Marginals, ids: Tensor, log_probs: Tensor) -> Tensor:
     """The total correlation with each sample scored by the marginals of the others, [N].
 
-    High in expectation, as the logarithm is concave: with the plug-in estimate it brackets
-    the truth. Marginals below 2**-52, which rounding cannot tell from 0, count as that.
+    It is too high in expectation, as the logarithm is concave, so together with the plug-in
+    estimate it brackets the truth. Marginals below 2**-52 count as 2**-52, since rounding cannot
+    tell them from 0.
 
     Args:
         marginals: estimated from the same samples.
         ids: sampled completions, int64 [N, K, S].
-        log_probs: of each token when it was drawn, 0 where visible; float64 [N, K, S].
+        log_probs: log-probability of each token when it was drawn, 0 where visible; float64
+            [N, K, S].
     """
     num_samples = ids.shape[1]
     mean = marginals.probs.gather(2, ids.transpose(1, 2)).transpose(1, 2)  # [N, K, S]

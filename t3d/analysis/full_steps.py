@@ -1,8 +1,9 @@
 """The confidence-ordered full-step decoder at temperature 1 as a distribution over completions.
 
-A node of its tree is a state; its one next position is chosen by the node alone, so each
-completion lies at the end of exactly one path, and its log-probability is the sum of those of
-the path's tokens. At temperature 0 this is `low_confidence_static` at one token a step.
+The decoder's choices form a tree whose nodes are states. The state alone determines which position
+commits next, so exactly one path leads to each completion, and the completion's log-probability is
+the sum of its tokens' along the path. At temperature 0 this is `low_confidence_static` at one token
+a step.
 
 Letters in shapes: N states, K completions a state, C all completions of one state,
 S block size, V vocabulary.
@@ -23,7 +24,7 @@ from t3d.decoding.sampling import inverse_cdf
 
 @dataclass(frozen=True)
 class Joint:
-    """p(x0 | x_t) of one state, whole."""
+    """The whole distribution p(x0 | x_t) of one state."""
 
     ids: Tensor
     """Every completion of the block, int64 [C, S]."""
@@ -47,7 +48,7 @@ class Paths:
 
 @torch.inference_mode()
 def exact_joint(denoiser: Denoiser, index: int) -> Joint:
-    """Enumerate the decoding tree of the state `index`, all nodes of a level at a time."""
+    """Enumerate the decoding tree of the state `index`, level by level."""
     block, masked = denoiser.block[index, None], denoiser.masked[index, None]
     log_prob = torch.zeros(1, dtype=torch.float64, device=block.device)
     tokens = denoiser.allowed
@@ -86,7 +87,7 @@ def sample_paths(denoiser: Denoiser, num_samples: int) -> Paths:
     """Draw completions of every state; equal nodes share a forward pass.
 
     Marginals are Rao-Blackwellised: at each node of a path the whole predicted distribution
-    counts, not only the drawn token. Both they and the entropy are unbiased.
+    counts, not only the drawn token. Marginals and entropy are unbiased.
     """
     num, size = denoiser.block.shape
     device = denoiser.block.device
@@ -113,7 +114,7 @@ def sample_paths(denoiser: Denoiser, num_samples: int) -> Paths:
             probs.index_put_((where, position), share[:, None] * prob, accumulate=True)
             entropy.index_add_(0, where, share * torch.special.entr(prob).sum(-1))
             here = (inverse >= chosen[0]) & (inverse <= chosen[-1])
-            # A node may have many samples, and the vocabulary is wide.
+            # In parts, because many samples may be at one node, each with a row [V] of memory.
             for part in here.nonzero()[:, 0].split(denoiser.batch_size):
                 node = inverse[part] - chosen[0]
                 token = inverse_cdf(prob[node], draw[part])

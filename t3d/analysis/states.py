@@ -1,4 +1,4 @@
-"""States x_t of one block, and what a model predicts there.
+"""States x_t of one block, and a model's predictions there.
 
 Letters in shapes: N states, U nodes (blocks reached from a state), S block size, V vocabulary.
 """
@@ -64,7 +64,7 @@ def select_states(
         for step, block in enumerate(blocks):
             committed = steps[start : start + len(block)]
             masked = [r and not 0 <= c < step for r, c in zip(response, committed, strict=True)]
-            # The share falls with the step; before the first one it is 1.
+            # The masked share is 1 before the first step and falls with every step.
             if sum(masked) >= noise_level * sum(response) - 1e-6:
                 chosen = State(ids[:start], block, masked, int(keys[index]))
         assert chosen is not None
@@ -86,7 +86,7 @@ class Denoiser:
         banned_token_ids: Sequence[int],
         batch_size: int,
     ) -> None:
-        """`banned_token_ids` are never generated; `batch_size` is nodes a forward pass."""
+        """`banned_token_ids` are never generated; `batch_size` is the nodes of a forward pass."""
         device = model.device
         self.model = model
         self.block = torch.tensor([state.block for state in states], device=device)
@@ -149,10 +149,10 @@ class Denoiser:
     def next_tokens(
         self, state: Tensor, block: Tensor, masked: Tensor
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Where the full-step decoder goes on from nodes, a batch of them at a time.
+        """The next position that the full-step decoder commits at nodes, a batch at a time.
 
-        It commits the masked position whose likeliest token is the likeliest of all, the
-        first among equals. That depends on the node alone, not on drawn candidates.
+        It is the masked position whose most likely token has the highest probability, the first
+        among equals. That depends on the node alone, not on drawn candidates.
 
         Yields:
             Numbers of the nodes [u], the position that commits next, int64 [u], and the

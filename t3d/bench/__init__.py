@@ -1,1 +1,1 @@
-"""Benchmarks of a model on this machine, beside what the machine itself reaches in the same run."""
+"""Benchmarks of a model on this machine, compared with rates of the machine itself."""

@@ -1,4 +1,4 @@
-"""What is measured, and where."""
+"""Settings of the benchmarks."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ without a cache and with one request at a time."""
 
 @dataclass(frozen=True)
 class DecodeSettings:
-    """What is measured. Every engine decodes in every setting.
+    """Settings of the decoding benchmark, in all of which every engine decodes.
 
     Args:
-        engines: t3d, and t3d_unfused or oracle (a CPU's alone) to compare it with.
+        engines: t3d, and t3d_unfused or oracle (on a CPU only) to compare it with.
         batch_sizes: requests that are decoded at the same time.
         denoising_steps: passes a block; each number is measured.
         block_size: tokens a block.
         prompt_tokens: the shortest and the longest prompt.
         new_tokens: response tokens of a request, all of which are decoded.
-        num_requests: that are timed together, filled up to whole batches.
-        repeats: of every measurement, the engines in turns; the median counts.
-        seed: of the prompts.
+        num_requests: requests that are timed together; rounded up to whole batches.
+        repeats: number of times that each measurement is made, with the engines taking turns; the
+            median counts.
+        seed: seed of the prompts.
     """
 
     engines: tuple[Engine, ...] = ("t3d", "t3d_unfused")
@@ -65,7 +66,7 @@ class DecodeSettings:
             raise ValueError(f"prompt_tokens must rise, got {first} to {last}")
 
     def decoding(self, denoising_steps: int) -> DecodingConfig:
-        """How requests are decoded with so many steps a block."""
+        """The decoding setting with this number of steps a block."""
         return DecodingConfig(
             block_size=self.block_size,
             denoising_steps=denoising_steps,

@@ -1,6 +1,6 @@
-"""How fast a model decodes, engine beside engine, and how near that is to the device's bound.
+"""Decoding benchmark: speed of each engine, and how near it comes to the device's bound.
 
-Decoding is greedy and static, prompts are random, and nothing stops before its last token.
+Decoding is greedy and static, prompts are random, and no response stops before its last token.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ def random_requests(lm: LanguageModel, settings: DecodeSettings, num: int) -> li
 
 
 def make_engine(lm: LanguageModel, engine: Engine, config: DecodingConfig, batch_size: int) -> Run:
-    """What decodes requests with one engine, at most `batch_size` at a time.
+    """A function that decodes requests with one engine, at most `batch_size` at a time.
 
-    It raises ValueError for a request that does not fit the model.
+    The function raises ValueError for a request that does not fit the model.
     """
     special: dict[str, Any] = {"mask_token_id": lm.mask_token_id, "stop_token_ids": ()}
     if engine == "oracle":
@@ -99,7 +99,7 @@ def _measure_setting(
     }
     completions: dict[Engine, list[Completion]] = {}
     peaks: dict[Engine, int | None] = {}
-    # The first run warms up; it is the same as those that are timed.
+    # The first run warms up, with the same requests as those that are timed.
     for engine, run in runs.items():
         reset_peak(device)
         completions[engine] = run(requests)
@@ -141,7 +141,7 @@ def _measure_setting(
 def passes_per_block(
     requests: Sequence[Request], completions: Sequence[Completion], block_size: int
 ) -> float:
-    """Passes of requests that are no prefill, over the blocks that these filled."""
+    """Denoising and commit passes of all requests, divided by the blocks that they filled."""
     layout, passes, blocks = BlockLayout(block_size), 0, 0
     for request, completion in zip(requests, completions, strict=True):
         first, last = layout.span(len(request.prompt_ids), len(completion.response_ids))
@@ -152,7 +152,7 @@ def passes_per_block(
 
 @dataclass(frozen=True)
 class NeededPass:
-    """What one request needs of a pass."""
+    """The part of one forward pass that one request needs."""
 
     stored: int
     """Number of tokens whose keys and values are read from the cache."""
@@ -166,7 +166,7 @@ class NeededPass:
 
 
 def needed_passes(request: Request, completion: Completion, block_size: int) -> list[NeededPass]:
-    """A pass a denoising step; the first of a block stores what is finished on the way."""
+    """One pass for each denoising step; the first step of a block also stores finished tokens."""
     prompt = len(request.prompt_ids)
     first, last = BlockLayout(block_size).span(prompt, len(completion.step_map))
     out, stored = [], 0
@@ -184,9 +184,9 @@ def needed_passes(request: Request, completion: Completion, block_size: int) -> 
 def needed_work(
     costs: ModelCosts, passes: Sequence[Sequence[NeededPass]], batch: int
 ) -> list[Work]:
-    """The passes of requests that go in lockstep, `batch` at a time, without any padding.
+    """The work of batches of `batch` requests that run in lockstep, without any padding.
 
-    A pass reads the weights once, and of every request the cache.
+    A pass reads the weights once, and the cache of every request.
     """
     out = []
     for number in range(0, len(passes), batch):

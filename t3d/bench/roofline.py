@@ -1,4 +1,4 @@
-"""What a device reaches, what a model's passes cost, and how much memory a run took."""
+"""Roofline model: rates of a device, costs of a model's passes, and peak memory of a run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
 def seconds(call: Callable[[], object], device: torch.device) -> float:
-    """How long a call takes, with the work that it queues on a GPU."""
+    """Seconds that a call takes, including the work that it queues on a GPU."""
     synchronize(device)
     started = time.perf_counter()
     call()
@@ -38,7 +38,7 @@ def synchronize(device: torch.device) -> None:
 
 @dataclass(frozen=True)
 class Work:
-    """What a pass has to do at least."""
+    """The least memory traffic and arithmetic of a pass."""
 
     num_bytes: float
     """Bytes of weights and cache that move between memory and processor."""
@@ -47,7 +47,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Rates:
-    """What a device reached in this run."""
+    """Rates that a device reached in this run."""
 
     bytes_per_second: float
     """Memory bandwidth of a large copy, bytes read and written together."""
@@ -55,7 +55,7 @@ class Rates:
     """Arithmetic rate of a large matrix product."""
 
     def seconds(self, work: Work) -> float:
-        """What bounds the work: memory or arithmetic, whichever takes longer."""
+        """The shortest time for the work: that of memory or arithmetic, whichever is longer."""
         return max(work.num_bytes / self.bytes_per_second, work.flops / self.flops_per_second)
 
 
@@ -66,7 +66,7 @@ def measure_rates(
     copy_bytes: int | None = None,
     side: int | None = None,
 ) -> Rates:
-    """The best of a few large copies and matrix products; sizes are by kind of device."""
+    """The best rates of a few large copies and matrix products, sized for the kind of device."""
     copy_bytes = _COPY[device.type] if copy_bytes is None else copy_bytes
     side = _SIDE[device.type] if side is None else side
     source = torch.ones(copy_bytes, dtype=torch.uint8, device=device)
@@ -85,10 +85,10 @@ def measure_rates(
 
 @dataclass(frozen=True)
 class ModelCosts:
-    """Sizes of a model that fix what a pass costs.
+    """Sizes of a model that determine the costs of a pass.
 
-    Of a mixture of experts, arithmetic counts the experts of a token, and memory as many of a
-    layer as the tokens of a pass can ask for.
+    In a mixture of experts, arithmetic counts the experts that a token runs through, and memory
+    traffic as many experts of a layer as the tokens of a pass can select.
     """
 
     body: int
@@ -129,25 +129,26 @@ class ModelCosts:
         2 (body + active experts) tokens + 4 query_width pairs + 2 head logits.
 
         Args:
-            tokens: that run through the layers.
-            pairs: of a query and a key that it sees; scores and sums take 2 each a number.
-            logits: positions whose vocabulary is computed.
+            tokens: number of tokens that run through the layers.
+            pairs: number of pairs of a query and a key that it attends to; score and weighted sum
+                take 2 operations each for every element.
+            logits: number of positions whose logits are computed.
         """
         active = self.body + self.active_share * self.experts
         return 2 * active * tokens + 4 * self.query_width * pairs + 2 * self.head * logits
 
     def weight_bytes(self, tokens: int) -> float:
-        """Weights that a pass of so many tokens reads, each once."""
+        """Bytes of the weights that a pass of `tokens` tokens reads, each once."""
         read = min(1.0, self.active_share * tokens)
         return self.bytes_per_number * (self.body + self.head + read * self.experts)
 
     def cache_bytes(self, *, read: int, written: int) -> int:
-        """Keys and values of so many tokens."""
+        """Bytes of the keys and values that a pass reads and writes; both are numbers of tokens."""
         return self.cached_token * (read + written)
 
 
 def reset_peak(device: torch.device) -> None:
-    """Let `peak_bytes` begin anew."""
+    """Start a new measurement of `peak_bytes`."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif _CLEAR_REFS.exists():
@@ -157,7 +158,7 @@ def reset_peak(device: torch.device) -> None:
 def peak_bytes(device: torch.device) -> int | None:
     """The most memory held since `reset_peak`: tensors on a GPU; on a CPU the whole process.
 
-    None where the system does not tell (macOS).
+    None where the system does not measure it (macOS).
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)

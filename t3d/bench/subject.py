@@ -1,4 +1,4 @@
-"""What is measured: a checkpoint, or random weights of a published shape; and where."""
+"""The measured model, a checkpoint or random weights of a published shape, and its device."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from t3d.tasks.tokenizer import train_tokenizer
 _SDAR = {"model_type": "sdar", "block_size": 4, "tie_word_embeddings": False}
 _FULL = {**_SDAR, "vocab_size": 151_936, "num_key_value_heads": 8, "head_dim": 128}
 PRESETS: dict[str, dict[str, Any]] = {
-    # A vocabulary small enough that layers dominate; for processors without a GPU.
+    # For CPUs; the vocabulary is small, so that the layers dominate.
     "sdar-100m": {
         **_SDAR,
         "vocab_size": 8192,
@@ -58,7 +58,7 @@ def choose_device(device: Device) -> torch.device:
 
 
 def device_name(device: torch.device) -> str:
-    """As rows name it: the GPU's model, or cpu."""
+    """The device's name in rows: the GPU's model, or cpu."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
@@ -68,7 +68,7 @@ def load_subject(
     """The checkpoint, or a random model.
 
     Args:
-        model: what `from_pretrained` takes.
+        model: name or path of a checkpoint, for `from_pretrained`.
         shape: the name of a preset, or keys of config.json; sdar-100m where neither is given.
 
     Raises:
@@ -94,11 +94,11 @@ def random_model(shape: Shape, device: torch.device, dtype: Dtype) -> LanguageMo
     config = family.config_class.from_dict(document)
     if config.vocab_size < len(tokenizer):
         raise ValueError(f"shape: vocab_size must be at least {len(tokenizer)}")
-    # Another tokenizer's, which this one does not know.
+    # A shape's mask token id belongs to another tokenizer than this one.
     config.mask_token_id = None
     with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(0)
-        # In the dtype from the start: a cast would round the rotary frequencies.
+        # Made in this dtype at once, since a later cast would round the rotary frequencies.
         kind = getattr(torch, dtype)
         model = family.model_class._from_config(config, dtype=kind, attn_implementation="sdpa")
     return wrap(model.eval(), tokenizer, shape if isinstance(shape, str) else describe(config))

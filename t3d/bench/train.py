@@ -1,4 +1,4 @@
-"""How fast a method trains: trajectories, tokens and arithmetic a second."""
+"""Training benchmark of a method: trajectories, tokens and arithmetic a second."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class TrainRow:
 def random_trajectories(
     num: int, tokens: Sequence[int], mask_token_id: int, seed: int = 0
 ) -> list[Trajectory]:
-    """Some of `tokens`, decoded at full steps in any order within each block."""
+    """Trajectories of random `tokens`, committed one a step in random order within each block."""
     draw, out = random.Random(seed), []
     for number in range(num):
         before, after = draw.randint(*PROMPT), draw.randint(*RESPONSE)
@@ -113,7 +113,7 @@ class _Profile(TrainingCallback):
             self._profile.start()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # The step counts by now.
+        # global_step includes this step already.
         if state.global_step == args.max_steps:
             synchronize(args.device)
             self._profile.stop()
@@ -122,7 +122,7 @@ class _Profile(TrainingCallback):
 
 @dataclass(frozen=True)
 class Load:
-    """What a model has to do for a batch's training layout, or several."""
+    """The work of a model for the training layouts of one or several batches."""
 
     tokens: int
     """Number of columns of the clean and the noised copies, without padding."""
@@ -133,7 +133,7 @@ class Load:
 
     @classmethod
     def of(cls, batch: TrajectoryBatch, layout: BlockLayout, views: Sequence[View]) -> Load:
-        """Of the layout that `BlockLayout.training` describes."""
+        """The load of the layout that `BlockLayout.training` describes."""
         size, tokens, pairs = layout.block_size, 0, 0
         for prompt, length in zip(batch.prompt_length.tolist(), batch.length.tolist(), strict=True):
             first, last = (n // size for n in (layout.floor(prompt), layout.ceil(length)))
@@ -163,7 +163,7 @@ def step_flops(
     the backward pass is not counted, nor are adapters, norms and the optimizer.
 
     Args:
-        frozen: reference and teacher, if any.
+        frozen: number of frozen models: reference and teacher, if any.
     """
     weights = costs.forward_flops(tokens=load.tokens, pairs=0, logits=0)
     attention = costs.forward_flops(tokens=0, pairs=load.pairs, logits=0)
@@ -205,11 +205,11 @@ def measure(
     """Train `lm` on random trajectories, the same at every step; the first step warms up.
 
     Args:
-        lm: on the CPU, if it shall be trained there.
-        name: of the method.
-        training: steps - 1 of them are measured, and the median counts.
-        rates: in the dtype of the arithmetic.
-        trace: file of one more step's profile, in a folder that exists.
+        lm: the model; on the CPU, if it shall be trained there.
+        name: name of the method.
+        training: settings; all steps but the first are measured, and the median counts.
+        rates: rates of the device, in the dtype of the arithmetic.
+        trace: file for the profile of one more step, in a folder that exists.
 
     Raises:
         ValueError: for a single step, or settings that do not fit.
@@ -225,7 +225,7 @@ def measure(
         save_seconds=math.inf,
         trainer=on_cpu | training.trainer,
     )
-    # Before training, which may put an adapter between the layers.
+    # Counted before training, which may add an adapter's layers.
     costs = ModelCosts.of(lm.model)
     trajectories = random_trajectories(training.batch_size, ordinary_ids(lm), lm.mask_token_id)
     recorder, clock = _Recorder(method.noiser), Clock()

@@ -38,7 +38,7 @@ _PRECISION = 2e-4
 
 @dataclass(frozen=True)
 class Candidate:
-    """One setting and what became of it; shares are 0 to 1."""
+    """A setting that was tested, with its result; shares are 0 to 1."""
 
     row: ResultRow
     losses: int
@@ -52,7 +52,7 @@ class Candidate:
 
     @property
     def loss(self) -> float:
-        """Of accuracy, as measured."""
+        """The measured loss of accuracy."""
         return (self.losses - self.gains) / self.row.n
 
 
@@ -96,9 +96,9 @@ def choose(
         cells: settings of the baseline's checkpoint on the same problems; a cell of the
             baseline's own setting is no candidate.
         baseline: full-step decoding.
-        max_loss: in points (percent of all problems), 0 <= max_loss < 100.
-        confidence: one-sided, for all accepted settings together, between 0 and 1.
-        speed: the field of the rows that says which setting is the fastest.
+        max_loss: largest loss allowed, in points (percent of all problems), 0 <= max_loss < 100.
+        confidence: one-sided confidence for all accepted settings together, between 0 and 1.
+        speed: field of the rows by which the fastest setting is found.
 
     Raises:
         ValueError: for numbers out of range, two cells of one setting, or cells of another
@@ -116,7 +116,7 @@ def choose(
         one = Condition.of(cell.row)
         if one == full:
             continue
-        # All but the steps, threshold and bound.
+        # Settings of one sweep are equal in everything but steps, threshold and entropy bound.
         sweep = sweeps[replace(one.decoding, denoising_steps=1, **same)]
         if one in sweep:
             raise ValueError(f"two cells for {one}; keep one")
@@ -135,7 +135,7 @@ def choose(
     row, bound = baseline.row, 0.0
     for candidate in candidates:
         own = candidate.row
-        # The baseline and slower settings win where nothing is gained.
+        # In a tie the baseline or the slower setting stays, as nothing would be gained.
         if candidate.accepted and (getattr(own, speed), own.accuracy) > (
             getattr(row, speed),
             row.accuracy,
@@ -172,7 +172,7 @@ def _walk(cells: list[Cell], baseline: Cell, margin: float, error: float) -> lis
         losses, gains = pairs.count((True, False)), pairs.count((False, True))
         n = len(pairs)
         passed = loss_p_value(losses, gains, n, margin) <= error
-        # Between these it agrees with the test, whatever the precision.
+        # Searched on this side of `margin` only, so rounding cannot contradict the test's verdict.
         ends = (0.0, margin) if passed else (margin, 1.0)
         bound = _bisect(losses, gains, n, error, *ends)
         points = f"{100 * bound:.2f} points"
@@ -190,10 +190,10 @@ def _walk(cells: list[Cell], baseline: Cell, margin: float, error: float) -> lis
 
 
 def _score(losses: Tensor, gains: Tensor, n: int, margin: float) -> Tensor:
-    """Tango's z of a loss of `margin`; low values speak for a smaller loss. float64 [...]."""
+    """Tango's z for a loss of `margin`, float64 [...]; low values are evidence of a smaller one."""
     linear = (2 * n - losses + gains) * margin - losses - gains
     root = (linear**2 + 8 * n * gains * margin * (1 - margin)).sqrt()
-    # The most likely share of gains if the loss is `margin`; rounding may leave -1e-17.
+    # The maximum-likelihood share of gains under a loss of `margin`; rounding may give -1e-17.
     share = ((root - linear) / (4 * n)).clamp(min=0)
     spread = (n * (2 * share + margin * (1 - margin))).sqrt()
     distance = losses - gains - n * margin
@@ -214,16 +214,16 @@ def loss_p_value(losses: int, gains: int, n: int, margin: float) -> float:
     assert losses + gains <= n, (losses, gains, n)
     assert 0 <= margin < 1, margin
     lost, won, log_ways = _tables(n)
-    # Equal statistics may differ by rounding.
+    # The tolerance makes statistics equal that differ by rounding.
     limit = float(_score(_scalar(losses), _scalar(gains), n, margin)) + 1e-6
     tail = _score(lost, won, n, margin) <= limit
     lost, won, log_ways = lost[tail], won[tail], log_ways[tail]
     worst = 0.0
-    # Dense near 0, where few problems are gained.
+    # The grid of shares of gains is dense near 0, since few problems are gained.
     for step in range(_NUISANCE):
         gain = (step / (_NUISANCE - 1)) ** 2 * (1 - margin) / 2
         shares = gain + margin, gain, 1 - 2 * gain - margin
-        # Not -inf: no problems of a share of 0 are certain.
+        # Not -inf, because 0 problems times the log of a share of 0 must be 0.
         lose, win, rest = (math.log(max(share, 1e-300)) for share in shares)
         log_probability = log_ways + lost * (lose - rest) + won * (win - rest) + n * rest
         worst = max(worst, float(log_probability.exp_().sum()))

@@ -45,7 +45,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class _Draws:
-    """A statistic of the data and of each of R resamples, float64 [R]."""
+    """A statistic, computed on the data and on each of R resamples, float64 [R]."""
 
     value: float
     resampled: Tensor
@@ -65,7 +65,8 @@ class _Draws:
 
     @property
     def estimate(self) -> Estimate:
-        # Order statistics, equally many cut off at both ends: exact under a change of sign.
+        # Order statistics with equally many resamples cut off at both ends, so that the interval
+        # of the negated difference is exactly the negated interval.
         num = len(self.resampled)
         cut = int(num * (1 - LEVEL) / 2)
         low, high = (self.resampled.kthvalue(k).values for k in (cut + 1, num - cut))
@@ -73,7 +74,7 @@ class _Draws:
 
 
 def _multiplicities(key: int, num_items: int, start: int, stop: int) -> Tensor:
-    """How often each item is in the resamples `start` to `stop`, float32 [stop - start, items]."""
+    """How often resamples `start` to `stop` drew each item, float32 [stop - start, items]."""
     keys = fold(torch.tensor(key), torch.arange(start, stop)[:, None], torch.arange(num_items))
     drawn = (uniform(keys) * num_items).long()
     return torch.zeros(drawn.shape).scatter_add_(1, drawn, torch.ones(drawn.shape))
@@ -86,9 +87,9 @@ class Comparison:
     are about the mean of the accuracies, as in the average columns of T3D's tables.
 
     Args:
-        cells: in any order, which changes nothing.
-        num_resamples: of the bootstrap.
-        seed: of the bootstrap.
+        cells: results, in any order, which changes nothing.
+        num_resamples: number of resamples of the bootstrap.
+        seed: seed of the bootstrap.
 
     Raises:
         ValueError: if there are no cells, two for one checkpoint and condition, or cells of a
@@ -127,12 +128,12 @@ class Comparison:
         self._known: dict[tuple[str, Condition], _Draws] = {}
 
     def seeds(self, method: str, condition: Condition) -> tuple[int, ...]:
-        """Of the cells there are, ascending."""
+        """Seeds of the cells that exist, ascending."""
         return self._seeds.get((method, condition), ())
 
     @property
     def has_one_seed(self) -> bool:
-        """Whether no method has more, so that nothing says how much seeds differ."""
+        """Whether no method has several seeds, so that the spread over seeds is unknown."""
         return max(map(len, self._seeds.values())) == 1
 
     def rows(self, method: str, condition: Condition | None = None) -> list[ResultRow]:
@@ -163,10 +164,10 @@ class Comparison:
         return None if ratio is None else ratio.estimate
 
     def gap_closed(self, method: str, condition: Condition) -> Estimate | None:
-        """(accuracy - original) / (original at full steps - original), all but one at `condition`.
+        """(accuracy - original) / (original at full steps - original), else at `condition`.
 
-        The share of what few-step decoding costs the original that training brings back. None
-        where it costs nothing, or too little for the denominator's interval to lie above 0.
+        It is the share of the accuracy lost by few-step decoding that training recovers. None where
+        nothing is lost, or too little for the denominator's interval to lie above 0.
         """
         left, few = self._draws(method, [condition]), self._draws(ORIGINAL, [condition])
         full = self._draws(ORIGINAL, [condition.full])
@@ -252,7 +253,7 @@ class Comparison:
         if (method, condition) not in self._known:
             seeds = self.seeds(method, condition)
             cells = [self._cells[method, condition, seed] for seed in seeds]
-            # Sums of whole numbers are exact; equal data give equal quotients.
+            # One division of exact integer sums, so that equal data give equal numbers.
             num = len(seeds) * self.num_problems[condition.task]
             sums = torch.stack(
                 [self._sums[method, condition, seed] for seed in seeds], dim=-1

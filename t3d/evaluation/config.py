@@ -1,4 +1,4 @@
-"""What is evaluated: the grid of decoding settings, and a student while it trains."""
+"""Settings of evaluation: the grid of decoding settings, and watching a student in training."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class EvaluationConfig:
         num_shown: problems whose trajectories the report shows.
     """
 
-    # A tuple: jsonargparse would fill the gaps of a list's items from the default's.
+    # A tuple, because jsonargparse would merge a user's list with the default list item by item.
     settings: tuple[DecodingConfig, ...] = field(default_factory=_settings)
     batch_size: int = 250
     seed: int = 0

@@ -81,7 +81,7 @@ def is_finished(directory: Path) -> bool:
 
 @dataclass(frozen=True)
 class Identity:
-    """Which checkpoint a row is about."""
+    """The checkpoint that a row describes: method and seed."""
 
     method: str
     seed: int = 0
@@ -92,10 +92,10 @@ class Identity:
 def requests_of(
     lm: LanguageModel, examples: Sequence[Example], decoding: DecodingConfig, seed: int
 ) -> dict[str, Request | None]:
-    """What the decoder is asked, by problem; a problem's random numbers depend on its id alone.
+    """One request a problem; its random numbers depend on the seed and the problem's id alone.
 
-    Where a prompt leaves less room than max_new_tokens, the output may be as long as the room;
-    None where there is none.
+    Where a prompt leaves less room than max_new_tokens, the output may fill that room; the request
+    is None where there is no room at all.
     """
     positions = lm.model.config.max_position_embeddings
     end = BlockLayout(decoding.block_size).floor(positions)
@@ -121,8 +121,8 @@ def decode_problems(
     """Decode problems in their order.
 
     Args:
-        shards: where outputs are kept as they come; those that are there are not decoded again.
-            Of several processes each decodes its share, and gets back its share alone.
+        shards: store in which outputs are kept as they come; those in it are not decoded again.
+            Of several processes each decodes its share, and gets back that share alone.
 
     """
     rank = 0
@@ -197,7 +197,7 @@ def _read(shards: Shards) -> dict[str, Decoded]:
 
 
 def decoded_shards(directory: Path, rank: int = 0, world_size: int = 1) -> Shards:
-    """Where the outputs of an unfinished evaluation lie."""
+    """The store of an unfinished evaluation's outputs."""
     return Shards(directory / "shards", DECODED, rank=rank, world_size=world_size)
 
 
@@ -218,12 +218,12 @@ def evaluate(
     """Accuracy and cost of one checkpoint under one decoding setting.
 
     Args:
-        identity: what the row says of the checkpoint; by default its name, as if untrained.
+        identity: method and seed in the row; by default those of an untrained model.
         teacher_answers: the full-step teacher's final answer to each problem, for `agreement`.
         measure_latency: also decode a few problems at batch 1 and record the mean seconds.
-        shards: where outputs are kept until all are there, so that a killed evaluation goes on.
+        shards: store in which outputs are kept, so that a killed evaluation can go on.
 
-    A prompt that leaves no room for an answer counts as answered wrong and cut.
+    A problem whose prompt leaves no room for an answer counts as wrong and truncated.
 
     Raises:
         ValueError: for an empty set, or if no prompt fits the model.
@@ -271,14 +271,14 @@ def evaluate(
 
 
 def _share(verdicts: Sequence[bool | None]) -> float | None:
-    """Of the true ones; None where the task does not grade so."""
+    """The share of true verdicts; None where the task gives no verdicts of this kind."""
     return None if None in verdicts else sum(map(bool, verdicts)) / len(verdicts)
 
 
 def _agreement(
     samples: Sequence[Sample], teacher_answers: Mapping[str, str | None] | None
 ) -> float | None:
-    """Share of problems with the teacher's final answer; no answer agrees with nothing."""
+    """Share of problems with the teacher's final answer; a missing answer never agrees."""
     if teacher_answers is None:
         return None
     same = [
@@ -301,7 +301,7 @@ def _tokens_per_second(outputs: Sequence[Decoded]) -> float:
 def _latency(
     lm: LanguageModel, decoding: DecodingConfig, examples: Sequence[Example], seed: int
 ) -> float:
-    """Mean seconds a request at batch 1, over the first that fit."""
+    """Mean seconds a request at batch 1, over the first requests that fit the model."""
     asked = requests_of(lm, examples, decoding, seed).values()
     requests = [request for request in asked if request is not None][:_LATENCY_PROBLEMS]
     decoder = make_decoder(lm, decoding, batch_size=1)

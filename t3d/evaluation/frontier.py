@@ -88,7 +88,7 @@ def kept(
     for x, y in points:
         highest[x] = max(y, highest.get(x, y))
     line = sorted(highest.items())
-    # 0.35 - 0.05 is a little above 0.3.
+    # The last term is for rounding: 0.35 - 0.05 is a little above 0.3.
     return [(x, y) for x, y in line if y >= line[0][1] - tolerance - 1e-9]
 
 

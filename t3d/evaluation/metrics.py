@@ -1,4 +1,4 @@
-"""Pure numbers from gradings and completions. Field names are those of `ResultRow`."""
+"""Statistics of gradings and completions, as pure functions. Fields are named as in `ResultRow`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def wilson_interval(correct: int, n: int, level: float = 0.95) -> tuple[float, f
     centre = share + z * z / (2 * n)
     half = z * math.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)
     scale = 1 + z * z / n
-    # The ends are exact where rounding would leave 1e-18.
+    # Both ends are set where they are exactly 0 or 1; rounding would give 1e-18.
     low = 0.0 if correct == 0 else (centre - half) / scale
     high = 1.0 if correct == n else (centre + half) / scale
     return low, high

@@ -25,7 +25,7 @@ _RANGES = {
     "[1, inf)": "n",
     "[0, 1]": "accuracy ci95 truncated agreement string_accuracy no_answer timed_out faithful",
     "[0, inf)": "passes average_steps average_length latency_seconds optimizer_steps tokens_seen",
-    # No machine is so fast, and figures of what is cannot be drawn.
+    # The bound is far above any machine; larger numbers could not be drawn in figures.
     "[0, 1e+12)": "tokens_per_forward tokens_per_pass tokens_per_second",
 }
 
@@ -110,11 +110,11 @@ class Condition:
 
     @property
     def rank(self) -> tuple[Any, ...]:
-        """By task, then as settings go."""
+        """Sort key: task, then decoding setting."""
         return self.task, *self.decoding.rank
 
     def document(self) -> dict[str, Any]:
-        """Its fields side by side, as JSON."""
+        """The fields of task and setting in one JSON object."""
         return {"task": self.task, **dataclasses.asdict(self.decoding)}
 
 
@@ -137,11 +137,11 @@ def row_document(row: ResultRow) -> dict[str, Any]:
 
 
 def read_row(found: dict[str, Any], where: str) -> ResultRow:
-    """What `row_document` made, now or in an earlier version.
+    """A row from the JSON of `row_document`, of this version or an earlier one.
 
     Raises:
-        ValueError: that begins with `where`, for unknown or missing keys or values that no
-            evaluation gives.
+        ValueError: for unknown or missing keys, or values that no evaluation gives; the message
+            begins with `where`.
     """
     setting = {field.name for field in dataclasses.fields(DecodingConfig)}
     names = {field.name: field for field in dataclasses.fields(ResultRow)}
@@ -151,7 +151,7 @@ def read_row(found: dict[str, Any], where: str) -> ResultRow:
     if not required <= set(found) <= names.keys() | setting:
         wrong = ", ".join(sorted((required - set(found)) | (set(found) - names.keys() - setting)))
         raise ValueError(f"{where} has missing or unknown keys: {wrong}")
-    # Earlier versions had no threshold where the strategy has none.
+    # Earlier versions left the threshold out where the strategy has none.
     threshold = found.get("confidence_threshold", 0)
     own = {k: v for k, v in found.items() if k in setting and (k, threshold) != (_THRESHOLD, None)}
     try:
@@ -188,7 +188,7 @@ def load_results(path: Path) -> list[ResultRow]:
 
 
 def _check(row: ResultRow, where: str) -> None:
-    """That a row from elsewhere is one: numbers in their ranges, texts and truth values as such."""
+    """Check a row that was read: types of all values, and ranges of the numbers."""
     check_ranges(row, _RANGES, where=where)
     if len(row.ci95) != 2:
         raise ValueError(f"{where}ci95 must be two numbers, got {row.ci95!r}")

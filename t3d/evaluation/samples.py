@@ -1,4 +1,4 @@
-"""What evaluation keeps of every problem: prompt, output, step map and grade, as Parquet."""
+"""Samples of an evaluation as Parquet: prompt, output, step map and grade of every problem."""
 
 from __future__ import annotations
 

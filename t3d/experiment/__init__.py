@@ -1,1 +1,1 @@
-"""Recipes and their route: plan, rollouts, students in rounds, evaluations, reports."""
+"""Recipes and what they run: plan, rollouts, students in rounds, evaluations, reports."""

@@ -1,4 +1,4 @@
-"""A checkpoint under a grid of decoding settings, each evaluated once and kept."""
+"""Evaluate a checkpoint under a grid of decoding settings; finished ones are kept."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ from t3d.tasks import Example, Split, Task
 def check_evaluation(
     lm: LanguageModel, problems: Sequence[Example], config: EvaluationConfig
 ) -> int:
-    """How many prompts leave less room than some setting's max_new_tokens.
+    """Check an evaluation in advance, and count prompts that leave no room for max_new_tokens.
 
     Raises:
-        ValueError: for what would fail only when evaluation starts.
+        ValueError: for errors that would otherwise appear only when evaluation starts.
     """
     if not problems:
         raise ValueError("there are no problems to evaluate; ask for at least one")
@@ -65,9 +65,10 @@ def check_evaluation(
 
 
 def identify(checkpoint: Path, name: str | None = None) -> Identity:
-    """A student goes by its directory's name, as a comparison lays it out by that of its parent.
+    """Method and seed of a checkpoint, found from its path and provenance.
 
-    A model that was not distilled is the original.
+    A student is named after its directory; in the layout of a comparison, which has a directory for
+    each seed, after the parent. A model that was not distilled is the original.
     """
     record = checkpoint / "provenance.json"
     facts = read_object(record) if record.exists() else {}
@@ -112,7 +113,7 @@ def evaluate_into(
     claim(output, recipe, lm.weights_hash)
     names = stage_names(identity, config.settings)
     plan = {name: {"prompt": len(problems)} for name in names.values()}
-    # Several processes decode all settings in one stage.
+    # With several processes, all settings are decoded in one stage.
     with display(plan, show=progress and num_workers == 1):
         evaluations = evaluate_settings(
             lm,
@@ -137,7 +138,7 @@ def evaluate_into(
 
 
 def _problems_digest(problems: Sequence[Example]) -> str:
-    """sha256 over all that the model or the grader sees of the problems."""
+    """SHA-256 over all fields of the problems that the model or the grader reads."""
     seen = [[e.id, e.question, e.prefix, e.verbatim, e.answer] for e in problems]
     return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
 
@@ -155,12 +156,12 @@ def evaluate_settings(
     num_workers: int = 1,
     progress: bool,
 ) -> list[Evaluation]:
-    """Evaluate each setting into a folder of `directory`; the finished ones are read back.
+    """Evaluate each setting into a folder of `directory`; finished ones are read back.
 
     Args:
-        model: a model, or the name of one to load when a setting is missing.
-        settings: some of the grid, if not all.
-        full: that of the full-step teacher, which defines `agreement` once it is there.
+        model: a model, or the name of one, which is loaded only if a setting is missing.
+        settings: the settings of the grid to evaluate; by default all.
+        full: evaluation of the full-step teacher, which defines `agreement` once it exists.
         num_workers: processes that decode at the same time; each loads the model by its name.
     """
     if num_workers > 1:
@@ -205,7 +206,7 @@ def _decode_shared(
     *,
     progress: bool,
 ) -> None:
-    """Decode the problems of all unfinished settings into shards, each process its share."""
+    """Decode the problems of all unfinished settings into shards; processes share the work."""
     paths = [(setting, directory / setting.name) for setting in config.settings]
     missing = [(setting, path) for setting, path in paths if not is_finished(path)]
     if not missing:
@@ -259,7 +260,7 @@ def _loaded(model: str) -> LanguageModel:
 def stage_names(
     identity: Identity, settings: Sequence[DecodingConfig]
 ) -> dict[DecodingConfig, str]:
-    """What the evaluation of a checkpoint under each setting is called while it is under way."""
+    """The stage's name for the evaluation of a checkpoint under each setting."""
     who = f"evaluation of {identity.method}"
     if identity.method != ORIGINAL:
         who += f", seed {identity.seed}"

@@ -1,4 +1,4 @@
-"""Recipes: everything that a run or a comparison is asked for, as typed dataclasses."""
+"""Recipes: the whole configuration of a run or a comparison, as typed dataclasses."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class DataConfig:
 
     Args:
         num_prompts: training prompts that the teacher rolls out; their answers are not read.
-        seed: of the training stream, for generated tasks.
-        split: what evaluation reads.
-        num_problems: evaluated problems.
+        seed: seed of the training problems of generated tasks.
+        split: split that is evaluated.
+        num_problems: number of evaluated problems.
         prompts: your own training prompts instead of the task's: a .jsonl with the key question.
             A task that is one .jsonl of your own needs them, as its lines are what is evaluated.
-        folder: of the benchmark's files; by default what `t3d data download` fetched.
+        folder: folder of the benchmark's files; by default the one of `t3d data download`.
         protocol: standard, or t3d for the prompts and tests of T3D's authors byte for byte.
         unsafe_exec: run the programs of code benchmarks without the sandbox.
     """
@@ -49,9 +49,9 @@ class AdaptConfig:
     """A teacher made of an autoregressive chat model.
 
     Args:
-        source: what `t3d convert` takes: a folder, a Hub name, a .gguf file, or package:NAME for
-            the .gguf in an installed Python package.
-        pretrain: what the converted model is adapted to; `model` is left out.
+        source: the autoregressive model, as in `t3d convert`: a folder, a Hub name, a .gguf file,
+            or package:NAME for the .gguf in an installed Python package.
+        pretrain: settings of the adaptation; `model` is left out.
     """
 
     source: str
@@ -64,8 +64,8 @@ class RunConfig:
 
     Args:
         model: the teacher: a checkpoint directory, a Hub name, or mini_teacher.
-        shape: the model's config.json, or what of it fixes the number of parameters; only read
-            by --dry_run, where the model is not on this machine.
+        shape: the model's config.json, or the keys of it that determine the number of parameters;
+            only read by --dry_run, where the model is not on this machine.
         adapt: how the teacher is made in OUTPUT/teacher, instead of `model`.
         task: the benchmark that gives prompts and problems, or a folder of your own with
             train.jsonl, dev.jsonl (for watch and `t3d calibrate`) and test.jsonl; or a list of
@@ -74,10 +74,10 @@ class RunConfig:
         data: problems.
         rollout: how the teacher decodes the training prompts.
         methods: checkpoint name -> method; `original` is always evaluated beside them.
-        seeds: of training; each method is trained once with each, or with training.seed alone
-            where there are none.
-        recommended: the method that the others are compared with; the original if none.
-        training: optimisation, shared by all methods.
+        seeds: seeds of training, with each of which every method is trained once; where there are
+            none, training.seed is used alone.
+        recommended: the method that the others are compared with; by default the original.
+        training: settings of the optimisation, shared by all methods.
         watch: a few-step evaluation on the dev split while students train; the best checkpoint of
             a round is kept beside its log in OUTPUT's hidden training directories.
         evaluation: decoding settings to evaluate.
@@ -129,7 +129,7 @@ class RunConfig:
         return [self.task] if isinstance(self.task, str) else self.task
 
     def prompt_set(self) -> Task:
-        """Where training prompts come from: the tasks, or a file of one's own."""
+        """The task that gives the training prompts: the recipe's, or a file of your own."""
         prompts = self.data.prompts
         if prompts is None:
             return mixture(self.problem_sets())
@@ -148,7 +148,7 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class CompareConfig(RunConfig):
-    """A recipe of `t3d compare`, which has three seeds where none are named."""
+    """A recipe of `t3d compare`, with three seeds by default."""
 
     output: Path = Path("runs/compare")
     seeds: tuple[int, ...] = (0, 1, 2)

@@ -1,4 +1,4 @@
-"""One student of a recipe: its data, and its training in rounds."""
+"""Training of one student of a recipe: its data, and its rounds."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def train_prompts(config: RunConfig) -> list[Example]:
 def own_decoding(
     base: DecodingConfig, method: MethodConfig, *, student: bool = False
 ) -> DecodingConfig:
-    """How a method's trajectories are decoded: as `base`, but for its own changes.
+    """The decoding setting of a method's trajectories: `base` with the method's changes.
 
     Args:
-        student: for the rounds after the first, whose trajectories are the student's.
+        student: whether it is for the student's own trajectories, in the rounds after the first.
 
     Raises:
         ValueError: for an unknown setting or value.
@@ -61,7 +61,7 @@ def own_rollout(config: RunConfig, method: MethodConfig, *, student: bool = Fals
 
 
 def check_recipe(config: RunConfig) -> None:
-    """What `t3d run` and its `--dry_run` ask of a recipe, before any model or problem is read.
+    """Check a recipe before any model or problem is read, for `t3d run` and its `--dry_run`.
 
     Raises:
         ValueError: for settings that do not fit.
@@ -77,7 +77,7 @@ def check_recipe(config: RunConfig) -> None:
 
 
 def store_path(config: RunConfig, method: MethodConfig) -> Path:
-    """Where a method's teacher trajectories lie; most methods share one store."""
+    """The store of the teacher's trajectories for a method; most methods share one."""
     decoding = own_rollout(config, method).decoding
     if decoding == config.rollout.decoding:
         return config.output / "trajectories"
@@ -89,15 +89,15 @@ Part = tuple[int, int]
 
 
 def parts(config: RunConfig) -> list[Part | None]:
-    """How workers share the rollouts; None is all of them."""
+    """The parts into which workers divide the rollouts; None stands for the whole."""
     num = config.num_workers
     return [None] if num == 1 else [(number, num) for number in range(num)]
 
 
 def teacher_rollouts(config: RunConfig) -> dict[Path, tuple[str, RolloutConfig]]:
-    """The teacher's stores, one for every way of decoding that a method asks for.
+    """The teacher's stores, one for every decoding setting that a method asks for.
 
-    With each the name of its stage.
+    Each has the name of its stage and the settings of its rollout.
     """
     stores = {config.output / "trajectories": ("rollout", config.rollout)}
     for name, method in config.methods.items():
@@ -117,7 +117,7 @@ def record_trajectories(
     """Roll the teacher out into all stores of the recipe.
 
     Args:
-        part: as `rollout` has it.
+        part: part of the prompts that this process decodes, see `rollout`.
     """
     prompts = train_prompts(config)
     for path, (name, settings) in teacher_rollouts(config).items():
@@ -126,7 +126,7 @@ def record_trajectories(
 
 
 def student_work(config: RunConfig, method: MethodConfig) -> dict[str, int]:
-    """What `train_student` does, at most."""
+    """Largest amount of work of `train_student`, by unit."""
     rounds = build_method(method).rounds
     prompts = min(method.num_sequences or config.data.num_prompts, config.data.num_prompts)
     num = min(prompts, config.training.steps // rounds * config.training.batch_size)
@@ -134,7 +134,7 @@ def student_work(config: RunConfig, method: MethodConfig) -> dict[str, int]:
 
 
 def is_trained(checkpoint: Path) -> bool:
-    # Written last.
+    # This file is written last.
     return (checkpoint / "provenance.json").exists()
 
 
@@ -225,7 +225,7 @@ def _finish(
 
 
 def _watch(config: RunConfig, student: LanguageModel) -> list[Watch]:
-    """What looks at a student while it trains."""
+    """The callback that evaluates a student while it trains, if the recipe asks for it."""
     if config.watch is None:
         return []
     task = mixture(config.problem_sets())
@@ -234,7 +234,7 @@ def _watch(config: RunConfig, student: LanguageModel) -> list[Watch]:
 
 
 def _rotated(prompts: list[Example], number: int, num: int) -> list[Example]:
-    """`num` prompts at most, other ones in every round while they last."""
+    """At most `num` prompts; different ones in every round, until all have been used."""
     start = number * num % len(prompts)
     return (prompts[start:] + prompts[:start])[:num]
 
@@ -242,7 +242,7 @@ def _rotated(prompts: list[Example], number: int, num: int) -> list[Example]:
 def _rows(
     config: RunConfig, method: MethodConfig, lm: LanguageModel, store: Path
 ) -> list[dict[str, Any]]:
-    """What a method trains on."""
+    """The rows that a method trains on."""
     built = build_method(method)
     if built.data == "labelled":
         return labelled_rows(lm, _prompts(config, method), max(config.training.block_sizes))
@@ -258,12 +258,12 @@ def verified(
 ) -> list[Trajectory]:
     """A student's trajectories; the teacher's where the two end with different answers.
 
-    Dropping them instead would drop the long problems, and the student would forget those.
-    How many there are is told on stderr.
+    Dropping the student's wrong trajectories instead would drop mostly long problems, and the
+    student would forget those. The number of replaced ones is printed on stderr.
 
     Args:
-        examples: those of `own`, in its order.
-        teacher: one for each of these problems at least, in any order.
+        examples: the problems of `own`, in the same order.
+        teacher: the teacher's trajectories of at least these problems, in any order.
     """
     known = {trajectory.prompt_id: trajectory for trajectory in teacher}
     first = [known[trajectory.prompt_id] for trajectory in own]
@@ -296,7 +296,7 @@ def _prompts(config: RunConfig, method: MethodConfig) -> list[Example]:
 def check_training(
     method: MethodConfig | None, config: TrainingConfig, num_sequences: int, output: Path
 ) -> None:
-    """Raise ValueError for what would fail only when training starts; None is for pretraining."""
+    """Raise ValueError for errors that training would meet; a method of None is pretraining."""
     if method is not None:
         rounds = build_method(method).rounds
         num_sequences = min(num_sequences, method.num_sequences or num_sequences)

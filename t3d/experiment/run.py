@@ -67,14 +67,14 @@ def run(config: RunConfig, *, progress: bool = True) -> list[Cell]:
 
 
 def compare(config: RunConfig, *, progress: bool = True) -> Comparison:
-    """`run`, as statistics: accuracies and paired differences with their intervals."""
+    """The same as `run`, but returns statistics: accuracies and differences with intervals."""
     return Comparison(run(config, progress=progress))
 
 
 def walk(config: RunConfig, *, progress: bool = True) -> tuple[list[Cell], list[Problem]]:
-    """`run`, with the decoded problems that the report shows."""
+    """The same as `run`, but returns the decoded problems that the report shows as well."""
     settings = config.evaluation.settings
-    # What is timed beside other work has the machine to itself, after that.
+    # Latency is measured last, when workers leave the machine to that alone.
     is_shared = config.num_workers > 1 and config.evaluation.measure_latency
     untimed = [s for s in settings if s.remasking != DYNAMIC or not is_shared]
     units = _units(config)
@@ -184,7 +184,7 @@ def _units(config: RunConfig) -> list[Unit]:
 def stages(
     config: RunConfig, units: Sequence[Unit], untimed: Sequence[DecodingConfig]
 ) -> dict[str, Mapping[str, int]]:
-    """What the route has before it, in the order of `finished`."""
+    """The plan of the run's stages, in the order in which `finished` does them."""
     plan: dict[str, Mapping[str, int]] = {}
     if config.adapt is not None:
         plan["teacher"] = {"step": config.adapt.pretrain.training.steps}
@@ -210,7 +210,7 @@ def stages(
 
 
 def _titles(units: Sequence[Unit]) -> dict[Unit, str]:
-    """What the training of each is called."""
+    """The stage's name for the training of each unit."""
     return {
         unit: f"student {number} of {len(units)}: {unit.method}, seed {unit.seed}"
         for number, unit in enumerate(units, 1)
@@ -225,18 +225,18 @@ def finished(
     *,
     progress: bool,
 ) -> Iterator[Unit]:
-    """Units as each is trained and evaluated, by as many processes as the recipe says.
+    """Train and evaluate units with the recipe's processes, and yield each when it is finished.
 
     Args:
-        config: the recipe, whose trajectories are recorded before, and whose teacher is evaluated.
-        teacher: of the recipe.
-        units: to be trained, in this order.
-        settings: those of the recipe that are evaluated beside other work.
+        config: the recipe; its trajectories are recorded first, and its teacher is evaluated.
+        teacher: the recipe's teacher.
+        units: checkpoints to train, in this order.
+        settings: decoding settings that are evaluated while other work goes on.
     """
     titles = _titles(units)
     if config.num_workers == 1:
         _, num_processes = launched()
-        # Ranks do not wait for the first one to evaluate.
+        # Several ranks only train here: they should not wait while the first one evaluates.
         settings = settings if num_processes == 1 else ()
         record_trajectories(config, teacher, progress=progress)
         evaluate_unit(config, TEACHER, settings, progress=progress)
@@ -249,7 +249,7 @@ def finished(
         first: list[Future[Any]] = [
             workers.submit(_record_part, config, part, progress=progress) for part in parts(config)
         ]
-        # What all other rows are compared with.
+        # The teacher at full steps comes first, since all other rows are compared with it.
         full = [setting for setting in settings if setting == config.evaluation.settings[0]]
         first.append(workers.submit(evaluate_unit, config, TEACHER, full, progress=progress))
         for job in first:
@@ -263,7 +263,7 @@ def finished(
                 jobs[job] = unit
 
         def evaluate_later(unit: Unit, own: Sequence[DecodingConfig]) -> None:
-            # Settings one by one: nobody waits at the end while another has much to do.
+            # One job a setting, so that no worker is idle at the end while another has many left.
             for setting in own:
                 job = workers.submit(evaluate_unit, config, unit, [setting], progress=progress)
                 jobs[job] = unit
@@ -280,7 +280,7 @@ def finished(
                 job.result()
                 if unit not in trained:
                     trained.add(unit)
-                    # What takes longest begins first.
+                    # Training takes longest, so it begins first.
                     train_next()
                     for evaluation in (*owed, (unit, settings)):
                         evaluate_later(*evaluation)
@@ -294,7 +294,7 @@ def _record_part(config: RunConfig, part: Part | None, *, progress: bool) -> Non
 
 
 def train_unit(config: RunConfig, unit: Unit, title: str, *, progress: bool) -> None:
-    """Train a student unless it is there; `title` is what the stage is called."""
+    """Train a student unless its checkpoint exists; `title` is the name of the stage."""
     with stage(title):
         train_student(
             config,
@@ -313,10 +313,10 @@ def evaluate_unit(
     is_alone: bool = False,
     progress: bool,
 ) -> None:
-    """Evaluate a checkpoint on all tasks under some of the recipe's settings, unless it was.
+    """Evaluate a checkpoint on all tasks under some of the recipe's settings, unless that is done.
 
     Args:
-        is_alone: whether the machine has nothing else to do.
+        is_alone: whether the machine does nothing else meanwhile, so that times can be measured.
     """
     checkpoint = config.output / "checkpoints" / unit.path
     latency = config.evaluation.measure_latency and (is_alone or config.num_workers == 1)
@@ -335,7 +335,7 @@ def evaluate_unit(
 
 
 def _directory(config: RunConfig, unit: Unit, task: Task) -> Path:
-    """Where a checkpoint's evaluations lie; by task where there are several."""
+    """The directory of a checkpoint's evaluations; one for each task where there are several."""
     directory = config.output / "evaluation" / unit.path
     return directory / task.name if len(config.tasks) > 1 else directory
 
@@ -344,7 +344,7 @@ _Evaluations = dict[tuple[Unit, str, DecodingConfig], Evaluation]
 
 
 def _evaluations(config: RunConfig, units: Sequence[Unit]) -> _Evaluations:
-    """All that are finished so far: methods in the recipe's order, tasks, settings."""
+    """All finished evaluations, sorted by method (in the recipe's order), task and setting."""
     order = list(config.methods)
     tasks = config.problem_sets()
     out: _Evaluations = {}

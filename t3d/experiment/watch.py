@@ -21,7 +21,7 @@ LOG_FILE, BEST = "watch.jsonl", "best"
 
 
 class Watch(TrainingCallback):
-    """Evaluates the student as it trains, for `fit` and `distill`; training is not changed by it.
+    """Evaluates the student while it trains, for `fit` and `distill`, without changing training.
 
     `few_step_accuracy` over `few_step_n` problems goes to the trainer's metrics and to
     watch.jsonl in the training directory, the first of the best checkpoints to best/ there.
@@ -37,7 +37,7 @@ class Watch(TrainingCallback):
         batch_size: int = 64,
         seed: int = 0,
     ) -> None:
-        """`lm` is the one that is trained; of `problems` the first are taken."""
+        """`lm` is the model in training; the first of `problems` are evaluated."""
         self.lm = lm
         self.task = task
         self.problems = problems[: config.num_problems]
@@ -49,7 +49,7 @@ class Watch(TrainingCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         path = Path(args.output_dir) / LOG_FILE
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        # What a killed run saw beyond its last checkpoint will be seen again.
+        # Rows beyond the checkpoint that training resumes from will be written again.
         rows: list[dict[str, float]] = [json.loads(line) for line in lines]
         self.rows = [row for row in rows if row["step"] <= state.global_step]
 
@@ -79,7 +79,7 @@ class Watch(TrainingCallback):
         return {"few_step_accuracy": row.accuracy, "few_step_n": row.n}
 
     def _keep(self, directory: Path, row: dict[str, float]) -> None:
-        """Add a line to the log, after the checkpoint where it is the best so far."""
+        """Add a line to the log; before that, save the checkpoint if it is the best so far."""
         key = "few_step_accuracy"
         directory.mkdir(parents=True, exist_ok=True)
         if all(row[key] > other[key] for other in self.rows):

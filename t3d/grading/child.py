@@ -1,4 +1,4 @@
-"""The process that runs a program and its tests: whatever it says may be the program's word.
+"""The process that runs a program and its tests; the program may forge anything that it sends.
 
 Runs inside the sandbox, so it imports the standard library only.
 """
@@ -47,11 +47,12 @@ _FAMILIES = (1, 2, 10, 16)  # AF_UNIX, AF_INET, AF_INET6, AF_NETLINK: what a nam
 
 
 def filter_system_calls() -> None:
-    """No more keys, memory that no limit counts, or sight of the page cache, for good.
+    """Forbid system calls, for good, that reach beyond this process and that no namespace covers.
 
-    Those outlive a process, escape its limits or are shared by programs, and no namespace covers
-    them. Nor can limits and priority of another process be changed: the watcher must keep its
-    turns. Nothing happens on a processor other than x86-64 and ARM64.
+    These make kernel keys, which outlive a process; memory that no limit counts; or look into the
+    page cache, which programs share. Limits and priority of another process cannot be changed
+    either, since the watcher must get its share of processor time. Nothing happens on a processor
+    other than x86-64 and ARM64.
 
     Raises:
         OSError: if the kernel refuses a filter.
@@ -98,7 +99,7 @@ def run_program(channel: socket.socket) -> NoReturn:
         else:
             message = _run(code, channel)
             send(channel, message)
-            signal.pause()  # What is left running now is seen, and killed.
+            signal.pause()  # The watcher sees processes that are left running, and kills them.
     except MemoryError:
         reason = "memory"
     except AssertionError:
@@ -106,22 +107,22 @@ def run_program(channel: socket.socket) -> NoReturn:
     except BaseException as error:
         reason = f"error: {type(error).__name__}"
     send(channel, ["failed", reason])
-    while True:  # Its end would be taken for its own doing.
+    while True:  # If this process ended, that would be taken for the program's doing.
         signal.pause()
 
 
 def _run(code: types.CodeType, channel: socket.socket) -> list[str]:
-    module = types.ModuleType("program")  # Not `__main__`: such a part of a program is no test.
+    module = types.ModuleType("program")  # Not `__main__`: a program's main part is not tested.
     sys.modules["program"] = module
     namespace, run, library = vars(module), exec, dict(builtins.__dict__)
     run(code, namespace)
     send(channel, ["ready"])
     job = receive(channel)
-    builtins.__dict__.update(library)  # Tests see the library's own functions.
+    builtins.__dict__.update(library)  # Undo a program's changes before the tests run.
     namespace["__builtins__"] = builtins
 
     def ask(check: int, *values: Any, plain: bool = False) -> bool:
-        """Whether the judge's part of an assertion holds for these values."""
+        """Ask the judge whether its part of an assertion holds for these values."""
         sent = []
         for value in values:
             try:
@@ -141,7 +142,7 @@ def _run(code: types.CodeType, channel: socket.socket) -> list[str]:
 
 
 def _finish() -> None:
-    """What an interpreter does as it ends: it waits for threads, then ends pools."""
+    """Do what an interpreter does as it ends: wait for threads, then end pools."""
     if "threading" in sys.modules:
         sys.modules["threading"]._shutdown()
     atexit._run_exitfuncs()

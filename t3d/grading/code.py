@@ -23,7 +23,7 @@ from t3d.grading.sandbox import SandboxError, find_backend, run
 
 @dataclass(frozen=True)
 class Program:
-    """A program and what it must pass."""
+    """A program and the tests that it must pass."""
 
     program: str
     """Source of the program, in Python with nothing but the standard library."""
@@ -61,12 +61,12 @@ def grade_programs(
     """Verdicts in order.
 
     Args:
-        num_workers: programs that run at the same time; as many as there are processors if None.
-        unsafe_exec: run them without a sandbox, as the user; resource limits alone remain.
+        num_workers: programs that run at the same time; None for one a processor.
+        unsafe_exec: run them without a sandbox, as the user; only resource limits remain.
 
     Raises:
-        ValueError: without a sandbox on this machine, unless `unsafe_exec`.
-        SandboxError: if the sandbox fails later on; no verdict is made up.
+        ValueError: if this machine has no sandbox, unless `unsafe_exec`.
+        SandboxError: if the sandbox fails later on; there is no verdict then.
     """
     if not programs:
         return []

@@ -1,8 +1,8 @@
 """Tests without their expected values, so that a program cannot know what to answer.
 
 `assert f(2) == 4` becomes `assert ask(0, f(2))` for the process of the program, and the check
-`_0 == 4` for the judge, which is another process. Of other assertions the judge hears whether they
-hold. So it counts what was checked: tests that check nothing let nothing pass.
+`_0 == 4` for the judge, which is another process. Of other assertions the judge is told whether
+they hold. So the judge counts the checks, and a program does not pass by tests that check nothing.
 
 A check is *required* if an honest run must reach it: it stands at the top of a snippet, of a test
 method, or of a function without `return` that the top of a snippet calls by name.
@@ -51,7 +51,7 @@ class SplitTests:
 
 
 def split_tests(tests: Sequence[str], ask: str) -> SplitTests:
-    """Cut the expected values out; `ask` is the name that the snippets call.
+    """Cut the expected values out of tests; `ask` is the name that the snippets call instead.
 
     A snippet that does not parse stays as it is, and fails when it runs.
     """
@@ -69,7 +69,7 @@ def split_tests(tests: Sequence[str], ask: str) -> SplitTests:
         try:
             cut = _Cutter(ask, checks, required).visit(tree)
             test = ast.unparse(ast.fix_missing_locations(cut))
-        except RecursionError:  # Python itself reads deeper: it runs uncut, and tells its end.
+        except RecursionError:  # Python itself parses deeper: it runs uncut, and reports its end.
             del checks[num_checks:]
             if any(isinstance(statement, ast.Assert) for statement in tree.body):
                 test += f"\nassert {ask}({num_checks}, True)"
@@ -79,7 +79,7 @@ def split_tests(tests: Sequence[str], ask: str) -> SplitTests:
 
 
 def _parse(test: str) -> ast.Module | None:
-    """A snippet without what would run in a main program alone; None if it is no Python."""
+    """A snippet without the parts that run in a main program only; None if it is no Python."""
     try:
         with warnings.catch_warnings(action="ignore"):  # Escapes such as "\\d" in its strings.
             tree = ast.parse(test)
@@ -97,7 +97,7 @@ def _parse(test: str) -> ast.Module | None:
 
 
 def _calls(trees: Sequence[ast.Module]) -> Iterator[ast.stmt]:
-    """Statements that run the tests that nothing runs."""
+    """Statements that call the test functions and classes which no snippet calls."""
     used = {
         node.id
         for tree in trees
@@ -127,7 +127,7 @@ def _is_test_case(statement: ast.ClassDef) -> bool:
 
 
 def _required(trees: Sequence[ast.Module]) -> Iterator[ast.stmt]:
-    """Statements that every run to the end executes."""
+    """Statements that every complete run executes."""
     functions: dict[str, ast.FunctionDef] = {}
     for statement in (statement for tree in trees for statement in tree.body):
         yield statement
@@ -191,11 +191,11 @@ class _Cutter(ast.NodeTransformer):
         return self._guard(node, [*node.body, *handled, *node.orelse, *node.finalbody])
 
     def _guard(self, node: ast.stmt, inner: list[ast.stmt]) -> ast.stmt | list[ast.stmt]:
-        """A statement that raises where something is wrong is a check."""
+        """Count a statement as a check if it raises where something is wrong."""
         return self._then_tell(node) if any(map(_raises, inner)) else self._visited(node)
 
     def _then_tell(self, node: ast.stmt) -> list[ast.stmt]:
-        """The statement; after it the judge hears that it raised nothing."""
+        """The statement, and after it a message to the judge that it raised nothing."""
         return [self._visited(node), self._ask(node, [ast.Constant(True)], "_0")]
 
     def _visited(self, node: ast.stmt) -> ast.stmt:
@@ -209,7 +209,7 @@ class _Cutter(ast.NodeTransformer):
         test, negated = condition, False
         while isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
             test, negated = test.operand, not negated
-        if _is_constant(test):  # Nothing that a program does changes it.
+        if _is_constant(test):  # No program can change its value, so it checks nothing.
             return node
         if isinstance(test, ast.Compare):
             sides = [test.left, *test.comparators]
@@ -223,7 +223,7 @@ class _Cutter(ast.NodeTransformer):
                     whole = ast.UnaryOp(ast.Not(), whole)
                 template = ast.unparse(ast.fix_missing_locations(whole))
                 return self._ask(node, self.holes, template, message, plain and not hidden)
-        # Whether it should be true or false is the judge's.
+        # The double negation makes it true or false, which is sent; the judge decides.
         truth = ast.UnaryOp(ast.Not(), ast.UnaryOp(ast.Not(), test))
         return self._ask(node, [truth], "not _0" if negated else "_0", message)
 
@@ -241,7 +241,7 @@ class _Cutter(ast.NodeTransformer):
         return ast.Assert(ast.Call(ast.Name(self.ask, ast.Load()), arguments, keywords), message)
 
     def _cut(self, node: ast.expr) -> ast.expr:
-        """The judge's part of one side; the rest goes to `holes`."""
+        """The judge's part of one side of a comparison; the program's part goes to `holes`."""
         if _is_literal(node):
             return node
         if _hides(node):

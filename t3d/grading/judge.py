@@ -1,7 +1,7 @@
-"""The process that has the expected values and compares what the child sends with them.
+"""The process that has the expected values and compares them with the values of the child.
 
-Runs inside the sandbox, so it imports the standard library only. It believes nothing of the
-child; `runner.py` watches it like the child, so nothing that it is made to compute can last.
+Runs inside the sandbox, so it imports the standard library only. It trusts no message of the child.
+`runner.py` holds it to the same limits, so a child cannot make it compute for ever.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _REASON = re.compile(r"assertion|memory|syntax|error: [A-Za-z_]\w{0,63}", re.ASC
 
 
 class Judge:
-    """Speaks with one child until there is a verdict."""
+    """Talks with one child until there is a verdict."""
 
     def __init__(self, job: dict[str, Any], channel: socket.socket) -> None:
         self.job = job
@@ -33,10 +33,10 @@ class Judge:
             did."""
 
     def verdict(self) -> str:
-        """The reason of the verdict, once the child said it.
+        """Talk with the child until the verdict, and return its reason.
 
         Raises:
-            Exception: of any kind, if what it says is none of the messages.
+            Exception: any exception, if the child sends something that is no message.
         """
         send(self.channel, {key: self.job[key] for key in ("program", "limits")})
         while (reason := self._hear(receive(self.channel))) is None:
@@ -71,5 +71,5 @@ class Judge:
         try:
             holes = {f"_{i}": decode(value) for i, value in enumerate(values)}
             return bool(eval(template, holes))
-        except Exception:  # No values, or without such an order or difference.
+        except Exception:  # The values do not decode, or cannot be compared like that.
             return False

@@ -1,8 +1,8 @@
 r"""Final answers of mathematics: the last \boxed{}, compared with the gold answer.
 
-Two verdicts: math-verify's on what `quantities` reads (`correct`), and that of the comparison of
-strings with which the authors of T3D begin (`string_correct`), for figures that are to be set
-beside theirs.
+There are two verdicts: `correct` is math-verify's, on what `quantities` reads; `string_correct` is
+that of the comparison of strings which the authors of T3D use first, for numbers that are compared
+with theirs.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class MathVerdict:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""What the last \boxed{} or \fbox{} holds, stripped; None without one or if it never closes.
+    r"""The content of the last \boxed{} or \fbox{}, stripped; None without one or if it is open.
 
     Without braces, as in `\boxed 5`, it is the rest of the line or of the formula.
     """
@@ -81,7 +81,7 @@ def _brace_fractions(text: str) -> str | None:
 
 
 def _normalise(text: str) -> str | None:
-    """The form in which the rule compares; None where the rule does not apply."""
+    """The normal form that `string_match` compares; None where there is none."""
     for dropped in ("\n", r"\!"):
         text = text.replace(dropped, "")
     text = text.replace("\\\\", "\\")
@@ -143,7 +143,7 @@ def grade_answers(
             pairs[number] = final, gold.strip()
     if num_workers is None:
         num_workers = min(os.cpu_count() or 1, MAX_WORKERS, 1 + len(pairs) // PAIRS_PER_WORKER)
-    # Where the rule for words has decided, there is nothing to compare.
+    # None from `one_number` is a verdict already, and needs no comparison.
     read = {
         number: (answer, gold)
         for number, (final, gold) in pairs.items()
@@ -168,7 +168,7 @@ def first_unfit_gold(golds: tuple[str, ...]) -> int | None:
     Raises:
         ValueError: if math-verify is not installed.
     """
-    # Numbers are, and most golds are numbers: nothing need be started for them.
+    # Numbers equal themselves and most gold answers are numbers, so often no worker is started.
     asked = [number for number, gold in enumerate(golds) if not is_one_number(gold)]
     chosen = [golds[number] for number in asked]
     verdicts = grade_answers([f"\\boxed{{{gold}}}" for gold in chosen], chosen)

@@ -6,7 +6,8 @@ The command is pid 1 of its pid namespace; its death ends every process of it. I
 READ_ONLY, its own /proc, four devices, an empty /tmp and an empty /dev/shm of TMP_BYTES each; no
 network, no terminal. It ends with its caller.
 It has no capability, and runs as nobody, who is the caller outside unless root started it.
-Exit status 125 and a line on stderr: the namespaces are not to be had. Linux 5.12 or newer.
+Exit status 125 and a line on stderr mean that the system gives no namespaces. They need Linux 5.12
+or newer.
 """
 
 from __future__ import annotations
@@ -69,8 +70,8 @@ def unshare() -> bool:
     uid, gid, process = os.geteuid(), os.getegid(), os.getpid()
     ready, done = os.pipe(), os.pipe()
     helper = os.fork()
-    if helper == 0:  # From outside, because only there root may map another id than its own.
-        os.close(ready[1])  # So that it reads the end of a parent that is refused.
+    if helper == 0:  # The helper stays outside: only there may root map an id that is not its own.
+        os.close(ready[1])  # Else it would not see the pipe close when the parent is refused.
         try:
             if os.read(ready[0], 1):
                 os.write(done[1], b"2" if _map_ids(process, uid, gid) else b"1")
@@ -107,13 +108,13 @@ def _map_ids(process: int, uid: int, gid: int) -> bool:
 
 
 def build_root(read_only: list[str], tmp_bytes: int) -> None:
-    """Make a new root of these paths, /proc, /dev and /tmp, and go there."""
+    """Build a new root from these paths, /proc, /dev and /tmp, and make it this process's root."""
     _mount("none", "/", None, _REC | _PRIVATE)
     devices = [f"/dev/{name}" for name in ("null", "zero", "random", "urandom")]
     # Held open, because the new root is mounted over /tmp, where some of them may lie.
     sources = {path: os.open(path, os.O_PATH) for path in [*read_only, *devices]}
     with open("/proc/sys/user/max_user_namespaces", "w") as file:
-        file.write("0")  # No second, nested set of capabilities.
+        file.write("0")  # Forbid nested user namespaces, which would give capabilities again.
     _mount("none", "/tmp", "tmpfs", _NOSUID | _NODEV, "size=1m,mode=755")
     for path, source in sources.items():
         target = f"/tmp{path}"

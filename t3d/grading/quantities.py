@@ -1,7 +1,7 @@
-r"""One number with words around it: what an answer such as `5\text{ million}` says.
+r"""Answers that are one number with words around it, such as `5\text{ million}`.
 
-math-verify drops what stands in \text{} whatever it says, and takes words elsewhere for products
-of letters. Where the gold answer is one number, words are read here first.
+math-verify ignores the content of \text{}, and reads words elsewhere as products of letters. Where
+the gold answer is one number, the words are therefore read here first.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _TAIL = re.compile(r"(?:[^\W_]|[\s/.,·()':&\u2019-]|\\cdot)*")
 
 
 def _unwrapped(match: re.Match[str]) -> str:
-    """What stands in a wrapper; in text a letter is a word, which two of it make it for `_WORD`."""
+    """The content of a wrapper; a single letter in text is doubled, so that `_WORD` matches it."""
     inner = match[2]
     if match[1].startswith(("text", "mbox", "hbox")):
         inner = _LETTER.sub(r"\1\1", inner)
@@ -65,7 +65,7 @@ def is_one_number(gold: str) -> bool:
 
 
 def one_number(answer: str, gold: str) -> str | None:
-    r"""What of an answer is to be compared with the gold; None where they cannot be equal.
+    r"""The part of an answer that is compared with the gold; None where they cannot be equal.
 
     Where the gold is one number, the answer's currency signs and codes, degrees, bold type and
     units go, a scale word multiplies (`2 dozen`), and an answer with two numbers, or with words
@@ -85,7 +85,7 @@ def one_number(answer: str, gold: str) -> str | None:
         return answer
     if not _WORD.search(text):
         return text
-    text = _POWER.sub(r"\1 ", text)  # That of a unit is no second number.
+    text = _POWER.sub(r"\1 ", text)  # The power of a unit, as in m^2, is no second number.
     if _TWO_NUMBERS.search(text) or _NUMBER_WORDS.search(text):
         return None
     if name := _NAME.match(text):

@@ -1,4 +1,4 @@
-"""What runs inside the sandbox: a child that runs the program, a judge, and this watcher of both.
+"""The processes inside the sandbox: a child that runs the program, a judge, and this watcher.
 
 `sandbox.py` starts it in a fresh interpreter, so it imports the standard library only. The child
 is forked before anything is read: neither the run's token nor an expected value was ever in its
@@ -60,7 +60,7 @@ class Watcher:
         """Outcome where the child ended without a verdict."""
 
     def watch(self) -> str:
-        """The reason of the verdict, once the judge said it, one of them died or broke a limit."""
+        """Wait until the judge has a verdict, or a process died or broke a limit; the reason."""
         job, poll = self.job, select.poll()
         poll.register(self.verdict, select.POLLIN)
         start = time.monotonic()
@@ -80,13 +80,13 @@ class Watcher:
         reason = os.read(self.verdict, 256).decode()
         others = set(self._pids()) - {self.child, self.judge}
         if reason == "passed" and any(_stat(pid)[:1] not in ([], [b"Z"]) for pid in others):
-            return "processes"  # One is left running, or a copy of the child said so.
-        if not reason:  # The child closed the channel, as its end does, or the judge died.
+            return "processes"  # A process is left running, or a fork of the child said "passed".
+        if not reason:  # The child ended or closed the channel, or the judge died.
             self._reap(wait_s=1.0)
         return reason or self.ending or "no_verdict"
 
     def _reap(self, wait_s: float = 0.0) -> None:
-        """Collect the processes that ended, orphans too; waits so long for the child."""
+        """Collect processes that ended, orphans too; waits up to `wait_s` seconds for the child."""
         deadline = time.monotonic() + wait_s
         while self.ending is None:
             pid, status = os.waitpid(-1, os.WNOHANG)
@@ -103,13 +103,13 @@ class Watcher:
                 time.sleep(0.001)
 
     def _idle(self, elapsed: float) -> float:
-        """Seconds that neither the child's main thread nor the judge ran, or waited for a core."""
+        """Seconds in which neither the child's main thread nor the judge ran or wanted a core."""
         busy = 0
         try:
             for pid in (self.child, self.judge):
                 with open(f"/proc/{pid}/schedstat") as file:
                     busy += sum(map(int, file.read().split()[:2]))
-        except OSError:  # One is gone, or the system does not say.
+        except OSError:  # A process is gone, or the system has no such numbers.
             return 0.0
         return elapsed - busy * 1e-9
 
@@ -117,7 +117,7 @@ class Watcher:
         """The program's processes and the judge, as far as they are known."""
         if not self.job["isolated"]:
             return [self.child, self.judge]
-        # All that this process, the first of its namespace, sees.
+        # This process is the first of its namespace, so /proc shows no others.
         return [int(pid) for pid in os.listdir("/proc") if pid.isdigit() and pid != "1"]
 
     def _exceeded(self) -> str | None:
@@ -163,7 +163,7 @@ def _join_new_keyring() -> None:
     """Leave the session keyring of whoever started this, which all rows would share."""
     if LINUX and platform.machine() in _KEYCTL:
         number = ctypes.c_long(_KEYCTL[platform.machine()])
-        # Where the call is forbidden, so are keys to the child.
+        # Where this call is forbidden, the child cannot use keys either.
         ctypes.CDLL(None).syscall(number, ctypes.c_long(_JOIN_SESSION_KEYRING), None)
 
 
@@ -186,19 +186,19 @@ def _be_judge(job: dict[str, Any], channel: socket.socket, verdict: int) -> NoRe
         reason = Judge(job, channel).verdict()
     except (EOFError, ConnectionError):
         reason = ""
-    except BaseException:  # What the child said is none of the messages.
+    except BaseException:  # The child sent something that is no message.
         reason = "no_verdict"
     os.write(verdict, reason.encode())
     os._exit(0)
 
 
 def main() -> None:
-    """Watch the one program that stdin names; print the token and the reason."""
+    """Watch the program that stdin describes; print the token and the reason."""
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    _prctl(_PR_SET_DUMPABLE, 0)  # No descriptor and no memory of the judge for its child.
+    _prctl(_PR_SET_DUMPABLE, 0)  # Hides descriptors and memory of the judge from the child.
     _join_new_keyring()
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # As pid 1 it then takes no signal at all.
-    sys.set_int_max_str_digits(0)  # A program may print integers of any length, and a test.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Pid 1 ignores signals that have no handler.
+    sys.set_int_max_str_digits(0)  # Programs and tests may print integers of any length.
     judge_side, child_side = socket.socketpair()
     child = os.fork()
     if child == 0:

@@ -1,7 +1,7 @@
-"""One program and its tests in a fresh interpreter that can do no harm: see docs/sandbox.md.
+"""Run one program and its tests in a sandboxed, fresh interpreter: see docs/sandbox.md.
 
-A backend is a command in front of the interpreter's. `runner.py` watches inside; this side sends
-the job, believes nothing but the run's token on the runner's stdout, and has the last clock.
+A backend is a command that starts the interpreter in a sandbox. `runner.py` watches inside. This
+side sends the job, trusts no output without the run's token, and has a last time limit.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class SandboxError(RuntimeError):
 
 
 def read_only_paths() -> list[str]:
-    """What a program may read: this interpreter and the system's libraries."""
+    """Paths that a program may read: this interpreter and the system's libraries."""
     paths = [path for path in _SYSTEM if os.path.exists(path)]
     for prefix in (sys.base_prefix, sys.base_exec_prefix):
         real = os.path.realpath(prefix)
@@ -90,7 +90,7 @@ def command(backend: Backend) -> list[str]:
         start = [sys.executable, "-I", "-S", "-B", str(_HERE / "namespaces.py"), str(FILE_BYTES)]
         return [*start, *read_only_paths(), "--", *interpreter()]
     options = ["--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent"]
-    options += ["--as-pid-1"]  # Which no process inside can stop or kill.
+    options += ["--as-pid-1"]  # No process inside can stop or kill pid 1.
     options += ["--cap-drop", "ALL", "--clearenv"]
     for name, value in ENVIRONMENT.items():
         options += ["--setenv", name, value]
@@ -104,14 +104,14 @@ def command(backend: Backend) -> list[str]:
 
 
 def _bubblewrap() -> str | None:
-    """Where it lies, as it is started with another PATH than the caller's."""
+    """The path of bubblewrap, which is started with another PATH than the caller's."""
     found = shutil.which("bwrap")
     return found and os.path.abspath(found)
 
 
 @cache
 def find_backend() -> Backend:
-    """The first backend in which a program passes; found once a process.
+    """The first backend in which a trivial program passes; the search runs once a process.
 
     Raises:
         ValueError: if there is none, with the remedy.
@@ -147,7 +147,7 @@ def run(
     token = secrets.token_hex(16)
     job = _job(program, tests, test_setup, time_limit_s, backend)
     job["token"] = token
-    # The others have a /tmp of their own.
+    # Real sandboxes have a /tmp of their own; without one, the program gets this folder.
     place = tempfile.TemporaryDirectory(prefix="t3d-program-") if backend == "none" else None
     with place or nullcontext("/") as directory:
         # bubblewrap maps its user alone, and no limit binds how many processes root has.
@@ -159,11 +159,11 @@ def run(
         except subprocess.TimeoutExpired:
             return "timeout"
         finally:
-            if process.returncode is None:  # The pid 1 of the namespace takes the others along.
+            if process.returncode is None:  # The end of the namespace's pid 1 ends all others.
                 os.killpg(process.pid, signal.SIGKILL)
                 process.communicate()
     began, _, reason = stdout.decode(errors="replace").strip().partition("\n")
-    if began == token:  # A watcher that did not come to a verdict is the program's doing.
+    if began == token:  # If the watcher began but gave no verdict, the program caused that.
         return reason or "no_verdict"
     if process.returncode:
         told = stderr.decode(errors="replace").strip()
@@ -172,13 +172,13 @@ def run(
 
 
 def _start(line: Sequence[str], directory: str, user: int | None) -> subprocess.Popen[bytes]:
-    """Start a command at the same addresses each time, by which some sets are ordered.
+    """Start a command without address randomisation, since addresses order some sets.
 
     Raises:
         SandboxError: if it cannot be started.
     """
     personality = ctypes.CDLL(None).personality if sys.platform == "linux" else lambda number: 0
-    before = personality(0xFFFFFFFF)  # Of this thread; the new process inherits it.
+    before = personality(0xFFFFFFFF)  # Read this thread's; the new process inherits it.
     personality(before | _ADDR_NO_RANDOMIZE)
     try:
         return subprocess.Popen(
@@ -214,7 +214,7 @@ def _job(
     }
     if sys.platform == "linux":
         limits["RLIMIT_AS"] = (MEMORY_BYTES, MEMORY_BYTES)
-    if backend != "none":  # Elsewhere all processes of the user would count.
+    if backend != "none":  # Without a sandbox, all processes of the user would count.
         limits["RLIMIT_NPROC"] = (MAX_PROCESSES, MAX_PROCESSES)
     return {
         "program": program,

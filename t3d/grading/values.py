@@ -23,7 +23,7 @@ square."""
 
 
 def send(channel: socket.socket, message: Any) -> None:
-    """One frame: four bytes of length, then JSON.
+    """Send one frame: four bytes of length, then JSON.
 
     Raises:
         MemoryError: if the message is longer than `MAX_FRAME`.
@@ -35,11 +35,11 @@ def send(channel: socket.socket, message: Any) -> None:
 
 
 def receive(channel: socket.socket) -> Any:
-    """The next frame; waits for it.
+    """Wait for the next frame and return its message.
 
     Raises:
         EOFError: if the other side is gone.
-        ValueError: if it is longer than `MAX_FRAME`, or not JSON.
+        ValueError: if the frame is longer than `MAX_FRAME`, or not JSON.
     """
 
     def exactly(num: int) -> bytearray:
@@ -68,7 +68,7 @@ _VIEWS = (type({}.keys()), type({}.items()))
 
 
 def encode(value: Any) -> Any:
-    """Plain data as JSON: containers, bytes and numbers beyond JSON's become [tag, ...].
+    """Plain data as JSON; containers, bytes and numbers that JSON lacks become [tag, ...].
 
     Raises:
         Opaque: for any other value.
@@ -80,7 +80,7 @@ def encode(value: Any) -> Any:
         return str.__str__(value)
     if issubclass(kind, int):
         number = int.__int__(value)
-        # Decimal digits of a long one would take time that grows with their square.
+        # In hex, because decimal digits of a long integer take time that grows with its square.
         return number if number.bit_length() < 64 else ["int", hex(number)]
     if issubclass(kind, float):
         return float.__float__(value)
@@ -95,7 +95,7 @@ def encode(value: Any) -> Any:
     for base in (list, tuple, set, frozenset):
         if issubclass(kind, base):
             return [base.__name__, *map(encode, base.__iter__(value))]
-    # Who has such a value has imported its module.
+    # Looked up rather than imported: such a value exists only if its module was imported.
     if "fractions" in sys.modules and issubclass(kind, sys.modules["fractions"].Fraction):
         return ["Fraction", hex(value.numerator), hex(value.denominator)]
     if "decimal" in sys.modules and issubclass(kind, decimal := sys.modules["decimal"].Decimal):
@@ -107,7 +107,7 @@ def decode(data: Any) -> Any:
     """The inverse of `encode`.
 
     Raises:
-        Exception: of any kind, for what `encode` does not make.
+        Exception: any exception, for data that `encode` does not make.
     """
     if not isinstance(data, list):
         return data

@@ -1,8 +1,8 @@
 r"""Processes that compare answers with math-verify, each pair under hard limits.
 
 A worker is this file run as a script: it imports neither t3d nor the caller's main module.
-Its limit is a timer whose signal has the default action, so the kernel ends the process even
-inside one long operation in C, and even where the parent is gone.
+Its time limit is a timer whose signal has the default action, so the kernel ends the process even
+in the middle of a long operation in C, and even where the parent is gone.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _TIMERS = {signal.ITIMER_PROF: signal.SIGPROF, signal.ITIMER_REAL: signal.SIGALR
 
 
 class _Worker:
-    """A process and the number of the pair it is at; None until it has started."""
+    """A worker process and the number of its current pair, which is None until it has started."""
 
     def __init__(self) -> None:
         self.pair: int | None = None
@@ -54,7 +54,7 @@ class _Worker:
             )
 
     def receive(self) -> bytes:
-        """One byte; none where the process has ended."""
+        """Receive one byte; it is empty where the process has ended."""
         try:
             return self.socket.recv(1)
         except ConnectionError:
@@ -62,11 +62,11 @@ class _Worker:
 
     def send(self, number: int, pair: tuple[str, str]) -> None:
         self.pair = number
-        with suppress(ConnectionError):  # It has ended, which `receive` will tell.
+        with suppress(ConnectionError):  # The process has ended; `receive` will notice that.
             self.socket.sendall(json.dumps(pair).encode() + b"\n")
 
     def join(self) -> Outcome:
-        """What the end of the process means for its pair."""
+        """Wait for the end of the process, and return what it means for its pair."""
         self.socket.close()
         ended_by = -self._process.wait()
         return "timeout" if ended_by in _TIMERS.values() else "died"
@@ -79,7 +79,8 @@ class _Worker:
 def compare(pairs: Sequence[tuple[str, str]], num_workers: int) -> list[Outcome]:
     """Whether math-verify takes each (answer, gold) for equal, in the order of `pairs`.
 
-    A worker that a pair ends (out of time: `timeout`; anything else: `died`) is replaced.
+    A worker that ends because of a pair is replaced; the outcome is `timeout` if it ran out of
+    time, else `died`.
 
     Raises:
         ValueError: if math-verify is not installed.
@@ -116,13 +117,13 @@ def compare(pairs: Sequence[tuple[str, str]], num_workers: int) -> list[Outcome]
 
 
 def _set_timers(seconds: float) -> None:
-    """Let the kernel end this process after so much work; zero calls it off."""
+    """Let the kernel end this process after so many processor seconds; 0 removes the limit."""
     signal.setitimer(signal.ITIMER_PROF, seconds)
     signal.setitimer(signal.ITIMER_REAL, WALL_FACTOR * seconds)
 
 
 def _serve(time_limit: float) -> None:
-    """A worker's life: one byte when ready, then one for each pair read from its socket."""
+    """The worker's loop: send a byte when ready, then one for each pair read from the socket."""
     for number in _TIMERS.values():
         signal.signal(number, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_REAL, START_LIMIT)
@@ -143,8 +144,8 @@ def _serve(time_limit: float) -> None:
         return verify(wanted, parsed, timeout_seconds=None)
 
     logging.disable()
-    equal("1", "1")  # The first pair's limit is not for building a parser.
-    # Nothing that a library prints may pass for a verdict.
+    equal("1", "1")  # Builds the parser, whose time should not count for the first pair.
+    # Verdicts go through a copy of stdin's socket, so that no library's print can forge one.
     with socket.socket(fileno=os.dup(0)) as replies, open(os.devnull, "w") as nowhere:
         for stream in (1, 2):
             os.dup2(nowhere.fileno(), stream)
@@ -155,7 +156,7 @@ def _serve(time_limit: float) -> None:
             _set_timers(time_limit)
             try:
                 verdict = equal(*pair)
-            except Exception:  # An answer may trip anything over, memory and recursion included.
+            except Exception:  # An answer may cause any error, memory and recursion included.
                 verdict = False
             _set_timers(0.0)
             replies.sendall(b"1" if verdict else b"0")

@@ -1,1 +1,1 @@
-"""The forms of other tools: checkpoints, rollouts, lm-evaluation-harness."""
+"""Formats of other tools: checkpoints, rollout files, lm-evaluation-harness."""

@@ -31,7 +31,7 @@ from t3d.models.loading import LanguageModel, from_pretrained
 from t3d.tasks import Example
 
 try:
-    # The harness lists its own models only while its registry is empty, so before ours.
+    # First, because the harness registers its own models only while its registry is empty.
     import lm_eval.models  # noqa: F401
     from lm_eval.api.instance import Instance
     from lm_eval.api.model import LM
@@ -57,7 +57,7 @@ _SETTINGS = {field.name: _KINDS[str(field.type)] for field in fields(DecodingCon
 
 
 def _configured(base: DecodingConfig, changes: Mapping[str, Any], where: str) -> DecodingConfig:
-    """`base` with settings that came as text; errors name where they came from."""
+    """Apply settings that were given as text to `base`; errors begin with `where`."""
     for name, value in changes.items():
         if name not in _SETTINGS:
             raise ValueError(f"{where}: {name}={value!r} is nothing that t3d's decoding can honour")
@@ -72,7 +72,7 @@ def _configured(base: DecodingConfig, changes: Mapping[str, Any], where: str) ->
 def _generation(
     base: DecodingConfig, gen_kwargs: Mapping[str, Any], where: str
 ) -> tuple[DecodingConfig, list[str]]:
-    """How a request is decoded, and the texts that end its output.
+    """Translate a request's generation parameters: decoding setting, and texts that end an output.
 
     Raises:
         ValueError: for a parameter that cannot be honoured.
@@ -93,18 +93,18 @@ def _generation(
             f"{where}: do_sample=true needs a temperature above 0; "
             "give one in gen_kwargs or model_args, or do_sample=false"
         )
-    # An empty text would end every output before it begins.
+    # Empty texts are dropped, since one would end every output before it begins.
     return decoding, [stop for stop in ([until] if isinstance(until, str) else until) if stop]
 
 
-class BlockDiffusionLM(LM):
-    """A model of the harness for generative tasks.
+class HarnessModel(LM):
+    """Adapter that gives the harness a model of t3d, for generative tasks.
 
     Args:
         lm: the loaded model.
-        decoding: where a request's generation parameters say nothing else.
-        batch_size: sequences that share a forward pass at most; it changes no output.
-        seed: of candidate sampling.
+        decoding: decoding setting, which a request's generation parameters may override.
+        batch_size: largest number of sequences in a forward pass; it changes no output.
+        seed: seed of candidate sampling.
         progress: show a progress bar.
     """
 
@@ -123,7 +123,7 @@ class BlockDiffusionLM(LM):
         self.batch_size = batch_size
         self.seed = seed
         self.progress = progress
-        # The harness notes its special tokens in the results.
+        # An attribute that the harness reads, to write the special tokens into its results.
         self.tokenizer = lm.tokenizer
         self._device = lm.model.device
         self._completions: dict[DecodingConfig, list[Completion]] = {}
@@ -133,20 +133,20 @@ class BlockDiffusionLM(LM):
     @classmethod
     def create_from_arg_string(
         cls, arg_string: str, additional_config: dict[str, Any] | None = None
-    ) -> BlockDiffusionLM:
-        """As `create_from_arg_obj`, from `key=value,key=value`."""
+    ) -> HarnessModel:
+        """Call `create_from_arg_obj` with the arguments in `key=value,key=value`."""
         return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
 
     @classmethod
     def create_from_arg_obj(
         cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None
-    ) -> BlockDiffusionLM:
-        """From the harness's `--model_args`, which win over its other options.
+    ) -> HarnessModel:
+        """Make the model from the harness's `--model_args`, which win over its other options.
 
         Args:
             arg_dict: `pretrained`, and optionally `dtype`, `device`, `batch_size`, `seed` and
                 every field of `DecodingConfig`; temperature is 0 where it is not given.
-            additional_config: the harness's `batch_size`, `max_batch_size` and `device`.
+            additional_config: the harness's options `batch_size`, `max_batch_size` and `device`.
 
         Raises:
             ValueError: for a missing, unknown or wrong argument.
@@ -154,7 +154,7 @@ class BlockDiffusionLM(LM):
         given = {k: v for k, v in (additional_config or {}).items() if v is not None}
         given = {"batch_size": 1, "device": "cuda:0", "dtype": "float32", "seed": 0} | given
         given |= arg_dict
-        # The largest batch that the harness's own search may try.
+        # A bound for the harness's search of a batch size, which t3d does not use.
         given.pop("max_batch_size", None)
         device, dtype = str(given.pop("device")), str(given.pop("dtype"))
         batch_size, seed = given.pop("batch_size"), given.pop("seed")
@@ -163,13 +163,13 @@ class BlockDiffusionLM(LM):
         name = str(given.pop("pretrained"))
         if dtype not in _DTYPES:
             raise ValueError(f"model_args: dtype is one of {', '.join(_DTYPES)}, not {dtype!r}")
-        # The command line's batch size is text, and may ask for a search.
+        # The command line gives text, which may be "auto": a search that t3d does not do.
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
             raise ValueError(f"batch_size must be a number from 1 up, got {batch_size!r}")
         if not isinstance(seed, int):
             raise ValueError(f"model_args: seed must be a whole number, got {seed!r}")
         decoding = _configured(DecodingConfig(temperature=0.0), given, "model_args")
-        # The harness says cuda:0 where the user says nothing.
+        # cuda:0 is the harness's default, even where there is no GPU.
         if device.startswith("cuda") and not torch.cuda.is_available():
             device = "cpu"
         lm = from_pretrained(name, device=device, dtype=_DTYPES[dtype])
@@ -191,7 +191,7 @@ class BlockDiffusionLM(LM):
             decoding, until = _generation(self.decoding, request.arguments[1], where)
             groups.setdefault(decoding, []).append(index)
             stops.append(until)
-            # A task that asks for several answers to a problem repeats its request.
+            # A task that wants several answers repeats its request: each repeat has its own seed.
             problem = (request.task_name, request.doc_id)
             seeds.append(derive_key(self.seed, "lm_eval", *map(str, problem), seen[problem]))
             seen[problem] += 1
@@ -204,7 +204,7 @@ class BlockDiffusionLM(LM):
         texts: dict[int, str] = {}
         show = self.progress and not disable_tqdm
         with bar("lm-eval", len(requests), "request", show=show) as count:
-            # What may not fit the model or its memory comes first.
+            # The longest responses come first, since they may not fit the model or the memory.
             for decoding in sorted(groups, key=lambda d: -d.max_new_tokens):
                 members = groups[decoding]
 
@@ -215,7 +215,7 @@ class BlockDiffusionLM(LM):
                     longest: int = decoding.max_new_tokens,
                 ) -> None:
                     index = members[number]
-                    # The decoder fills whole blocks.
+                    # Cut here, because the decoder fills whole blocks.
                     text = self.lm.decode(completion.token_ids[:longest])
                     ends = [text.find(stop) for stop in stops[index] if stop in text]
                     texts[index] = text[: min(ends, default=len(text))]
@@ -231,7 +231,7 @@ class BlockDiffusionLM(LM):
         return [texts[index] for index in range(len(requests))]
 
     def loglikelihood(self, requests: list[Instance]) -> NoReturn:
-        """Raises ValueError."""
+        """Raises ValueError: likelihoods are not supported."""
         raise ValueError(
             "a masked diffusion model has no left-to-right likelihood; t3d runs generative tasks "
             f"(output_type: generate_until) only, not {requests[0].task_name}"
@@ -241,7 +241,7 @@ class BlockDiffusionLM(LM):
 
     @property
     def tokenizer_name(self) -> str:
-        """Tells the harness's caches of requests apart."""
+        """The key of the harness's cache of requests."""
         return self.lm.name.replace("/", "__")
 
     def chat_template(self, chat_template: bool | str = False) -> str:
@@ -279,7 +279,7 @@ class BlockDiffusionLM(LM):
         )
 
     def get_model_info(self) -> dict[str, Any]:
-        """For the `config` of the harness's results: every way of decoding and what it took."""
+        """Facts for the harness's results: every decoding setting, and the passes that it took."""
         decodings = [
             asdict(decoding) | {"n": len(done)} | asdict(decoding_metrics(done))
             for decoding, done in self._completions.items()
@@ -292,8 +292,8 @@ class BlockDiffusionLM(LM):
         }
 
 
-# Not as a decorator, which has no types and would hide the class's own.
-register_model("t3d")(BlockDiffusionLM)
+# Called as a function, because as an untyped decorator it would hide the class's type.
+register_model("t3d")(HarnessModel)
 
 
 def evaluate_tasks(
@@ -317,12 +317,12 @@ def evaluate_tasks(
 
     Args:
         tasks: names of the harness's tasks, groups and tags, or task YAML files.
-        decoding: where a task's generation parameters say nothing else; most say do_sample:
-            false, which is temperature 0, and many say max_gen_toks.
-        output: directory, made if need be.
-        batch_size: sequences that share a forward pass at most.
-        seed: of candidate sampling, and of the harness's few-shot examples.
-        limit: problems a task at most; below 1, a share of them.
+        decoding: decoding setting, which a task's generation parameters may override; most have
+            do_sample: false, which is temperature 0, and many have max_gen_toks.
+        output: directory of the results, created if it does not exist.
+        batch_size: largest number of sequences in a forward pass.
+        seed: seed of candidate sampling, and of the harness's few-shot examples.
+        limit: largest number of problems a task; below 1, a share of them.
         num_fewshot: worked examples before each problem, where the task does not fix them.
         include_path: a folder with more task YAML files.
         apply_chat_template: give the problems as a user's turn instead of verbatim.
@@ -337,7 +337,7 @@ def evaluate_tasks(
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.tasks import TaskManager
 
-    # The harness's own tasks are 14000 files to parse; only groups and tags may need them too.
+    # Only groups and tags may need the harness's own tasks, which are 14000 files to parse.
     manager = TaskManager(include_path=include_path, include_defaults=False)
     if not set(tasks) <= set(manager.all_subtasks):
         print("t3d: reading the harness's index of tasks, about half a minute", file=sys.stderr)
@@ -348,7 +348,7 @@ def evaluate_tasks(
                 f"lm-evaluation-harness has no task {name!r}; `lm_eval ls tasks` lists them, and "
                 "include_path adds a folder of your own"
             )
-    # Otherwise the harness would refuse them after the others were decoded.
+    # Checked here, since the harness would refuse a task only after the others were decoded.
     for name, task in manager.load(list(tasks))["tasks"].items():
         if task.OUTPUT_TYPE != "generate_until":
             raise ValueError(
@@ -358,7 +358,7 @@ def evaluate_tasks(
     check_output(output, RESULTS)
     output.mkdir(parents=True, exist_ok=True)
     results = simple_evaluate(
-        model=BlockDiffusionLM(lm, decoding, batch_size=batch_size, seed=seed, progress=progress),
+        model=HarnessModel(lm, decoding, batch_size=batch_size, seed=seed, progress=progress),
         tasks=list(tasks),
         task_manager=manager,
         batch_size=batch_size,

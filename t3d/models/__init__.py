@@ -40,7 +40,7 @@ _EXPERTS = {
     "num_experts": 4,
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 16,
-    # Kernels for groups of experts know no float64.
+    # The grouped-expert kernels do not support float64.
     "experts_implementation": "eager",
 }
 

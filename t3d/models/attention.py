@@ -19,7 +19,7 @@ def dense_mask(queries: Coordinates, keys: Coordinates) -> Tensor:
 
 
 def additive_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """The mask as numbers to add to scores: `eager` attention adds even a boolean mask."""
+    """The mask as numbers that are added to scores; `eager` attention adds even boolean masks."""
     floor = torch.finfo(dtype).min
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, floor)
 

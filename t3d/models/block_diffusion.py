@@ -1,8 +1,8 @@
-"""What makes an autoregressive model of the library a block-diffusion model: a mask.
+"""Autoregressive models of transformers as block-diffusion models: only the mask is another.
 
-Weights, their names and arithmetic stay the library's, and logits are not shifted: position i
-predicts token i. A family is one class from `BlockDiffusionLM` and the library's own, with a
-configuration from the library's own and `BlockDiffusionConfig`.
+Weights, their names and the arithmetic stay the library's, and logits are not shifted: position i
+predicts token i. A family is one class that inherits from `BlockDiffusionLM` and the library's
+model, with a configuration that inherits from the library's and `BlockDiffusionConfig`.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from t3d.models.attention import attention_mask as build_mask
 
 
 class BlockDiffusionConfig(PreTrainedConfig):
-    """The training block size and the mask token, beside what the library's family has.
+    """Adds the training block size and the mask token to the configuration of a family.
 
-    Both are absent from some published checkpoints; `t3d.models.loading` resolves them. This
-    class comes after the library's among a family's bases, so that its defaults hold.
+    Both are absent from some published checkpoints; `t3d.models.loading` resolves them. This class
+    comes after the library's among a family's bases, so that the library's defaults hold.
     """
 
     block_size: int | None = None
@@ -39,7 +39,7 @@ class BlockDiffusionConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """What config.json holds, with the top-level fields that other engines read.
+        """The content of config.json, with the top-level fields that other engines read.
 
         transformers 5 writes only `rope_parameters`; engines that do not know it fall back
         to theta 10000 and give wrong output without an error.
@@ -73,10 +73,10 @@ class BlockDiffusionLM(PreTrainedModel):
 
         Args:
             input_ids: int64 [B, L].
-            attention_mask: a block mask in the form of `t3d.models.attention`; by default
-                the block-causal mask of `config.block_size` over whole sequences.
+            attention_mask: a mask made by `t3d.models.attention`; by default the block-causal
+                mask of `config.block_size` over whole sequences.
             position_ids: int64 [B, L]; by default 0..L-1.
-            cache: one whose `update` places keys and values.
+            cache: a cache of transformers' interface, whose `update` stores keys and values.
             select: the positions whose logits are wanted: bool [B, L], or int64 [M], their numbers
                 in row-major order. The vocabulary is wide, so hidden states are gathered before
                 the head.
@@ -95,11 +95,11 @@ class BlockDiffusionLM(PreTrainedModel):
             implementation = self.config._attn_implementation
             assert implementation is not None
             attention_mask = build_mask(implementation, grid, grid, self.dtype)
-        # Every family takes a mask of four dimensions as it is, and makes any other causal.
+        # transformers uses a mask of four dimensions as it is, and makes any other causal.
         assert len(attention_mask.shape) == 4
         decoder, head = self.base_model, self.get_output_embeddings()
         assert isinstance(head, nn.Linear)
-        # By position: the library has renamed its fourth argument, the cache, but never moved it.
+        # By position: releases differ in the name of the fourth argument, the cache, not its place.
         hidden = decoder(
             input_ids,
             attention_mask,

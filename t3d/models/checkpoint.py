@@ -84,7 +84,7 @@ def check_checkpoint(directory: Path) -> dict[str, Any]:
     _check_values(path, document, family)
     read_generation(directory)
     tensors = _read_tensors(directory)
-    # What is built of them would take time and memory.
+    # Bounded, because modules are built of these numbers, which takes time and memory.
     for key in ("num_hidden_layers", "num_experts", "num_local_experts"):
         if document.get(key, 0) > len(tensors):
             raise ValueError(
@@ -92,7 +92,7 @@ def check_checkpoint(directory: Path) -> dict[str, Any]:
                 "tensors; correct it or copy the weights again"
             )
     _check_tensors(directory, _build_config(path, document, family), tensors)
-    # Published checkpoints of the Qwen family may have the two files that it is made of.
+    # Published checkpoints of the Qwen family may have these two in place of tokenizer.json.
     parts = all((directory / name).is_file() for name in ("vocab.json", "merges.txt"))
     if not parts and not (directory / "tokenizer.json").is_file():
         raise ValueError(f"{directory}: no tokenizer.json; save a fast tokenizer beside the model")
@@ -107,7 +107,7 @@ def tensor_shapes(config: BlockDiffusionConfig) -> dict[str, Shape]:
     """
     try:
         model = on_meta(config)
-        # On disk every expert has its own tensors; in memory they are stacked.
+        # Checkpoints store each expert's tensors separately; the model in memory stacks them.
         tensors = revert_weight_conversion(model, model.state_dict())
     except (RuntimeError, OverflowError) as error:
         raise ValueError(f"sizes that no model can have ({first_words(error)})") from None
@@ -115,13 +115,13 @@ def tensor_shapes(config: BlockDiffusionConfig) -> dict[str, Shape]:
 
 
 def _show(value: object) -> str:
-    """A value of a file as text of one short line."""
+    """A value from a file, for a message: one short line."""
     text = repr(value)
     return text if len(text) <= 100 else f"{text[:100]}..."
 
 
 def _check_values(path: Path, document: dict[str, Any], family: Family) -> None:
-    """Every key by itself, as it stands in the file."""
+    """Check the value of every key by itself."""
     kind = document["model_type"]
     for key, remedy in REFUSED.items():
         if document.get(key):
@@ -158,9 +158,9 @@ def _check_values(path: Path, document: dict[str, Any], family: Family) -> None:
 
 
 def _check_rope(path: Path, document: dict[str, Any]) -> None:
-    """RoPE's base stands where its config is of transformers 5 or older, or in both places.
+    """Check that RoPE's base is given, in the place of transformers 5, of older ones, or in both.
 
-    The library falls back to 10000, which would be wrong output without an error.
+    Without it the library falls back to 10000, and the output would be wrong without an error.
     """
     nested = document.get("rope_parameters") or {}
     if not isinstance(nested, dict):
@@ -182,7 +182,7 @@ def _check_positive(path: Path, key: str, value: object) -> None:
 
 
 def _build_config(path: Path, document: dict[str, Any], family: Family) -> Any:
-    """The configuration with the library's defaults, whose values fit each other."""
+    """The configuration, filled with the library's defaults, after checks across its keys."""
     kinds, num_layers = document.get("layer_types"), document["num_hidden_layers"]
     if kinds is not None and kinds != ["full_attention"] * num_layers:
         raise ValueError(
@@ -192,7 +192,7 @@ def _build_config(path: Path, document: dict[str, Any], family: Family) -> Any:
     try:
         config: Any = family.config_class.from_dict(dict(document))
     except Exception as error:
-        # The library's reason comes after a list of its own.
+        # The library's message ends with the reason; the lines before it list values.
         reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
         raise ValueError(
             f"{path}: no {document['model_type']} configuration: {reason[0].strip()[:200]}"
@@ -217,7 +217,7 @@ def _build_config(path: Path, document: dict[str, Any], family: Family) -> Any:
 
 
 def _read_tensors(directory: Path) -> Tensors:
-    """The tensors of all shards, which are those that the index names."""
+    """The tensors of all shards, after a check that the index names just these."""
     index = directory / INDEX
     found = sorted(path.name for path in directory.glob("*.safetensors"))
     if not index.exists():
@@ -306,7 +306,11 @@ def _read_header(shard: Path) -> dict[str, Shape]:
 
 
 def _is_pickle(path: Path) -> bool:
-    """By its first bytes, which could be a length too, but then a brace would follow."""
+    """Whether the first bytes are a pickle's.
+
+    A safetensors file could begin with the same bytes, its header's length, but then a brace
+    follows.
+    """
     with path.open("rb") as file:
         start = file.read(9)
     magic = (b"PK", *(bytes((0x80, protocol)) for protocol in range(2, 6)))

@@ -1,7 +1,7 @@
-"""Autoregressive chat models to block diffusion: the same weights, a mask token and a block size.
+"""Convert autoregressive chat models to block diffusion: same weights, a mask token, a block size.
 
 The result decodes nothing useful before it is adapted (`t3d pretrain`): it has learned to predict
-the next token, and shall predict the one that is masked.
+the next token, and must learn to predict the masked one.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class _Source:
 
     @property
     def options(self) -> dict[str, Any]:
-        """For transformers' `from_pretrained`: no code of the source is run."""
+        """Arguments of transformers' `from_pretrained`, which forbid code of the source to run."""
         gguf = {} if self.gguf_file is None else {"gguf_file": self.gguf_file}
         return {"trust_remote_code": False, **gguf}
 
@@ -76,9 +76,9 @@ def convert(
             that holds one.
         output: the checkpoint's directory, new or empty; it appears as a whole.
         gguf_file: the file's name within `source`, where that holds several or is on the Hub.
-        block_size: what the model is to be trained with.
-        mask_token: added unless the tokenizer has it.
-        dtype: of the weights.
+        block_size: block size that the model will be trained with.
+        mask_token: text of the mask token, which is added unless the tokenizer has it.
+        dtype: number format of the weights.
 
     Returns:
         `output`.
@@ -145,7 +145,7 @@ def convert(
 
 
 def _locate(name: str, gguf_file: str | None) -> _Source:
-    """Where the source lies; fetched if it is on the Hub."""
+    """Find the source's folder; download it if it is on the Hub."""
     package = name.removeprefix("package:")
     path, revision = Path(name) if package == name else _package(package), None
     if path.is_file():
@@ -170,7 +170,7 @@ def _locate(name: str, gguf_file: str | None) -> _Source:
 
 
 def _package(name: str) -> Path:
-    """The folder of an installed package, which is not imported."""
+    """The folder of an installed package, found without importing it."""
     if not name.isidentifier():
         raise ValueError(f"package:{name}: no name of a Python package; name a folder by its path")
     spec = find_spec(name)
@@ -198,7 +198,7 @@ def _fetch(name: str, gguf_file: str | None) -> Path:
 
 
 def _read_gguf(path: Path) -> dict[str, Any]:
-    """What a GGUF file says of itself, its arrays left out."""
+    """The metadata of a GGUF file, without its arrays."""
     try:
         from gguf import GGUFReader
     except ImportError:
@@ -218,7 +218,7 @@ def _load(kind: Any, source: _Source, what: str, **options: Any) -> Any:
 
 
 def _family(name: str, config: PretrainedConfig) -> Family:
-    """What a model becomes."""
+    """The family of block-diffusion models that a model is converted into."""
     if config.model_type in ("sdar", "sdar_moe") or "mask_token_id" in config.to_dict():
         raise ValueError(f"{name}: is a block-diffusion model already")
     families = {family.autoregressive: family for family in FAMILIES.values()}
@@ -231,7 +231,7 @@ def _family(name: str, config: PretrainedConfig) -> Family:
 
 
 def _load_tokenizer(source: _Source, metadata: dict[str, Any]) -> PreTrainedTokenizerBase:
-    # transformers makes up an empty tokenizer where the file is missing.
+    # Without the file transformers would make an empty tokenizer, and raise no error.
     if source.gguf_file is None and not (source.folder / "tokenizer.json").is_file():
         raise ValueError(f"{source.name}: no tokenizer.json; copy the tokenizer's files there")
     tokenizer = _load(AutoTokenizer, source, "the tokenizer")
@@ -241,7 +241,7 @@ def _load_tokenizer(source: _Source, metadata: dict[str, Any]) -> PreTrainedToke
             "family, or add chat_template.jinja"
         )
     if metadata.get("tokenizer.ggml.pre") == "smollm":
-        # transformers leaves out what this name says: every digit stands alone.
+        # transformers ignores what this pre-tokenizer's name stands for: single digits.
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [
                 pre_tokenizers.Digits(individual_digits=True),
@@ -268,7 +268,7 @@ def _add_mask_token(name: str, model: Any, tokenizer: PreTrainedTokenizerBase, t
         model.resize_token_embeddings(mask_id + 1, mean_resizing=False)
     tables = [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
     with torch.no_grad():
-        # Tied tables are one.
+        # Embedding and head may be tied, which must be changed once only.
         for table in {id(table): table for table in tables}.values():
             table[mask_id] = table[:mask_id].float().mean(0)
     return mask_id
@@ -284,13 +284,13 @@ def _as_family(model: PreTrainedModel, family: Family, block_size: int, mask_tok
         converted: Any = family.model_class(config)
     nn.Module.load_state_dict(converted, model.state_dict(), assign=True)
     converted.tie_weights()
-    # Its stop tokens.
+    # The generation config holds the stop tokens.
     converted.generation_config = model.generation_config
     return converted
 
 
 def _check(directory: Path, name: str) -> None:
-    """That t3d takes what came of it: some settings of a family it does not have."""
+    """Check that t3d can load the result: it supports not all settings of a family."""
     try:
         check_checkpoint(directory)
     except ValueError as error:
@@ -298,7 +298,7 @@ def _check(directory: Path, name: str) -> None:
 
 
 def _license(folder: Path, metadata: dict[str, Any]) -> str | None:
-    """As the file itself or the model card beside it has it."""
+    """The license that the file itself, or the model card beside it, states."""
     from huggingface_hub import metadata_load
 
     card = metadata_load(folder / "README.md") if (folder / "README.md").is_file() else None
@@ -307,6 +307,6 @@ def _license(folder: Path, metadata: dict[str, Any]) -> str | None:
 
 
 def _first_line(error: BaseException) -> str:
-    """And the second one, where the first only announces it."""
+    """The first line of an error's message, with the second where the first only announces it."""
     first, *rest = str(error).strip().splitlines() or [type(error).__name__]
     return f"{first} {rest[0].strip()}" if rest and first.endswith(":") else first

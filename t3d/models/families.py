@@ -19,7 +19,7 @@ from t3d.models.sdar import SDARConfig, SDARForCausalLM, SDARMoeConfig, SDARMoeF
 class LlamaConfig(transformers.LlamaConfig, BlockDiffusionConfig):
     """Llama's configuration, the training block size and the mask token."""
 
-    # The library's defaults are ids of Llama 2.
+    # The library's default is an id of Llama 2's tokenizer.
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
 
@@ -44,13 +44,12 @@ class Qwen2ForCausalLM(BlockDiffusionLM, transformers.Qwen2ForCausalLM):  # type
 
 @dataclass(frozen=True)
 class Family:
-    """The classes of a family, and what it is converted from."""
+    """The classes of a family, and the model types that are converted into it."""
 
     config_class: type[BlockDiffusionConfig]
     model_class: type[BlockDiffusionLM]
     autoregressive: str
-    """Values of `model_type` of the autoregressive models that can be converted into this
-        family."""
+    """Value of `model_type` of the autoregressive models that become this family."""
 
 
 FAMILIES = {

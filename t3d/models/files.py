@@ -1,4 +1,4 @@
-"""What is read of a checkpoint's files before anything is built."""
+"""Checks of a checkpoint's files that come before any model is built."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from t3d.core.files import read_object
 
 
 def check_links(directory: Path) -> None:
-    """That nothing of a checkpoint lies outside its directory, templates in folders included.
+    """Check that no file of a checkpoint, in subfolders too, is a link out of its directory.
 
     Raises:
-        ValueError: for a link that leads out; whatever loads a file would follow it.
+        ValueError: for such a link, which every reader of the file would follow.
     """
     home = directory.resolve()
     if home.parent.name == "snapshots":
@@ -24,9 +24,9 @@ def check_links(directory: Path) -> None:
 
 
 def read_generation(directory: Path) -> dict[str, Any]:
-    """The object of generation_config.json, which transformers passes over where it is broken.
+    """The object of generation_config.json, empty if there is no such file.
 
-    None is an empty one.
+    transformers would ignore a broken file.
 
     Raises:
         ValueError: if the file holds no JSON object.

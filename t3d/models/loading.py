@@ -70,17 +70,17 @@ class LanguageModel:
 
     @cached_property
     def _control_tokens(self) -> re.Pattern[str]:
-        """Texts that the tokenizer reads as more than text."""
+        """Pattern of the texts that the tokenizer turns into control tokens."""
         own = {self.mask_token_id, self.pad_token_id, *self.stop_token_ids}
         added = self.tokenizer.added_tokens_decoder.items()
         texts = [t.content for id, t in added if t.special or id in own]
         return re.compile("|".join(map(re.escape, texts)) or r"(?!)")
 
     def check_content(self, name: str, *texts: str) -> None:
-        """That texts of a user's are no more than text to the tokenizer.
+        """Check that a user's texts hold no control token.
 
         Raises:
-            ValueError: naming the first control token, which would forge a turn, end one or mask.
+            ValueError: naming the first one; it would forge a turn, end one, or be a mask.
         """
         for text in texts:
             try:
@@ -97,7 +97,7 @@ class LanguageModel:
                 )
 
     def encode_examples(self, examples: Sequence[Example]) -> list[list[int]]:
-        """The problems' prompts, up to where the model goes on in the assistant's turn.
+        """Token ids of the problems' prompts, up to where the model continues.
 
         Raises:
             ValueError: for a question or prefix that holds a control token, and a verbatim prompt
@@ -117,7 +117,7 @@ class LanguageModel:
         return prompts
 
     def encode_prompts(self, questions: Sequence[str]) -> list[list[int]]:
-        """The chat template around one user turn each, ready for the assistant's answer.
+        """Token ids of each question in the chat template, ready for the assistant's answer.
 
         Raises:
             ValueError: as `encode_examples`.
@@ -138,7 +138,7 @@ class LanguageModel:
         )
 
     def encode_responses(self, texts: Sequence[str]) -> list[list[int]]:
-        """Assistants' answers, each with its end token."""
+        """Token ids of assistants' answers, each with its end token."""
         return [[*ids, self.stop_token_ids[0]] for ids in self._encode(texts)]
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
@@ -147,7 +147,7 @@ class LanguageModel:
 
     def text(self, ids: Sequence[int]) -> str:
         """The text that ids stand for, byte for byte."""
-        # A tokenizer may ask to tidy blanks, which changes programs.
+        # Tokenizers may be set to tidy blanks, which would change programs.
         return str(self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
 
     def decode(self, ids: list[int]) -> str:
@@ -162,20 +162,20 @@ class LanguageModel:
             ValueError: for weights that are not finite; nothing is written then.
         """
         check_finite(str(directory), self.model.state_dict())
-        # Anew, since a trainer changes the model's.
+        # Set again, since a trainer changes the model's.
         self.model.generation_config = self.generation_config()
         self.model.save_pretrained(directory)
         self.tokenizer.save_pretrained(directory)
 
     def generation_config(self) -> GenerationConfig:
-        """The special ids; what a checkpoint says of sampling is not ours, and may be invalid."""
+        """The special ids alone; a checkpoint's settings of sampling may be invalid."""
         return GenerationConfig(
             eos_token_id=list(self.stop_token_ids), pad_token_id=self.pad_token_id
         )
 
 
 def check_finite(name: str, weights: Mapping[str, torch.Tensor]) -> None:
-    """One pass over a model's weights.
+    """Check that a model's weights are finite, and their squares too.
 
     Raises:
         ValueError: naming the first that holds NaN, infinity, or numbers whose squares overflow, as
@@ -209,11 +209,11 @@ def _mask_token(tokenizer: PreTrainedTokenizerBase, config: BlockDiffusionConfig
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, chat: list[dict[str, str]], **options: Any) -> str:
-    """What a chat template of unknown making prints.
+    """The output of a chat template that comes with a checkpoint and may be hostile.
 
     Raises:
-        TimeoutError: where it does not end; a thread's loop can be told to.
-        ValueError: for more than any prompt.
+        TimeoutError: if it does not end; its thread is then told to stop.
+        ValueError: if it prints more than any prompt has.
     """
     printed: Future[Any] = Future()
 
@@ -236,20 +236,20 @@ def _render(tokenizer: PreTrainedTokenizerBase, chat: list[dict[str, str]], **op
 
 
 def _end_of_turn(tokenizer: PreTrainedTokenizerBase, name: str) -> list[int]:
-    """The token that the chat template puts behind an answer.
+    """The token that the chat template puts behind an answer; none if that cannot be told.
 
-    None where it changes the answer, leaves it out or puts text behind it.
+    It cannot where the template changes the answer, leaves it out or puts text behind it.
 
     Raises:
         ValueError: for a template that is missing or broken, or that leaves the question out.
     """
-    # Blanks, case and signs, as templates may change them.
+    # These hold blanks, upper case and signs, which a template may change.
     question, answer = (f"1 < 2 & 'b'\n  Is it so? ({said})" for said in ("Asked", "Told"))
     chat = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     try:
         prompt = _render(tokenizer, chat[:1], add_generation_prompt=True)
         text = _render(tokenizer, chat)
-    # It is a program of the checkpoint's, which may raise anything.
+    # A template is a program of the checkpoint, which may raise anything.
     except Exception as error:
         raise ValueError(
             f"{name}: the tokenizer's chat template is missing or broken, or prints without end; "
@@ -340,10 +340,10 @@ def from_pretrained(
     family = family_of(document["model_type"])
     config = family.config_class.from_dict(document)
     try:
-        # By its file alone where no class is named: Auto would apply its family's own rules.
+        # Read from its file alone where no class is named: Auto would add rules of the family.
         generic = get_tokenizer_config(source).get("tokenizer_class") in _GENERIC_TOKENIZERS
         loader = PreTrainedTokenizerFast if generic else AutoTokenizer
-        # Without the refusal, a checkpoint may ask the user to run its code.
+        # Without this refusal transformers may ask the user whether to run a checkpoint's code.
         tokenizer = loader.from_pretrained(source, trust_remote_code=False)
     except Exception as error:
         raise ValueError(
@@ -374,7 +374,7 @@ def from_pretrained(
     model, report = loaded
     assert not any(report.values())
     check_finite(name, model.state_dict())
-    # The library has tied them only if the checkpoint's head is its embedding, or absent.
+    # The library ties head and embedding only if the checkpoint's are equal, or has no head.
     model.config.tie_word_embeddings = model.lm_head.weight is model.model.embed_tokens.weight
     model = model.to(own_device() if device is None else device).eval()
     return wrap(model, tokenizer, name, hash_weights(source))

@@ -40,11 +40,14 @@ class SDARMoeConfig(Qwen3MoeConfig, BlockDiffusionConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
-        # The objectives know no auxiliary loss of the router.
+        # The objectives have no auxiliary loss for the router.
         self.output_router_logits = False
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """transformers 5 writes only `num_local_experts`, which others do not know."""
+        """The content of config.json; other engines need `num_experts`, which transformers drops.
+
+        transformers 5 writes only `num_local_experts`.
+        """
         return {**super().to_diff_dict(), "num_experts": self.num_experts}
 
 
@@ -56,7 +59,7 @@ class SDARMoeForCausalLM(BlockDiffusionLM, Qwen3MoeForCausalLM):  # type: ignore
 
     @classmethod
     def _can_set_experts_implementation(cls) -> bool:
-        # The library would look for its experts in the source of this file.
+        # The library decides by the source text of this file, which does not mention its experts.
         return True
 
 
@@ -64,7 +67,7 @@ AutoConfig.register("sdar", SDARConfig)
 AutoModelForCausalLM.register(SDARConfig, SDARForCausalLM)
 AutoConfig.register("sdar_moe", SDARMoeConfig)
 AutoModelForCausalLM.register(SDARMoeConfig, SDARMoeForCausalLM)
-# On disk every expert has its own tensors; in memory they are stacked.
+# Checkpoints store each expert's tensors separately; the model in memory stacks them.
 _experts = get_checkpoint_conversion_mapping("qwen3_moe")
 assert _experts is not None
 register_checkpoint_conversion_mapping("sdar_moe", _experts)

@@ -1,6 +1,6 @@
-"""What noisers give and take, and the block-wise steps that they share.
+"""The interface of noisers, and the block-wise operations that they share.
 
-W is a batch's width L rounded up to whole blocks.
+The letter W in shapes is a batch's width L rounded up to whole blocks.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from t3d.core.blocks import BlockLayout
 from t3d.core.rng import fold
 from t3d.core.trajectory import TrajectoryBatch
 
-# What a random number is drawn for.
+# The purposes that random numbers are drawn for; each has a stream of its own.
 LEVEL, SUBSET, REPLACE, TOKEN, LATER, RANDOM_VIEW = range(6)
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a noiser needs to know of the tokenizer."""
+    """The facts about the tokenizer that a noiser needs."""
 
     size: int
     mask_token_id: int
@@ -45,7 +45,7 @@ class View:
 
 
 class Noiser(Protocol):
-    """Views of a batch at a block size.
+    """Function that makes views of a batch at a block size.
 
     `keys` is int64 [B], one key a sequence; `progress` is the share of the run's optimizer
     steps that are done, 0 to 1.
@@ -62,14 +62,14 @@ class Noiser(Protocol):
 
 
 def to_blocks(values: Tensor, layout: BlockLayout, fill: int) -> Tensor:
-    """[B, L] -> [B, N, S], filled up to whole blocks."""
+    """Cut [B, L] into blocks, [B, N, S]; `fill` stands at the end of the last one."""
     width = layout.ceil(values.shape[1])
     padded = pad(values, (0, width - values.shape[1]), value=fill)
     return padded.view(len(values), -1, layout.block_size)
 
 
 def position_keys(keys: Tensor, width: int, purpose: int) -> Tensor:
-    """[B] -> [B, width], one key for each sequence and absolute position."""
+    """Keys for each sequence and absolute position, [B] -> [B, width]."""
     return fold(keys[:, None], purpose, torch.arange(width, device=keys.device))
 
 

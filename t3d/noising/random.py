@@ -68,7 +68,7 @@ class RandomMask:
             own = position_keys(fold(keys, number), target[0].numel(), SUBSET)
             draw = uniform(own).view(target.shape).masked_fill(~target, 2.0)
             loss = target & (draw.argsort(-1).argsort(-1) < num_masked[..., None])
-            # What follows the stop token is never known before it.
+            # Tokens after the stop token are always masked: no decoder knows them before it.
             masked = loss | (response & ~target)
             scale = count if self.weighting == "nelbo" else num_masked
             weight = (scale / (num_masked * self.num_views)).float()[..., None]

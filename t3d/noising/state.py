@@ -1,4 +1,4 @@
-"""States of a trajectory: before some step, what it and later steps committed is masked."""
+"""States of a trajectory: the tokens of some step and of all later ones are masked."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Blocks:
     def nearest(self, rho: Tensor) -> Tensor:
         """The visited state whose masked share is nearest to rho [B, N] from above.
 
-        One that has nothing left to learn is passed over.
+        A state in which no loss token is masked is passed over.
         """
         later = self.order[..., None, :] >= self.order[..., :, None]
         masked = (later & self.response[..., None, :]).sum(-1)
@@ -98,7 +98,7 @@ class Blocks:
 
 @dataclass(frozen=True)
 class TrajectoryState:
-    """States that the teacher visited: before some step, its tokens and later ones masked.
+    """States that the teacher visited: the tokens of some step and of later ones are masked.
 
     Each block draws a noise level rho and takes the visited state whose masked share is
     nearest to rho from above. The share is that of the block's response positions, those
@@ -213,7 +213,7 @@ class ComplementaryState:
         draw = uniform(position_keys(keys, blocks.order.shape[1], LEVEL))  # [B, N]
         state = blocks.masked(blocks.nearest(bound + (self.last_level - bound) * draw))
         weight = torch.ones_like(state, dtype=torch.float32)
-        # What follows the stop token is never known before it.
+        # Tokens after the stop token are always masked: no decoder knows them before it.
         complement = blocks.response & ~(state & blocks.target)
         return [
             make_view(batch, masked, masked & blocks.target, weight, layout, vocabulary)
@@ -226,8 +226,8 @@ class StatePair:
     """CDLM's views, arXiv:2511.19269: two states a < b of one trajectory, and a random mask.
 
     Each block draws a uniformly from the states before steps that committed a loss token, and b
-    uniformly from the later ones, the finished block included. View 0 is a, view 1 is b,
-    and what view 1 masks view 0 masks too; view 2 is RandomMask's, for the NELBO.
+    uniformly from the later ones, the finished block included. View 0 is a and view 1 is b, so
+    view 0 masks everything that view 1 masks. View 2 is RandomMask's, for the NELBO.
     """
 
     def __call__(

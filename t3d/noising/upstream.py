@@ -1,4 +1,4 @@
-"""What the authors' released code trains on, to compare with its numbers."""
+"""The states that the authors' released code trains on, for comparisons with its numbers."""
 
 from __future__ import annotations
 

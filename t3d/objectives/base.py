@@ -1,4 +1,4 @@
-"""What an objective sees: loss tokens, and what the models predict there.
+"""The input of an objective: loss tokens, and the models' predictions there.
 
 M counts the loss tokens of all sequences and views of a batch.
 """
@@ -43,7 +43,7 @@ class LossTokens:
     """Number of response tokens of each sequence, int64 [B]."""
 
     def sequence_sum(self, values: Tensor) -> Tensor:
-        """[M] -> [B]."""
+        """Sum over the loss tokens of each sequence, [M] -> [B]."""
         zeros = values.new_zeros(self.num_sequences)
         return zeros.index_add(0, self.sequence, values)
 
@@ -78,8 +78,8 @@ def grouped_mean(
 class _Projection(torch.autograd.Function):
     """Logits [m, V] of hidden states [m, H] by the head's weights [V, H].
 
-    The gradients of the weights of several chunks are added up in place: those of a linear layer
-    are transposed views, and each sum takes the memory of the weights once more.
+    Chunks add their gradients of the weights in place. torch's own linear layer would return a
+    transposed view for each chunk, and each sum of two would take the memory of the weights again.
     """
 
     @staticmethod
@@ -95,8 +95,10 @@ class _Projection(torch.autograd.Function):
 
 
 class _LogProbs(torch.autograd.Function):
-    """Log-probabilities of some tokens. The gradient is the one tensor [m, V] that it makes; one
-    of logsumexp and one of every gather, and their sums, would be five."""
+    """Log-probabilities of some tokens, with a backward pass that makes one tensor [m, V].
+
+    Autograd would make five: one for logsumexp, one for every gather, and their sums.
+    """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, ids: Tensor) -> Tensor:
@@ -113,7 +115,7 @@ class _LogProbs(torch.autograd.Function):
 
 
 class Distributions:
-    """What a model predicts at m loss tokens."""
+    """Predicted distributions over the vocabulary at m loss tokens."""
 
     def __init__(self, logits: Tensor) -> None:
         """`logits` is [m, V]; log-probabilities are at least float32."""
@@ -140,9 +142,9 @@ class Distributions:
 
 
 class Predictions:
-    """What a model predicts at the loss tokens, as hidden states and the head that reads them.
+    """A model's predictions at the loss tokens, held as hidden states and the head.
 
-    Logits of all of them would fill more memory than the model; `read` makes them in chunks.
+    The logits of all loss tokens may take more memory than the model; `read` makes them in chunks.
     """
 
     def __init__(self, hidden: Tensor, head: Callable[[Tensor], Tensor], vocab_size: int) -> None:
@@ -153,16 +155,16 @@ class Predictions:
 
     @classmethod
     def of_hidden(cls, hidden: Tensor, weight: Tensor) -> Predictions:
-        """Of hidden states [M, H] by the head's weights [V, H]; both of one dtype."""
+        """Predictions from hidden states [M, H] and the head's weights [V, H], of one dtype."""
         return cls(hidden, lambda rows: _Projection.apply(rows, weight), len(weight))  # type: ignore[arg-type]
 
     @classmethod
     def of_logits(cls, logits: Tensor) -> Predictions:
-        """Of logits [M, V] as they are."""
+        """Predictions from logits [M, V]."""
         return cls(logits, lambda rows: rows, logits.shape[-1])
 
     def __getitem__(self, chosen: Tensor) -> Predictions:
-        """Those at some of the tokens: bool [M], or their numbers."""
+        """Predictions at some of the tokens, chosen by bool [M] or by their numbers."""
         return Predictions(self.hidden[chosen], self.head, self.vocab_size)
 
     def detach(self) -> Predictions:
@@ -173,18 +175,18 @@ class Predictions:
 def read(
     function: Callable[..., tuple[Tensor, ...]], *inputs: Predictions | Tensor
 ) -> tuple[Tensor, ...]:
-    """A function of the loss tokens, computed a chunk of them at a time.
+    """Apply a function to the loss tokens, a chunk of them at a time.
 
-    Logits live as long as their chunk: the backward pass makes them once more, unless one chunk
-    was enough.
+    The logits of a chunk are freed after it, and the backward pass computes them again, unless one
+    chunk was enough.
 
     Args:
-        function: of m tokens' `Distributions` for every `Predictions`, and m rows of every tensor.
-            Each token's result must depend on its own rows alone.
-        inputs: at the same M tokens; tensors [M, ...].
+        function: takes `Distributions` at m tokens in place of every `Predictions`, and m rows of
+            every tensor. Each token's result must depend on its own rows alone.
+        inputs: predictions at the same M tokens, and tensors [M, ...].
 
     Returns:
-        What `function` does, for all tokens.
+        The results of `function` for all tokens.
     """
     rows = [i.hidden if isinstance(i, Predictions) else i for i in inputs]
     wide = max(i.vocab_size for i in inputs if isinstance(i, Predictions))
@@ -250,7 +252,7 @@ class Context:
 
 
 class Objective(Protocol):
-    """A loss per sequence, [B], and detached scalar metrics."""
+    """Function that computes a loss per sequence, [B], and detached scalar metrics."""
 
     needs_reference: ClassVar[bool]
     needs_teacher: ClassVar[bool]

@@ -1,4 +1,4 @@
-"""Consistency along a trajectory: what an early state predicts is what a later one does."""
+"""Consistency along a trajectory: an early state should predict what a later one predicts."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Consistency:
     def __call__(self, context: Context) -> tuple[Tensor, dict[str, Tensor]]:
         tokens, teacher, student = context.tokens, context.teacher, context.student
         early, late = tokens.view == 0, tokens.view == 1
-        # What b masks, a masks too, and both come in order of sequence and position.
+        # All tokens that b masks are masked in a too, and both are sorted by sequence and position.
         place = tokens.sequence * (tokens.position.max() + 1) + tokens.position
         still = early & torch.isin(place, place[late])
         revealed = early & ~still

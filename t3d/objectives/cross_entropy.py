@@ -32,7 +32,7 @@ class Nelbo:
 class CrossEntropy:
     """Mean cross-entropy of a sequence's masked tokens.
 
-    On trajectory states naive trajectory distillation, T3D Eq. (5), arXiv:2602.12262; on
+    On trajectory states it is naive trajectory distillation, T3D Eq. (5), arXiv:2602.12262; on
     random masks ReDi's retraining on its own pairs of noise and response, arXiv:2507.15897.
     """
 

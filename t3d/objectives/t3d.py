@@ -97,7 +97,7 @@ class TrajectoryDDO:
             y = best if self.fake == "argmax" else _sample(q, keys)
             return best, y, *q.log_prob(target, y)
 
-        # The reference first: nothing of its pass is kept for the student's.
+        # The reference runs first, and nothing of its pass is kept while the student's runs.
         best, y, frozen, frozen_y = read(draw, context.reference, target, context.sample_keys)
         log_prob, log_prob_y, agrees = read(
             lambda p, target, y, best: (*p.log_prob(target, y), p.argmax() == best),

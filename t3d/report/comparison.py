@@ -108,7 +108,7 @@ def _accuracy(estimate: Estimate | None, bold: bool = False) -> Entry:
 
 
 def _signed(estimate: Estimate | None, *, mark: bool = False, digits: int = 1) -> Entry:
-    """In %, with its sign; `mark` points to the side of 0 that the interval lies on."""
+    """A number in % with its sign; `mark` adds an arrow if its interval lies on one side of 0."""
     if estimate is None:
         return Entry(NONE)
     value, low, high = (
@@ -138,14 +138,14 @@ def _labels(comparison: Comparison, *, is_static: bool) -> dict[DecodingConfig, 
 
 
 def _place(condition: Condition) -> tuple[Any, ...]:
-    """What a column of several speeds has in common."""
+    """The key of a column: everything that its settings of several speeds have in common."""
     return condition.task, *replace(condition.decoding, denoising_steps=1).rank
 
 
 def _few_step_sheet(c: Comparison, temperature: float, recommended: str | None) -> Sheet:
     groups: list[list[list[Entry]]] = []
     speeds = {s: found for (t, s), found in c.speeds.items() if t == temperature and s > 1}
-    # Settings of one speed that differ in anything else are columns of their own.
+    # Settings of one speed that differ in anything else have separate columns.
     columns: dict[tuple[Any, ...], str] = {}
     for one in sorted((one for found in speeds.values() for one in found), key=_place):
         columns[_place(one)] = _where(one, c)

@@ -1,4 +1,4 @@
-"""The figures: one look, one style a method, and two kinds of axes."""
+"""All figures, in one look, with one colour and marker for each method."""
 
 from __future__ import annotations
 
@@ -116,8 +116,8 @@ def comparison_figure(c: Comparison, recommended: str | None = None) -> Figure:
 def frontier_figure(panels: Sequence[Panel]) -> Figure:
     """Accuracy against tokens per forward pass, and per second: a row a panel.
 
-    Lines join the frontier of a method; what it dominates is pale. The marker's shape is
-    the block size, its filling the remasking. Bars are the intervals of `Point.ci95`.
+    Lines join the frontier of a method; points below it are pale. The marker's shape is the block
+    size, its filling the remasking. Bars are the intervals of `Point.ci95`.
     """
     points = [p for _, panel in panels for own in panel.values() for p in own]
     names = order_methods(p.name for p in points)
@@ -191,7 +191,7 @@ def _face(fill: str, colour: str) -> dict[str, Any]:
 
 def _bars(intervals: Sequence[tuple[float, float, float]]) -> list[list[float]]:
     """Lengths below and above of (low, value, high), in %."""
-    # A ratio of rounded numbers may leave -1e-17.
+    # Rounding may give -1e-17 in place of 0.
     below = [max(0.0, 100 * (value - low)) for low, value, _ in intervals]
     return [below, [max(0.0, 100 * (high - value)) for _, value, high in intervals]]
 

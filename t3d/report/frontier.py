@@ -54,7 +54,7 @@ def frontier_terminal(rows: Sequence[ResultRow]) -> RenderableType:
 
 
 def _document(found: Frontier, provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """What `frontier.json` holds."""
+    """The content of `frontier.json`."""
     return {
         "format": FORMAT,
         "provenance": dict(provenance),
@@ -76,7 +76,7 @@ def _groups(points: Sequence[Point]) -> dict[tuple[str, float], dict[str, list[P
 
 
 def panels(points: Sequence[Point]) -> list[Panel]:
-    """What `frontier_figure` draws."""
+    """The panels of `frontier_figure`."""
     return [(_title(where, group), group) for where, group in _groups(points).items()]
 
 

@@ -1,4 +1,4 @@
-"""The look of every table, for the terminal and for Markdown; order and styles of methods."""
+"""Tables for the terminal and for Markdown; order, colours and markers of methods."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NONE = "–"
 
 
 def style(method: str) -> tuple[str, str]:
-    """Colour and marker of a method, the same in every figure, whoever stands beside it."""
+    """Colour and marker of a method, the same in every figure, whatever else is in it."""
     number = zlib.crc32(method.encode())
     other = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
     return _STYLES.get(method, other)

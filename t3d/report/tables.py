@@ -158,7 +158,7 @@ def _speed_sheet(rows: Sequence[ResultRow], where: str) -> Sheet:
 
 
 def grading_sheet(rows: Sequence[ResultRow], where: str) -> list[Sheet]:
-    """Why answers count as wrong; nothing unless rows are graded by more than one exact rule."""
+    """A sheet of why answers are wrong; none unless rows are graded by more than one exact rule."""
     if not any(row.string_accuracy is not None or row.timed_out for row in rows):
         return []
     strict = any(row.faithful is not None for row in rows)

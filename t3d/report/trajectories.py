@@ -29,7 +29,8 @@ _RAMP: tuple[RGB, ...] = (
     (245, 230, 120),
 )
 
-# Control characters would move a terminal's cursor or vanish in a page: show their pictures.
+# Control characters would move a terminal's cursor or be invisible in a page, so their Unicode
+# pictures are shown instead.
 _VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) != "\n"}
 _VISIBLE |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD) | {0x7F: 0x2421}
 

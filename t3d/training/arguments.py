@@ -1,4 +1,4 @@
-"""How the settings of a training run become transformers' TrainingArguments."""
+"""Translate the settings of a training run into transformers' TrainingArguments."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ def training_arguments(config: TrainingConfig, output_dir: Path) -> TrainingArgu
         "lr_scheduler_type": "cosine_with_min_lr",
         "lr_scheduler_kwargs": {"min_lr_rate": 0.1},
         "max_grad_norm": config.max_grad_norm,
-        # `fit` asks for checkpoints by time; an older one goes when a newer one is whole.
+        # The callback `Saving` asks for checkpoints by time. An older one is deleted when a newer
+        # one is complete.
         "save_strategy": "no",
         "save_total_limit": 1,
         "logging_steps": config.logging_steps,
@@ -61,7 +62,7 @@ def training_arguments(config: TrainingConfig, output_dir: Path) -> TrainingArgu
         raise ValueError(f"trainer.{clash[0]} is owned by t3d; set the key of TrainingConfig")
     _check_launch(config)
     _check_trackers(config.report_to)
-    # Processes on CPUs do not find each other without it, and train each for itself.
+    # Without `use_cpu`, processes on CPUs would not find each other, and each train by itself.
     device: dict[str, Any] = {"use_cpu": not torch.accelerator.is_available()}
     try:
         arguments = TrainingArguments(**(device | own | config.trainer))

@@ -1,4 +1,4 @@
-"""Settings of training runs, and how they become transformers' TrainingArguments.
+"""Settings of training runs.
 
 Reading and checking them needs neither torch nor transformers, so that the command line answers
 a wrong call at once.
@@ -28,7 +28,7 @@ class LoraSettings:
     """Low-rank adapters (arXiv:2106.09685) in the layers of a model that stays frozen.
 
     Args:
-        rank: of an adapter.
+        rank: rank of an adapter.
         alpha: an adapter's output is scaled by alpha / rank.
         dropout: share of an adapter's input that is dropped in training.
         target_modules: names of linear layers; by default those of attention and MLP, of a
@@ -53,28 +53,29 @@ class TrainingConfig:
     Args:
         steps: optimizer steps.
         batch_size: sequences an optimizer step, over all processes.
-        micro_batch_size: sequences a forward pass and process; the rest is accumulated.
+        micro_batch_size: sequences in one forward pass of a process; gradients are accumulated
+            over as many passes as make batch_size.
         block_sizes: block sizes to train at, one drawn for each optimizer step.
         optimizer: adamw, or muon (arXiv:2502.16982), which trains the matrices of the layers and
             leaves embeddings, norms and head to AdamW at a quarter of the rate.
         learning_rate: peak rate; the default is for billions of parameters, a million takes 1e-3
             (adamw) to 8e-3 (muon).
         weight_decay: decoupled, of either optimizer.
-        beta2: of AdamW; beta1 is 0.9.
+        beta2: beta2 of AdamW; beta1 is 0.9.
         warmup_steps: steps of linear warm-up, before a cosine to a tenth of the peak.
-        max_grad_norm: gradient norm is clipped to it.
-        save_seconds: between checkpoints that a killed run resumes from; more where writing them
-            would take over a tenth of the time. 0 is after every step, .inf never.
+        max_grad_norm: norm to which larger gradients are clipped.
+        save_seconds: time between checkpoints, from which a killed run resumes; longer where
+            writing them would take over a tenth of the time. 0 is after every step, .inf never.
         logging_steps: steps between logged metrics.
         report_to: trackers of transformers, such as tensorboard or wandb.
         bf16: compute in bfloat16, with float32 master weights.
-        activation_checkpointing: compute activations once more in the backward pass, instead of
-            keeping them: a layer's memory, for about a third more time.
-        attention: sdpa, or flex_attention, which skips what no token sees but has no backward pass
-            on a CPU; auto is flex_attention on a GPU. Decoding keeps its own.
-        sharding: full splits weights, gradients and optimizer over all processes (FSDP2), and the
-            frozen copies; none holds them in each.
-        seed: of data order and noise.
+        activation_checkpointing: compute activations again in the backward pass instead of keeping
+            them: the memory of one layer in place of all, for about a third more time.
+        attention: sdpa, or flex_attention, which skips masked blocks but has no backward pass on a
+            CPU; auto is flex_attention on a GPU. Decoding has an attention of its own.
+        sharding: full splits weights, gradients, optimizer states and the frozen copies over all
+            processes (FSDP2); with none every process holds all of them.
+        seed: seed of data order and noise.
         lora: train low-rank adapters beside the frozen weights; by default all weights.
         trainer: further transformers.TrainingArguments by name.
     """
@@ -138,7 +139,7 @@ class TrainingConfig:
 
 @dataclass
 class MethodConfig:
-    """A method and what it changes of the published settings.
+    """A method, and the settings in which it differs from the published ones.
 
     Args:
         method: name in the table of methods.
@@ -149,9 +150,9 @@ class MethodConfig:
         verify: whether the teacher's trajectory stands in for a student's with another answer.
         decoding: settings to replace where its trajectories are decoded, such as random_share.
         student_decoding: settings to replace further where the student's own are decoded.
-        compat: upstream trains naive_td or t3d as the authors' released code does.
-        num_sequences: training sequences, the first of the data; by default all.
-        learning_rate: replaces that of the shared training settings.
+        compat: with upstream, naive_td and t3d train as the authors' released code does.
+        num_sequences: number of training sequences, taken from the beginning; by default all.
+        learning_rate: replaces the learning rate of the shared training settings.
     """
 
     method: str
@@ -211,16 +212,16 @@ class PretrainConfig:
             its own.
         task: the benchmark whose worked answers are learned, or several, whose problems take
             turns; of a folder or a .jsonl of your own the worked answers are `reference`.
-        folder: of the benchmark's files; by default what `t3d data download` fetched.
+        folder: folder of the benchmark's files; by default the one of `t3d data download`.
         data: chats or texts to adapt the model to, instead of the task's answers.
-        num_examples: training problems, or rows of `data`, at most.
-        data_seed: of the benchmark's stream.
-        vocab_size: tokens at most of the tokenizer learned from the problems.
-        shape: of the model.
+        num_examples: largest number of training problems, or of rows of `data`.
+        data_seed: seed of the training problems of generated tasks.
+        vocab_size: largest number of tokens of the tokenizer, which is learned from the problems.
+        shape: shape of a new model.
         num_views: noised copies of a sequence in one pass.
         prompt_loss: whether prompts take loss as well; by default only responses do.
-        weighting: of the loss at a masked token: nelbo, or uniform.
-        training: optimisation.
+        weighting: weight of the loss at a masked token: nelbo, or uniform.
+        training: settings of the optimisation.
     """
 
     model: str | None = None

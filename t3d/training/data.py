@@ -13,10 +13,10 @@ from t3d.core.rng import derive_key
 class SortedBatchSampler(Sampler[int]):
     """Random batches of an optimizer step, each in order of length.
 
-    Micro-batches then need little padding, while a step sees lengths as they come: batches of
-    similar lengths would make a step see short problems only, and a student forget the long ones.
-    The order is a function of (seed, epoch), so a resumed run continues it. Sequences that fill
-    no batch wait for another epoch.
+    Micro-batches then need little padding, while each optimizer step sees all lengths. If a step
+    saw sequences of one length only, the student would forget the long problems after steps on
+    short ones. The order is a function of (seed, epoch), so a resumed run continues it. The
+    sequences that are left after the last whole batch are skipped in that epoch.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, *, seed: int) -> None:

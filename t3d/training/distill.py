@@ -30,13 +30,13 @@ def distill(
     A killed run continues from its last checkpoint. Of several processes the first one writes.
 
     Args:
-        lm: where the student starts.
+        lm: the model that is trained.
         rows: training sequences as `training_row` or `labelled_row` make them.
-        config: the method.
-        training: optimisation.
+        config: the method and its changes.
+        training: settings of the optimisation.
         output: directory of the student; with `training.lora` its adapter is in adapter/ there.
-        teacher: for methods that need one; by default a copy of `lm`.
-        callbacks: told of every optimizer step.
+        teacher: the frozen model of methods that need one; by default a copy of `lm`.
+        callbacks: callbacks that transformers calls at every optimizer step.
         progress: show a progress bar.
 
     Returns:

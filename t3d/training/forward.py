@@ -73,7 +73,7 @@ def assemble(
         num_response_tokens=batch.num_response_tokens,
     )
     packed, source = pack(grid, _row_width(grid, attn_implementation))
-    # Where every column of the grid went.
+    # The column in the packed rows of every column of the grid.
     place = torch.empty_like(grid.position).flatten()
     kept = (packed.stream != PADDING).flatten().nonzero()[:, 0]
     place[source.flatten()[kept]] = kept
@@ -87,10 +87,11 @@ def assemble(
 
 
 def _row_width(grid: Coordinates, attn_implementation: str) -> int:
-    """Columns of a row: those of the longest sequence, or of them all if that costs nothing.
+    """Width of a packed row: that of the longest sequence, or more where masked blocks are skipped.
 
-    Dense attention costs the square of a row. On a CPU, at the lengths of GSM8K, such rows take
-    a fifth less time than padded sequences, and twice as wide ones more than those.
+    Dense attention costs the square of the width. On a CPU, at the lengths of GSM8K, rows as wide
+    as the longest sequence take a fifth less time than padded sequences, and rows twice as wide
+    take more time than padded ones.
     """
     longest = int((grid.stream != PADDING).sum(1).max())
     return max(longest, FLEX_WIDTH) if attn_implementation == "flex_attention" else longest
@@ -98,7 +99,7 @@ def _row_width(grid: Coordinates, attn_implementation: str) -> int:
 
 @contextmanager
 def attending(models: Sequence[PreTrainedModel], attention: Attention) -> Iterator[None]:
-    """Models attend by that implementation inside, and as before when it ends."""
+    """Context in which the models use another implementation of attention."""
     if attention == "auto":
         on_gpu = models[0].device.type == "cuda"
         attention = "flex_attention" if on_gpu else "sdpa"

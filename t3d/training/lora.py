@@ -1,4 +1,4 @@
-"""LoRA (peft): small trained weights beside those of a frozen base, which is held only once."""
+"""LoRA (peft): small trained weights beside a frozen base, of which there is only one copy."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ _NAME = "default"
 class Adapter:
     """The LoRA weights in the layers of a language model.
 
-    The model keeps its class and is called as before. B is zero at first, so that it predicts as
-    it did; A is drawn from the seed. All other weights are frozen, embeddings and head as well.
+    The model keeps its class and is called as before. The matrices B are zero at first, so that
+    its predictions do not change; the matrices A are drawn from the seed. All other weights are
+    frozen, embeddings and head as well.
     """
 
     def __init__(self, lm: LanguageModel, settings: LoraSettings, seed: int) -> None:
@@ -51,14 +52,14 @@ class Adapter:
         with torch.random.fork_rng():
             torch.manual_seed(derive_key(seed, "lora"))
             self._tuner = LoraModel(lm.model, config, _NAME)
-        # The new layers are in training mode.
+        # peft makes new layers in training mode, whatever mode the model is in.
         lm.model.train(lm.model.training)
         self.weights: dict[str, nn.Parameter] = {
             name: weight for name, weight in lm.model.named_parameters() if weight.requires_grad
         }
         """Adapter weights by their names in the model; kept after `merge`."""
         for weight in self.weights.values():
-            # The optimizer's steps would vanish in half precision.
+            # In half precision the optimizer's small steps would be rounded away.
             weight.data = weight.data.float() if weight.dtype.itemsize < 4 else weight.data
 
     def enable(self, enabled: bool) -> None:
@@ -69,7 +70,7 @@ class Adapter:
             self._tuner.disable_adapter_layers()
 
     def merge(self) -> None:
-        """Fold the adapter into the layers; the model is as it was before, with other weights."""
+        """Add the adapter to the layers' weights and remove its layers from the model."""
         self._tuner.merge_and_unload()
         self.model.requires_grad_(True)
 
@@ -98,7 +99,7 @@ class Adapter:
                 weight.copy_(found[_on_disk(name)])
 
     def save_merged(self, lm: LanguageModel, directory: Path) -> None:
-        """Write what `merge` and `lm.save` would, and leave the model as it is."""
+        """Write the checkpoint of the merged model, without merging this one."""
         from peft.tuners.lora import Linear
 
         weights = {
@@ -109,7 +110,7 @@ class Adapter:
         for name, module in self.model.named_modules():
             if isinstance(module, Linear):
                 base: Tensor = weights[f"{name}.weight"]
-                # One after another to the CPU: the device holds one copy of the base.
+                # Each merged weight moves to the CPU, since the device holds only one base.
                 weights[f"{name}.weight"] = (base + module.get_delta_weight(_NAME)).detach().cpu()
         lm.model.generation_config = lm.generation_config()
         check_finite(str(directory), weights)
@@ -118,9 +119,9 @@ class Adapter:
 
 
 class FrozenAdapter(nn.Module):
-    """An earlier state of an adapted model: the base that both share, and weights of its own.
+    """An earlier state of an adapted model: the shared base, and a frozen copy of the adapter.
 
-    Until it is refreshed it is the base alone. It predicts as in evaluation, without gradients.
+    Until it is refreshed it is the base alone. It runs in evaluation mode, without gradients.
     """
 
     def __init__(self, adapter: Adapter) -> None:
@@ -132,12 +133,12 @@ class FrozenAdapter(nn.Module):
 
     @torch.no_grad()
     def forward(self, **inputs: Any) -> Any:
-        """What the model returns."""
+        """The output of the adapted model in this earlier state."""
         model, training = self._adapter.model, self._adapter.model.training
         self._adapter.enable(bool(self.weights))
         model.eval()
         try:
-            # Not by writing into the student's weights: its backward pass is yet to come.
+            # The student's weights must not be overwritten: its backward pass is yet to come.
             return functional_call(model, dict(self.weights), kwargs=inputs)
         finally:
             model.train(training)
@@ -197,7 +198,7 @@ def _on_disk(name: str) -> str:
 
 
 class AdapterWeights(Weights):
-    """An adapter beside a base that is held once; checkpoints have the adapter alone."""
+    """Training of an adapter; the base is held once, and checkpoints hold the adapter alone."""
 
     def __init__(self, lm: LanguageModel, settings: LoraSettings, seed: int) -> None:
         super().__init__(lm)
@@ -214,12 +215,12 @@ class AdapterWeights(Weights):
         self.adapter.merge()
 
     def write(self, directory: Path, is_first: bool) -> None:
-        """The adapter is folded in."""
+        """Write the merged model of this step."""
         if is_first:
             self.adapter.save_merged(self.lm, directory)
 
     def write_trained(self, directory: Path, is_first: bool) -> None:
-        """The adapter also stands by itself."""
+        """Write the merged model, and the adapter by itself."""
         if is_first:
             self.lm.save(directory)
             self.adapter.save(directory / ADAPTER_DIRECTORY)

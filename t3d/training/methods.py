@@ -155,7 +155,7 @@ def _replace(value: T, settings: dict[str, Any], where: str) -> T:
     listed = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
     for key, setting in listed.items():
         default = getattr(value, key)
-        # A whole number will do for a float, and neither for the other kinds.
+        # An int is accepted for a float; all other types must match.
         kinds = (int, float) if isinstance(default, float) else type(default)
         fits = isinstance(setting, kinds) and isinstance(setting, bool) == isinstance(default, bool)
         if isinstance(setting, tuple):

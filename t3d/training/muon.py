@@ -19,7 +19,7 @@ class Muon(Optimizer):
     """Two parameter groups: matrices by torch's Muon, the rest by torch's AdamW without decay.
 
     Updates of a matrix are orthogonalized and scaled to the size of AdamW's (arXiv:2502.16982).
-    Groups and state are this optimizer's own, so schedules and resumption take it for any other.
+    Groups and state belong to this optimizer, so schedules and resuming work as with any other.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Muon(Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
         assert closure is None
         for part, group in zip(self._parts, self.param_groups, strict=True):
-            # Loading a state puts new objects in their places.
+            # Loading a state replaces these objects, so both optimizers are given them anew.
             part.param_groups, part.state = [group], self.state
             part.step()
 

@@ -1,7 +1,7 @@
 """Train a block-diffusion model on labelled answers with the NELBO, from scratch or further.
 
-Further means that a checkpoint is adapted: one that was converted from an autoregressive model
-(`t3d.models.convert`), or one that knows block diffusion already.
+Further training adapts a checkpoint: one that was converted from an autoregressive model
+(`t3d.models.convert`), or one that decodes block by block already.
 """
 
 from __future__ import annotations
@@ -64,8 +64,9 @@ def new_model(config: PretrainConfig, texts: Sequence[str]) -> LanguageModel:
             **shape,
         )
         model = SDARForCausalLM(settings)
-        # At the library's 0.02 words that are used alike, such as names, grow into one vector
-        # before the model tells them apart, and it never learns to copy them.
+        # With the library's standard deviation of 0.02, the vectors of words that are used alike,
+        # such as names, become equal before the model tells them apart, and it never learns to copy
+        # them.
         embedding = model.model.embed_tokens.weight
         torch.nn.init.normal_(embedding, std=config.shape.hidden_size**-0.5)
     return wrap(model, tokenizer, "new")
@@ -77,8 +78,8 @@ def labelled_rows(
     """Examples with worked answers as training rows.
 
     Raises:
-        ValueError: if an example has no worked answer, or one without the final answer that it
-            has as well, or holds a control token, or a block is longer than the model.
+        ValueError: if an example has no worked answer, or one that lacks the example's final
+            answer, or holds a control token, or if a block is longer than the model.
     """
     check_block_sizes(lm, [block_size])
     for example in examples:
@@ -110,7 +111,7 @@ def labelled_rows(
 
 @dataclass(frozen=True)
 class RowCounts:
-    """What became of the rows of a data set."""
+    """Counts of the rows of a data set: used, cut and dropped."""
 
     rows: int
     cut: int
@@ -134,9 +135,9 @@ def chat_rows(
     last block as `labelled_row` has it. A response that is cut has no end, and nothing to fill.
 
     Args:
-        max_length: tokens of a row at most.
-        over_long: drop longer ones, or cut their responses at whole blocks; a row whose prompt
-            leaves no room for one is dropped all the same.
+        max_length: largest number of tokens of a row.
+        over_long: whether longer rows are dropped, or their responses cut at whole blocks; a row
+            whose prompt leaves no room for a block is dropped in either case.
 
     Raises:
         ValueError: for turns that the chat template refuses, and texts with a control token.
@@ -180,7 +181,7 @@ def _render(lm: LanguageModel, chat: Chat) -> str:
                 chat.prompt, tokenize=False, add_generation_prompt=True
             )
         )
-    # It is a program of the checkpoint's, which may raise anything.
+    # A template is a program of the checkpoint, which may raise anything.
     except Exception as error:
         raise ValueError(f"{chat.name}: the chat template refuses the turns: {error}") from error
 
@@ -188,7 +189,7 @@ def _render(lm: LanguageModel, chat: Chat) -> str:
 def _adaptation_rows(
     lm: LanguageModel, config: PretrainConfig, data: ChatData, chats: Sequence[Chat]
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Training rows of chats or texts, and what provenance says of them."""
+    """Training rows of chats or texts, and a record of them for the provenance."""
     max_length = data.longest(lm.model.config.max_position_embeddings, lm.name)
     size, batch = max(config.training.block_sizes), config.training.batch_size
     check_block_sizes(lm, [size])
@@ -215,14 +216,17 @@ def _adaptation_rows(
 
 
 def _all_response(row: dict[str, Any], mask_id: int) -> dict[str, Any]:
-    """The row without a prompt: all of its tokens take loss. Its last block is filled already."""
+    """The same row with its prompt as response, so that all tokens take loss.
+
+    Its last block is filled already.
+    """
     ids = row["input_ids"]
     return labelled_row([], ids, row["index"], fill_id=mask_id, mask_id=mask_id, block_size=1)
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """A model, and what it is to learn."""
+    """A model and its training rows."""
 
     lm: LanguageModel
     rows: list[dict[str, Any]]
@@ -233,7 +237,8 @@ class Lesson:
 def read_lesson(config: PretrainConfig) -> Lesson:
     """Load or build the model and read its training rows.
 
-    Rows that are too long are told on stderr, and those of `config.data` in the provenance.
+    The number of rows that are too long is printed on stderr; of `config.data` it is recorded in
+    the provenance.
 
     Raises:
         ValueError: for an unknown task, data that cannot be read, or fewer rows than one batch
@@ -279,10 +284,10 @@ def _tell_long(lm: LanguageModel, rows: Sequence[dict[str, Any]]) -> None:
 def pretrain(
     config: PretrainConfig, output: Path, *, lesson: Lesson | None = None, progress: bool = True
 ) -> Path:
-    """Train and save a checkpoint; a killed run continues from the last one on its way.
+    """Train and save a checkpoint; a killed run continues from the last one that it wrote.
 
     Args:
-        lesson: of `read_lesson`, where it has been read.
+        lesson: result of `read_lesson`, where it has been called already.
 
     Returns:
         The checkpoint's directory, `output` itself.
@@ -295,7 +300,7 @@ def pretrain(
     notes: dict[str, Any] = {"data": lesson.source}
     if config.model is not None:
         base = BUILT_IN.get(config.model, Path(config.model)) / "provenance.json"
-        # By itself the name of a directory says little once the directory is gone.
+        # Copied, because the base's directory may be gone when somebody reads its name.
         notes["base"] = read_object(base) if base.is_file() else None
     train(
         lm,

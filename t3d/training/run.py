@@ -49,10 +49,10 @@ def fit(
 ) -> DiffusionTrainer:
     """Train `lm.model` in place, from the last whole checkpoint in `directory` if it has one.
 
-    The model is left in evaluation mode, ready to decode, with `config.lora`'s adapter folded in;
-    by itself the adapter is the trainer's. With `config.sharding` it stays in shards: load what
-    `save_trained` writes. Methods that need a teacher take `teacher`, by default a copy of `lm`
-    as it is given.
+    The model is left in evaluation mode, ready to decode, with the adapter of `config.lora` merged;
+    the trainer still has the adapter by itself. With `config.sharding` the model stays in shards:
+    load the checkpoint that `save_trained` writes. Methods that need a teacher use `teacher`, by
+    default a copy of `lm` as it is given.
 
     Raises:
         ValueError: if there are fewer sequences than one batch takes, or a block is longer than
@@ -82,7 +82,7 @@ def fit(
     last = _last_checkpoint(directory)
     done = 0 if last is None else _step(last)
     if last is not None and done >= config.steps:
-        # Nothing is left to train; transformers would go on for another step.
+        # All steps are done already; transformers would train for one more.
         trainer._load_from_checkpoint(str(last))
         trainer.state = TrainerState.load_from_json(str(last / TRAINER_STATE_NAME))
     else:
@@ -113,8 +113,8 @@ def train(
     several processes the first one writes.
 
     Args:
-        config: all that was asked for, for the provenance.
-        notes: further keys of it.
+        config: the whole configuration, for the provenance.
+        notes: further keys of the provenance.
 
     Returns:
         The provenance, with `optimizer_steps` and `tokens_seen`.
@@ -148,10 +148,10 @@ def train(
 
 
 def check_block_sizes(lm: LanguageModel, sizes: Sequence[int]) -> None:
-    """That a model can hold the blocks, to whose length its sequences are filled.
+    """Check that blocks are no longer than a model's positions: sequences are filled to blocks.
 
     Raises:
-        ValueError: for a longer one.
+        ValueError: for a longer block.
     """
     room = lm.model.config.max_position_embeddings
     if max(sizes) > room:
@@ -162,7 +162,7 @@ def check_block_sizes(lm: LanguageModel, sizes: Sequence[int]) -> None:
 
 
 class _Report(TrainerCallback):
-    """Shows the optimizer steps, and of the logged metrics those that tell whether it goes well."""
+    """Shows the optimizer steps, and the logged metrics that tell whether training goes well."""
 
     def __init__(self, count: Stage) -> None:
         self.count = count
@@ -183,13 +183,13 @@ class _Report(TrainerCallback):
             (before, then), now = self.since, (state.num_input_tokens_seen, time.monotonic())
             found["tokens/s"] = (now[0] - before) / (now[1] - then)
             self.since = now
-        # Metrics of a watched student come by themselves, and the sum of the run at its end.
+        # A log may hold other metrics than loss: those of `Watch`, or the summary of the run.
         self.shown |= found
         self.count.show(self.shown)
 
 
 def _remove_checkpoints(directory: Path) -> None:
-    """Delete what training resumes from, once its result is written; what `Watch` keeps stays."""
+    """Delete the checkpoints once the result is written; files that `Watch` keeps stay."""
     for path in directory.glob("checkpoint-*"):
         shutil.rmtree(path)
     with suppress(OSError):
@@ -208,7 +208,7 @@ class Saving(TrainingCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.now = time.monotonic()
         due = torch.tensor(int(self.now - self.last >= self.pause), device=args.device)
-        # Clocks differ, and no process saves alone: the first one's counts.
+        # All processes must save together and their clocks differ, so the first one decides.
         control.should_save = bool(broadcast(due))
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -222,6 +222,6 @@ def _step(checkpoint: Path) -> int:
 
 
 def _last_checkpoint(directory: Path) -> Path | None:
-    """The newest checkpoint that was written to its end; the trainer's state comes last."""
+    """The newest complete checkpoint, which is one with the trainer's state, written last."""
     whole = [path.parent for path in directory.glob(f"checkpoint-*/{TRAINER_STATE_NAME}")]
     return max(whole, key=_step, default=None)

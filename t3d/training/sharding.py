@@ -1,4 +1,4 @@
-"""A model in shards over all processes (FSDP2), its checkpoints, and the whole model again."""
+"""FSDP2: split a model over all processes, save its checkpoints, and gather the whole model."""
 
 from __future__ import annotations
 
@@ -33,16 +33,17 @@ every tensor."""
 
 
 def shard(model: BlockDiffusionLM, device: torch.device, dtype: torch.dtype | None) -> None:
-    """Split all weights among the processes, in place; a layer's come together while it computes.
+    """Split all weights among the processes, in place; a layer is gathered while it computes.
 
-    Embeddings and head are whole from the forward pass to the end of the backward pass, since the
-    head is applied outside the forward pass (`objectives.Predictions`); of a model that has no
-    backward pass, until `FSDPModule.reshard`.
+    Embeddings and head stay gathered from the forward pass to the end of the backward pass, since
+    the head is applied outside the forward pass (`objectives.Predictions`). In a model that has no
+    backward pass they stay gathered until `FSDPModule.reshard`.
 
     Args:
-        model: on the CPU, so that no device holds all of it, or on `device`.
-        device: of this process.
-        dtype: of the arithmetic; gradients are summed in float32. None for that of the weights.
+        model: a model on the CPU, so that no device ever holds all of it, or on `device`.
+        device: device of this process.
+        dtype: number format of the arithmetic, by default that of the weights; gradients are summed
+            in float32.
     """
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     precision = MixedPrecisionPolicy(dtype, None if dtype is None else torch.float32)
@@ -52,7 +53,10 @@ def shard(model: BlockDiffusionLM, device: torch.device, dtype: torch.dtype | No
 
 
 def gathered(model: BlockDiffusionLM) -> BlockDiffusionLM | None:
-    """A whole copy to be saved on the CPU of the first process, None on the others; all call it."""
+    """A whole copy on the CPU of the first process, for saving; None on the others.
+
+    All processes must call it.
+    """
     weights: dict[str, Tensor] = {}
     for name, weight in model.named_parameters():
         whole = weight.full_tensor() if isinstance(weight, DTensor) else weight
@@ -61,7 +65,7 @@ def gathered(model: BlockDiffusionLM) -> BlockDiffusionLM | None:
     if not _is_first():
         return None
     plain = on_meta(model.config)
-    # What is tied has one name.
+    # Tied weights appear under one of their names only, hence `strict=False`.
     plain.load_state_dict(weights, strict=False, assign=True)
     plain.tie_weights()
     assert not any(weight.is_meta for weight in plain.parameters())
@@ -69,16 +73,16 @@ def gathered(model: BlockDiffusionLM) -> BlockDiffusionLM | None:
 
 
 def tensors(prefix: str, module: nn.Module) -> dict[str, Tensor]:
-    """The weights of a module by their names behind a prefix, for `save` and `load`."""
+    """The weights of a module by `prefix` and name, for `save` and `load`."""
     return {f"{prefix}.{name}": weight.detach() for name, weight in module.named_parameters()}
 
 
 def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
-    """What the optimizer remembers of every weight; makes it, of zeros, before the first step."""
+    """The optimizer's state of every weight; made of zeros before the first step."""
     options = StateDictOptions(flatten_optimizer_state_dict=True)
     state = get_optimizer_state_dict(model, optimizer, options=options)
     return {
-        # Slices, which shards are made of, need a dimension.
+        # Sharded saving cuts slices, for which a scalar needs a dimension.
         f"optimizer.{key}": value.view(1) if value.dim() == 0 else value
         for key, value in state.items()
         if isinstance(value, Tensor)
@@ -91,7 +95,7 @@ def save(directory: Path, state: Mapping[str, Tensor]) -> None:
 
     path = directory / SHARDS_DIRECTORY
     path.mkdir(parents=True, exist_ok=True)
-    # torch's own format has a pickle among its files.
+    # safetensors, because torch's own format of sharded checkpoints contains a pickle.
     writer = HuggingFaceStorageWriter(str(path), save_distributed=True)
     with _alone_or_not():
         state_dict_saver.save(dict(state), storage_writer=writer)
@@ -108,7 +112,7 @@ def load(directory: Path, state: Mapping[str, Tensor]) -> None:
 
 @contextmanager
 def _alone_or_not() -> Iterator[None]:
-    """torch warns where one process saves or loads by itself."""
+    """Context without torch's warning that a single process saves or loads."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is", UserWarning)
         yield
@@ -119,19 +123,19 @@ def _is_first() -> bool:
 
 
 class ShardedWeights(Weights):
-    """A share of every weight in each process; so are the frozen models and checkpoints."""
+    """Every weight, frozen models and checkpoints included, is split over the processes."""
 
     def place(self, frozen: list[nn.Module], device: torch.device, bf16: bool) -> None:
         if not dist.is_initialized():
-            # A process that runs alone has nobody to share with; its checkpoints are as of many.
+            # One process has nothing to split; its checkpoints have the same form as those of many.
             super().place(frozen, device, bf16)
             return
-        # On the CPU, since no device needs to hold them whole.
+        # Placed on the CPU first, so that no device ever holds a whole model.
         super().place(frozen, torch.device("cpu"), bf16)
         for model in (self.lm.model, *frozen):
             assert isinstance(model, BlockDiffusionLM)
             shard(model, device, torch.bfloat16 if bf16 else None)
-        # accelerate leaves what it takes for its own work as it is.
+        # This mark keeps accelerate from wrapping the model a second time.
         self.lm.model._is_accelerate_prepared = True  # type: ignore[assignment]
 
     def after_step(self, frozen: list[nn.Module]) -> None:

@@ -72,7 +72,7 @@ class DiffusionTrainer(Trainer):
             callbacks=callbacks,
             optimizers=(muon(lm.model, arguments) if optimizer == "muon" else None, None),
         )
-        # It would print every log.
+        # transformers' own callback would print every log.
         self.remove_callback(PrinterCallback)
         plugin = self.accelerator.state.deepspeed_plugin if self.is_deepspeed_enabled else None
         if plugin is not None and plugin.zero_stage == 3:
@@ -80,7 +80,8 @@ class DiffusionTrainer(Trainer):
                 "DeepSpeed ZeRO-3 splits the head, which t3d applies outside the forward pass; "
                 "use t3d/recipes/accelerate/zero2.yaml, or training.sharding full without DeepSpeed"
             )
-        # The loss is divided by the sequences of the whole accumulation window, below.
+        # Keeps transformers from dividing the loss: `compute_loss` divides it by the number of
+        # sequences in the whole accumulation window.
         self.model_accepts_loss_kwargs = True
         self.method = method
         self.vocabulary = Vocabulary(
@@ -92,7 +93,8 @@ class DiffusionTrainer(Trainer):
         ]
         self.reference: nn.Module | None = None
         self.teacher: nn.Module | None = None
-        # Batches of whole optimizer steps, so that nothing depends on micro-batches.
+        # Samples are drawn for whole optimizer steps, so that results do not depend on the size
+        # of micro-batches.
         self._sampler = SortedBatchSampler(
             [len(row["input_ids"]) for row in rows],
             self.get_total_train_batch_size(arguments),
@@ -108,7 +110,7 @@ class DiffusionTrainer(Trainer):
 
     @property
     def frozen(self) -> list[nn.Module]:
-        """The reference and the teacher, as far as the method has them."""
+        """The frozen models of the method: reference, teacher, both or none."""
         return [model for model in (self.reference, self.teacher) if model is not None]
 
     def refresh_reference(self) -> None:
@@ -123,13 +125,16 @@ class DiffusionTrainer(Trainer):
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor | int | None]:
         """The accumulation window and the number of its sequences."""
-        # accelerate forgets the epoch where it skips the batches that a resumed run has seen.
+        # Set here, because accelerate loses the epoch when a resumed run skips batches.
         self._sampler.set_epoch(self.state.global_step // self._sampler.num_batches)
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         return batches, torch.tensor(sum(len(b["input_ids"]) for b in batches), device=device)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Forward and backward, which recomputes what checkpointing dropped, attend alike."""
+        """One micro-batch; forward and backward pass use the same implementation of attention.
+
+        With activation checkpointing the backward pass runs layers again, so it needs it as well.
+        """
         models = [self.lm.model, *self.frozen]
         with attending([m for m in models if isinstance(m, PreTrainedModel)], self.attention):
             loss = super().training_step(*args, **kwargs)
@@ -180,10 +185,10 @@ class DiffusionTrainer(Trainer):
         return loss.sum() / num_items_in_batch
 
     def _predictions(self, model: nn.Module, packed: ModelInputs) -> Predictions:
-        """What a model predicts at the loss tokens, in the student's precision."""
+        """A model's predictions at the loss tokens, in the student's precision."""
         head = self.accelerator.unwrap_model(model).get_output_embeddings()
         assert head is not None
-        # accelerate casts only the pass of the model that it trains.
+        # accelerate casts only the model that it trains; frozen models need this context.
         with self.accelerator.autocast():
             [hidden] = model(
                 input_ids=packed.input_ids,
@@ -193,7 +198,7 @@ class DiffusionTrainer(Trainer):
                 with_head=False,
             ).hidden_states
 
-            # Weights are cast once, not with every chunk of logits.
+            # The head's weights are cast here once, rather than for every chunk of logits.
             device = hidden.device.type
             lower = torch.is_autocast_enabled(device)
             dtype = torch.get_autocast_dtype(device) if lower else hidden.dtype
@@ -214,31 +219,32 @@ class DiffusionTrainer(Trainer):
         super().log(logs, start_time)
 
     def record(self, values: dict[str, float]) -> None:
-        """Log values of an optimizer step that are none of the objective's."""
+        """Log values of an optimizer step that do not come from the objective."""
         due = self.control.should_log
         super().log(values)
-        # The library takes any log for the one that is due.
+        # transformers would count this log as the regular one, and skip that.
         self.control.should_log = due
 
     def save_student(self, directory: Path) -> None:
-        """Write the model of this step in the published layout; an adapter is folded in."""
+        """Write the model of this step in the published layout; an adapter is merged."""
         self.weights.write(directory, self.args.should_save)
 
     def save_trained(self, directory: Path) -> None:
-        """Write what `fit` has trained in the published layout, an adapter also by itself.
+        """Write the trained model in the published layout, and an adapter also by itself.
 
-        All processes call it, the first one writes, and it is written when they return.
+        All processes must call it; the first one writes, and all return when that is done.
         """
         self.weights.write_trained(directory, self.args.should_save)
         self.accelerator.wait_for_everyone()
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)
-        # Older releases of torch log one process's share of it otherwise.
+        # Older releases of torch would log the norm of one process's share otherwise.
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        # transformers calls this in every process, `_save` in some releases in the first alone.
+        # Overridden here, because transformers calls this in every process; some releases call
+        # `_save` in the first process only.
         assert output_dir is not None
         default = super().save_model
         self.weights.save(Path(output_dir), self, lambda: default(output_dir, _internal_call))
@@ -260,7 +266,7 @@ class DiffusionTrainer(Trainer):
 
 
 class TrainingCallback(TrainerCallback):
-    """A callback of `fit`, which tells it the trainer."""
+    """A callback whose attribute `trainer` is set by `fit`."""
 
     trainer: DiffusionTrainer
 

@@ -1,4 +1,4 @@
-"""How the weights of a model in training are held and kept: whole, or as a subclass does."""
+"""Weights in training: how they are placed, copied and saved. Subclasses: adapters and shards."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Library = Callable[[], None]
 
 
 class Weights:
-    """All weights in every process, which transformers saves and restores.
+    """The plain case: every process holds all weights, and transformers saves and restores them.
 
     All processes call all methods. `trainer` is the `DiffusionTrainer`, of which the reference, the
     optimizer and the schedule are read.
@@ -35,19 +35,19 @@ class Weights:
             nn.Module.to(model, device)
 
     def frozen_copy(self) -> nn.Module:
-        """The model as it is."""
+        """A frozen copy of the model as it is now."""
         return copy.deepcopy(self.lm.model).requires_grad_(False).eval()
 
     def refresh(self, reference: nn.Module) -> None:
         """Make a frozen copy equal the model again."""
-        # Of a model in shards, each process copies its own.
+        # Of a sharded model this copies each process's own part.
         reference.load_state_dict(self.lm.model.state_dict())
 
     def after_step(self, frozen: list[nn.Module]) -> None:
-        """Free what frozen models keep for a backward pass, which they have not."""
+        """Free memory that frozen models hold for a backward pass that never comes."""
 
     def finish(self) -> None:
-        """Make the model what it was before, with other weights."""
+        """Give the model its plain form, in which it decodes; an adapter is merged."""
 
     def write(self, directory: Path, is_first: bool) -> None:
         """Write the model of this step in the published layout."""
@@ -55,7 +55,7 @@ class Weights:
             self.lm.save(directory)
 
     def write_trained(self, directory: Path, is_first: bool) -> None:
-        """The same after `finish`."""
+        """Write the trained model, after `finish`."""
         self.write(directory, is_first)
 
     def save(self, directory: Path, trainer: Any, library: Library) -> None:
@@ -68,7 +68,7 @@ class Weights:
     def load(self, directory: Path, library: Library) -> None:
         """Restore the model."""
         with warnings.catch_warnings():
-            # transformers reads the config as one of no family, which warns of `rope_scaling`.
+            # transformers reads the config without its family, and then warns of `rope_scaling`.
             warnings.filterwarnings("ignore", "`rope_scaling`", FutureWarning)
             library()
 

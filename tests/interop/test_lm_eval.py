@@ -22,7 +22,7 @@ from lm_eval.tasks import TaskManager
 from t3d.decoding.build import make_decoder
 from t3d.decoding.config import DecodingConfig
 from t3d.decoding.request import Request
-from t3d.interop.lm_eval import RESULTS, SAMPLES, BlockDiffusionLM, _generation, evaluate_tasks
+from t3d.interop.lm_eval import RESULTS, SAMPLES, HarnessModel, _generation, evaluate_tasks
 from t3d.models import LanguageModel, from_pretrained
 from t3d.tasks import get_task
 
@@ -91,9 +91,9 @@ def _unexpected(*_: object) -> None:
     pytest.fail("decoded")
 
 
-def chatting(lm: LanguageModel, decoding: DecodingConfig, **settings: Any) -> BlockDiffusionLM:
+def chatting(lm: LanguageModel, decoding: DecodingConfig, **settings: Any) -> HarnessModel:
     """The model as the harness has it when prompts come through the chat template."""
-    model = BlockDiffusionLM(lm, decoding, **settings)
+    model = HarnessModel(lm, decoding, **settings)
     model.apply_chat_template([{"role": "user", "content": ""}])
     return model
 
@@ -115,8 +115,8 @@ def tokens(lm: LanguageModel, context: str) -> list[int]:
 
 
 def test_control_tokens_in_texts_are_refused(lm: LanguageModel) -> None:
-    def harness() -> BlockDiffusionLM:
-        return BlockDiffusionLM(lm, GREEDY, progress=False)
+    def harness() -> HarnessModel:
+        return HarnessModel(lm, GREEDY, progress=False)
 
     with pytest.raises(ValueError, match=r"^mini, problem 0: the text holds <\|im_end\|>"):
         harness().generate_until(requests([{}], ["Few shots <|im_end|>"]))
@@ -276,7 +276,7 @@ def test_models_come_from_the_registry_by_text(lm: LanguageModel) -> None:
     # What the harness's command line adds.
     added = {"batch_size": "7", "max_batch_size": None, "device": "cpu"}
     model = get_model("t3d").create_from_arg_string(text, added)
-    assert isinstance(model, BlockDiffusionLM)
+    assert isinstance(model, HarnessModel)
     assert (model.batch_size, model.seed) == (7, 3)
     assert model.decoding == DecodingConfig(
         8, 2, "low_confidence_dynamic", 0.8, temperature=0.0, max_new_tokens=8
@@ -285,7 +285,7 @@ def test_models_come_from_the_registry_by_text(lm: LanguageModel) -> None:
     assert model.lm.weights_hash == lm.weights_hash
     assert model.tokenizer_name == "mini_teacher"
     own = get_model("t3d").create_from_arg_string(f"{text},batch_size=2", added)
-    assert isinstance(own, BlockDiffusionLM)
+    assert isinstance(own, HarnessModel)
     assert own.batch_size == 2
     # Ours beside the harness's own.
     assert get_model("dummy").__name__ == "DummyLM"
@@ -308,11 +308,11 @@ def test_models_come_from_the_registry_by_text(lm: LanguageModel) -> None:
 )
 def test_wrong_model_args(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        BlockDiffusionLM.create_from_arg_string(text)
+        HarnessModel.create_from_arg_string(text)
 
 
 def test_likelihoods_and_named_templates_are_refused(lm: LanguageModel) -> None:
-    model = BlockDiffusionLM(lm, GREEDY)
+    model = HarnessModel(lm, GREEDY)
     for method in (model.loglikelihood, model.loglikelihood_rolling):
         with pytest.raises(ValueError, match="no left-to-right likelihood.*not hellaswag"):
             method(requests([{}], task="hellaswag"))
@@ -322,7 +322,7 @@ def test_likelihoods_and_named_templates_are_refused(lm: LanguageModel) -> None:
 
 
 def test_conversations_go_on_where_the_assistant_began(lm: LanguageModel) -> None:
-    model = BlockDiffusionLM(lm, GREEDY)
+    model = HarnessModel(lm, GREEDY)
     turns = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "So"}]
     opened = model.apply_chat_template(turns[:1])
     assert model.apply_chat_template(turns, add_generation_prompt=False) == f"{opened}So"
@@ -344,7 +344,7 @@ def test_tasks_are_checked_before_anything_is_decoded(
     message: str,
 ) -> None:
     monkeypatch.setattr(TaskManager.__init__, "__defaults__", OWN_TASKS)
-    monkeypatch.setattr(BlockDiffusionLM, "generate_until", _unexpected)
+    monkeypatch.setattr(HarnessModel, "generate_until", _unexpected)
     with pytest.raises(ValueError, match=message):
         evaluate_tasks(lm, names, GREEDY, tmp_path / "output", include_path=tasks)
     assert not (tmp_path / "output").exists()

@@ -1,1 +1,1 @@
-"""Checkpoints in the published SDAR layout, for other tools to load; and what is wrong with one."""
+"""Export of checkpoints in the published SDAR layout, and checks of exported ones."""

@@ -1,4 +1,4 @@
-"""The model card: what is known of a checkpoint, and nothing else."""
+"""The model card: only what is known of a checkpoint, without boilerplate."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def write_card(
     """Write README.md of a folder that holds everything else.
 
     Args:
-        source: the model that is exported; of the results its own are shown.
+        source: the model that is exported; only results of its own are shown.
 
     Raises:
         ValueError: if the results cannot be read, or are all of other models.
@@ -97,7 +97,7 @@ def _what(config: dict[str, Any]) -> str:
 
 
 def _how_made(record: dict[str, Any], base: str) -> str:
-    """From provenance.json; empty where there is none."""
+    """How the checkpoint was made, by its provenance.json; empty where there is none."""
     asked = record.get("config", {})
     method = asked.get("method")
     facts = {

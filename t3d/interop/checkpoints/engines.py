@@ -1,7 +1,7 @@
-"""What SGLang and LMDeploy would make of a folder, from the fields that they read.
+"""How SGLang and LMDeploy would read a folder: checks of the fields that they use.
 
-As their code for SDAR was at the end of 2025 (`srt/models/sdar.py`, `srt/dllm/config.py`;
-`pytorch/models/sdar.py`, `pytorch/configurations/sdar.py`).
+The checks follow the engines' code for SDAR at the end of 2025 (`srt/models/sdar.py`,
+`srt/dllm/config.py`; `pytorch/models/sdar.py`, `pytorch/configurations/sdar.py`).
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ class Finding:
 
 
 def engine_findings(directory: Path, stop_token_ids: tuple[int, ...]) -> list[Finding]:
-    """What goes wrong in SGLang and in LMDeploy.
+    """Everything that would go wrong in SGLang and in LMDeploy.
 
     Args:
-        directory: holds a config.json.
-        stop_token_ids: of the model; both engines take theirs from generation_config.json.
+        directory: folder with a config.json.
+        stop_token_ids: the model's stop tokens; both engines read generation_config.json instead.
     """
     config = read_object(directory / "config.json", AGAIN)
     size = config.get("block_size")
@@ -66,7 +66,7 @@ def engine_findings(directory: Path, stop_token_ids: tuple[int, ...]) -> list[Fi
 def _problems(
     consumer: Consumer, config: dict[str, Any], directory: Path, stop_token_ids: tuple[int, ...]
 ) -> Iterator[tuple[str, str]]:
-    """What goes wrong, and the remedy."""
+    """Pairs of a problem and its remedy."""
     name = next(iter(config.get("architectures") or ()), None)
     if name not in MODEL_TYPES:
         yield (

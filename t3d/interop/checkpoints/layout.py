@@ -42,11 +42,11 @@ def export(
     Args:
         model: a checkpoint directory, a Hub name, or a built-in name.
         output: the directory, new or empty.
-        dtype: of the weights; by default as they are.
-        max_shard_size: of one safetensors file, such as 5GB.
-        untie: store the head as a weight of its own where it shares the embedding's.
-        block_size: where config.json lacks it.
-        mask_token_id: where config.json and the tokenizer lack it.
+        dtype: number format of the weights; by default unchanged.
+        max_shard_size: largest size of one safetensors file, such as 5GB.
+        untie: store the head as a separate weight where it shares the embedding's.
+        block_size: training block size, where config.json lacks it.
+        mask_token_id: id of the mask token, where config.json and the tokenizer lack it.
         results: a results.json for the card, which shows this model's rows.
         license: name of the license in the card, such as apache-2.0.
 
@@ -102,7 +102,7 @@ def _stored_dtype(source: str) -> str:
     try:
         document, _ = PreTrainedConfig.get_config_dict(source)
     except (OSError, ValueError):
-        # Loading says what is wrong.
+        # A broken config.json is reported later, when the model is loaded.
         return "float32"
     stated = document.get("dtype") or document.get("torch_dtype")
     return str(stated) if stated in get_args(Dtype) else "float32"
@@ -114,7 +114,7 @@ def _untie(model: Any) -> None:
 
 
 def _finish_config(directory: Path) -> None:
-    """The keys that other engines and transformers 4 read, in place of those of transformers 5."""
+    """Replace transformers 5's keys by those that other engines and transformers 4 read."""
     path = directory / "config.json"
     document = json.loads(path.read_text(encoding="utf-8"))
     name, prefix = document["model_type"], class_prefix(document["model_type"])
@@ -124,7 +124,7 @@ def _finish_config(directory: Path) -> None:
         "AutoModel": f"modeling_{name}.{prefix}Model",
         "AutoModelForCausalLM": f"modeling_{name}.{prefix}ForCausalLM",
     }
-    # rope_theta, rope_scaling and torch_dtype say the same.
+    # These are written as rope_theta, rope_scaling and torch_dtype already.
     for key in ("rope_parameters", "dtype"):
         document.pop(key, None)
     if set(document.get("layer_types") or ()) <= {"full_attention"}:
@@ -133,7 +133,7 @@ def _finish_config(directory: Path) -> None:
 
 
 def _finish_generation_config(directory: Path, lm: LanguageModel, source: Path) -> None:
-    """What the source says, such as calibrated settings, and every stop token."""
+    """Write the source's generation settings, such as calibrated ones, and every stop token."""
     path = source / "generation_config.json"
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     ids = {"eos_token_id": list(lm.stop_token_ids), "pad_token_id": lm.pad_token_id}
@@ -141,14 +141,14 @@ def _finish_generation_config(directory: Path, lm: LanguageModel, source: Path) 
 
 
 def _finish_tokenizer(directory: Path, lm: LanguageModel) -> None:
-    """Settings that transformers 4 understands too, and the mask token's name."""
+    """Write tokenizer settings that transformers 4 also understands, with the mask token's name."""
     path = directory / "tokenizer_config.json"
     document = json.loads(path.read_text(encoding="utf-8"))
     for key in ("backend", "is_local", "local_files_only", "name_or_path"):
         document.pop(key, None)
     if document.get("tokenizer_class") == "TokenizersBackend":
         document["tokenizer_class"] = "PreTrainedTokenizerFast"
-    # A list under this name is the new spelling of the other.
+    # transformers 5 writes as a list under this name what older ones call by another.
     if isinstance(document.get("extra_special_tokens"), list):
         document["additional_special_tokens"] = document.pop("extra_special_tokens")
     document["mask_token"] = lm.tokenizer.convert_ids_to_tokens(lm.mask_token_id)
@@ -156,7 +156,7 @@ def _finish_tokenizer(directory: Path, lm: LanguageModel) -> None:
 
 
 def class_prefix(model_type: str) -> str:
-    """What a family's classes begin with, such as SDAR."""
+    """The prefix of a family's class names, such as SDAR."""
     return family_of(model_type).model_class.__name__.removesuffix("ForCausalLM")
 
 
@@ -164,7 +164,7 @@ def write_code(directory: Path) -> None:
     """Put a family's configuration and modeling file beside its config.json."""
     name = json.loads((directory / "config.json").read_text(encoding="utf-8"))["model_type"]
     model_class, prefix = family_of(name).model_class, class_prefix(name)
-    # The class of the library that has the family's arithmetic.
+    # The class of transformers from which the family inherits its arithmetic.
     stock = next(c for c in model_class.__mro__ if c.__module__.startswith("transformers.models."))
     library = stock.__name__.removesuffix("ForCausalLM")
     for kind in ("configuration", "modeling"):

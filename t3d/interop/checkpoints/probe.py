@@ -1,4 +1,4 @@
-"""What transformers alone makes of an exported folder. Run as a file; imports nothing of t3d.
+"""Run an exported folder by transformers alone. A script; it imports nothing of t3d.
 
     python probe.py DIRECTORY INPUTS OUTPUTS [DIRECTORY INPUTS OUTPUTS ...]
 
@@ -26,11 +26,11 @@ def probe(directory: str, inputs: str, outputs: str) -> None:
     model = AutoModelForCausalLM.from_pretrained(directory, **settings).eval()
     size = model.config.block_size
     cache = DynamicCache()
-    # By position, the mask and positions before it left out: releases of transformers differ in
-    # its name.
+    # The cache is given by position, after None for mask and positions, because releases of
+    # transformers differ in its name.
     model(ids[:, :-size], None, None, cache, use_cache=True, store_kv=True)
     found = {"logits": model(ids).logits}
-    # Twice: what is not stored must leave no trace.
+    # Run twice, because a pass that stores nothing must not change the cache.
     for _ in range(2):
         block = model(ids[:, -size:], None, None, cache, use_cache=True, store_kv=False)
         found["cached"] = block.logits

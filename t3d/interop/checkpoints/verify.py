@@ -1,4 +1,4 @@
-"""Whether a folder does what it claims: reloaded by others, with the same numbers."""
+"""Check an exported folder: reload it by other tools' code, and compare the numbers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TOLERANCE = 1e-4
 
 
 def claims(directory: Path) -> frozenset[Consumer]:
-    """Who the folder is for: transformers, t3d and the engines that its card is tagged with."""
+    """The consumers of the folder: transformers, t3d and the engines that its card names."""
     always: frozenset[Consumer] = frozenset({"transformers", "t3d"})
     return always | served_engines(directory)
 
@@ -53,7 +53,7 @@ def check(directory: Path) -> list[Finding]:
 
 
 def _code_findings(directory: Path, config: dict[str, object]) -> list[Finding]:
-    """What AutoConfig, AutoModel and AutoModelForCausalLM would not find."""
+    """Findings where AutoConfig, AutoModel or AutoModelForCausalLM would not find the code."""
     classes = config.get("auto_map")
     found = []
     for name in ("AutoConfig", "AutoModel", "AutoModelForCausalLM"):
@@ -87,13 +87,13 @@ def probe_inputs(vocab_size: int, block_size: int) -> Tensor:
 
 
 def run_probe(python: str, jobs: Sequence[tuple[Path, Tensor]]) -> list[dict[str, Tensor]]:
-    """What `probe.py` finds under a Python that has transformers, for folders and tokens.
+    """Run `probe.py` by a Python that has transformers, on pairs of a folder and tokens.
 
     Raises:
-        ValueError: if it fails, with the last line of the error.
+        ValueError: if the script fails, with the last line of its error.
     """
     with tempfile.TemporaryDirectory() as folder:
-        # Code of another folder, kept from an earlier run, must not stand in.
+        # A fresh cache of modules, so that no code of an earlier folder is used instead.
         environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": folder}
         command, outputs = [python, "-I", probe.__file__], []
         for number, (directory, ids) in enumerate(jobs):
@@ -110,7 +110,7 @@ def run_probe(python: str, jobs: Sequence[tuple[Path, Tensor]]) -> list[dict[str
 
 @torch.no_grad()
 def expected(lm: LanguageModel, ids: Tensor, block_size: int) -> dict[str, Tensor]:
-    """What `probe.py` must find, by t3d's own model."""
+    """The outputs that `probe.py` must have, computed by t3d's own model."""
     logits = lm.model(ids).logits
     found = {"logits": logits, "cached": logits[:, -block_size:]}
     found["prompt"] = torch.tensor(lm.encode_prompt(probe.QUESTION))
@@ -118,7 +118,7 @@ def expected(lm: LanguageModel, ids: Tensor, block_size: int) -> dict[str, Tenso
 
 
 def _compare(directory: Path, lm: LanguageModel, block_size: int) -> list[Finding]:
-    """Logits and prompts of transformers alone against t3d's."""
+    """Findings where logits or prompts of transformers alone differ from t3d's."""
     ids = probe_inputs(lm.model.config.vocab_size, block_size)
     try:
         (found,) = run_probe(sys.executable, [(directory, ids)])

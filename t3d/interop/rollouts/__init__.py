@@ -1,1 +1,1 @@
-"""Trajectories from and to the rollout JSON of T3D's authors and of dLLM-RL."""
+"""Import and export of trajectories as rollout JSON of T3D's authors and of dLLM-RL."""

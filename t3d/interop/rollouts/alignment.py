@@ -1,4 +1,4 @@
-"""A response as text and a step map, and the same as token ids: aligned, or not taken at all.
+"""Align a response's text and step map with token ids; what cannot be aligned is not imported.
 
 The step map of JetEngine (jetengine_ext/engine/scheduler.py, which T3D's authors and dLLM-RL
 share) has one number a token, up to and including the one that decoding stopped on: the forward
@@ -41,7 +41,7 @@ class Skipped:
 
 @dataclass(frozen=True)
 class TransferReport:
-    """What became of every response of a source."""
+    """Counts of the responses of a source that were taken, and reasons of those that were not."""
 
     source: str
     output: str
@@ -96,11 +96,11 @@ def check_text(lm: LanguageModel, ids: list[int], text: str, same: bool) -> None
     """Raise UnalignedError unless a text stands for these ids and no others.
 
     Args:
-        same: the tokenizer gives the text for the ids and the ids for the text.
+        same: whether the tokenizer decodes the ids to the text and encodes the text to the ids.
     """
     if not same:
         raise UnalignedError("text", "the tokenizer does not give the same text and ids back")
-    # A byte that is no character of its own is written thus, whichever byte it was.
+    # Any byte that is no valid character is written as this one, so its value is lost.
     if "\ufffd" in text:
         raise UnalignedError("text", "the text holds U+FFFD, which stands for lost bytes")
     if lm.mask_token_id in ids:
@@ -108,9 +108,9 @@ def check_text(lm: LanguageModel, ids: list[int], text: str, same: bool) -> None
 
 
 def align(lm: LanguageModel, ids: list[int], step_map: list[int]) -> list[int]:
-    """The ids that a step map counts.
+    """The leading ids that the step map covers.
 
-    Where a decoder stops on a token, what repeats it is padding and in no step map.
+    Where a decoder stops on a token, repetitions of it are padding, which no step map covers.
 
     Raises:
         UnalignedError: if there are not as many ids as steps.
@@ -130,7 +130,7 @@ def align(lm: LanguageModel, ids: list[int], step_map: list[int]) -> list[int]:
 
 
 def steps_within_blocks(step_map: list[int], prompt_length: int, block_size: int) -> list[int]:
-    """From passes over the whole response, from 1, to steps within each block, from 0.
+    """Translate numbers of passes, from 1 over the response, into steps of each block, from 0.
 
     Raises:
         UnalignedError: if blocks of this size, on the absolute grid, were not decoded one after
@@ -148,7 +148,7 @@ def steps_within_blocks(step_map: list[int], prompt_length: int, block_size: int
     for number, group in groupby(positions, key=lambda item: item[0] // block_size):
         block = [step for _, step in group]
         num_passes = max(block) - done
-        # What the last block held behind the stop token is not in the step map.
+        # The step map lacks the tokens of the last block behind the stop token.
         num_unknown = max(0, (number + 1) * block_size - end)
         if min(block) <= done or num_passes - len(set(block)) > num_unknown:
             raise UnalignedError(
@@ -178,12 +178,12 @@ def make_trajectory(
 ) -> Trajectory:
     """A trajectory up to the end of the block that holds the first stop token.
 
-    Their decoder goes on behind `<|im_end|>`, t3d's does not. What a step map does not tell is
-    as if it was never committed; log-probabilities are 0.
+    Their decoder goes on behind `<|im_end|>`, t3d's does not. Tokens that the step map lacks are
+    recorded as never committed; log-probabilities are 0.
 
     Args:
-        ids: as the text gives them, one or more.
-        step_map: as JetEngine counts, one or more.
+        ids: token ids of the text, at least one.
+        step_map: steps as JetEngine counts them, at least one.
 
     Raises:
         UnalignedError: if they cannot be aligned.
@@ -210,7 +210,7 @@ def make_trajectory(
 
 
 def passes(trajectory: Trajectory) -> list[int]:
-    """The step map up to and including the stop token, as JetEngine counts.
+    """The step map up to and including the stop token, counted as JetEngine does.
 
     Raises:
         UnalignedError: if a token was never committed.

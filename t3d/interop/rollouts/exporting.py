@@ -1,4 +1,4 @@
-"""A trajectory store to rollout JSON."""
+"""Export a trajectory store as rollout JSON."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ _QUESTION = "QUESTION"
 def export_rollouts(
     store: TrajectoryStore, lm: LanguageModel, output: Path, *, format: Format
 ) -> TransferReport:
-    """Write what the readers of T3D's authors, or of dLLM-RL's SDAR training, take.
+    """Write a file that the code of T3D's authors, or dLLM-RL's SDAR training, reads.
 
-    They tokenize texts again, so a trajectory whose text gives other ids is left out. What the
-    format cannot say is lost: tokens behind the stop token, the random start, log-probabilities.
+    Their readers tokenize texts again, so a trajectory whose text gives other ids is left out. The
+    format has no place for tokens behind the stop token, x_T and log-probabilities.
 
     Args:
         store: a complete store.
-        lm: the model whose tokenizer the store's ids are of.
-        output: the .json to write.
+        lm: the model whose tokenizer made the store's ids.
+        output: the .json file to write.
         format: t3d for train/self_ddo_sdar_full.py, dllm-rl for train/sft_sdar.py. Rewards,
             which dLLM-RL's reinforcement learning reads, are not known here.
 
@@ -79,9 +79,9 @@ def _entry(
 
 
 def _question(lm: LanguageModel, prompt: str) -> str:
-    """The user's turn, around which the authors' reader puts the chat template again.
+    """The user's turn of a prompt; the authors' reader puts the chat template around it again.
 
-    Their decoder's prompt lacks the template's last newline; their reader adds it.
+    Their decoder's prompt lacks the template's last newline, which their reader adds.
     """
     head, _, tail = _template(lm, _QUESTION).partition(_QUESTION)
     body = prompt.rstrip("\n")

@@ -1,4 +1,4 @@
-"""Rollout JSON to a trajectory store."""
+"""Import rollout JSON into a trajectory store."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def import_rollouts(
         source: a JSON list; see `t3d.interop.rollouts.rows`.
         lm: the teacher, whose tokenizer the rollouts were decoded with.
         output: directory of the store.
-        format: which keys hold what.
-        block_size: of the decoder that made the rollouts.
+        format: format of the file, which determines its keys.
+        block_size: block size of the decoder that made the rollouts.
         prompt_suffix: what followed each question in the user's turn, for files without the
             key `prompt`, which holds the whole prompt.
 
@@ -81,7 +81,7 @@ def import_rollouts(
             "log_probs": "unknown, 0",
         },
         model=lm.name,
-        # Nothing tells that these weights decoded them.
+        # The file does not prove that this model's weights decoded the responses.
         weights_hash=None,
         seed=0,
         packages=package_versions(),
@@ -104,7 +104,7 @@ def import_rollouts(
 def _align(
     lm: LanguageModel, responses: Sequence[Response], block_size: int, prompt_suffix: str
 ) -> tuple[list[Trajectory], list[Skipped]]:
-    """Trajectories of what can be taken, and the rest."""
+    """Trajectories of the responses that can be aligned, and a report of the others."""
     ids = encode(lm, [response.text for response in responses])
     texts = decode(lm, ids)
     rows: list[Trajectory] = []

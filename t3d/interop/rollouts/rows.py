@@ -95,7 +95,7 @@ def _responses(row: Any, entry: int, stem: str, format: Format) -> Iterator[Resp
     for sample, (text, steps) in enumerate(zip(texts, maps, strict=True)):
         label = name if len(texts) == 1 else f"{name}/{sample}"
         text = _text({key: text}, key) or ""
-        # Their writer puts a text where the rollout was lost.
+        # Their writer puts an empty text in place of the list where the rollout was lost.
         steps = [] if steps == "" else steps
         if not isinstance(steps, list) or not all(type(step) is int for step in steps):
             raise ValueError(f"'step_map' must hold lists of whole numbers, got {steps!r:.60}")
