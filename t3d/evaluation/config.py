@@ -27,7 +27,8 @@ class EvaluationConfig:
         settings: the grid; the first is full-step and defines `agreement`.
         batch_size: problems decoded at the same time.
         seed: of candidate sampling.
-        measure_latency: decode a few problems at batch 1 for each setting.
+        measure_latency: decode a few problems at batch 1 for each setting; in a run with several
+            workers for dynamic settings only, which then have the machine to themselves.
         num_shown: problems whose trajectories the report shows.
     """
 

@@ -269,8 +269,8 @@ def test_train_then_evaluate(checkpoint: Path, store: Path, tmp_path: Path, t3d:
     other = t3d(*command, "--num_problems", 4, "--settings", one)
     assert other.code == 1
     assert "holds what another recipe made (limit, problems differ)" in other.err
-    named = t3d("eval", "--model", checkpoint, "--num_problems", 2, "--settings", one, "--name", "mine",
-                "--output", tmp_path / "named")  # fmt: skip
+    named = t3d("eval", "--model", checkpoint, "--num_problems", 2, "--settings", one,
+                "--name", "mine", "--output", tmp_path / "named")  # fmt: skip
     assert named.code == 0, named.err
     (row,) = json.loads((tmp_path / "named" / "results.json").read_text())["rows"]
     assert (row["method"], row["optimizer_steps"]) == ("mine", 0)
