@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,20 @@ def check_links(directory: Path) -> None:
     """That nothing of a checkpoint lies outside its directory, templates in folders included.
 
     Raises:
-        ValueError: for a link that leads out; whatever loads a file would follow it.
+        ValueError: for a link that leads out, or to nothing; whatever loads a file would follow it.
     """
-    home = directory.resolve()
+    home = Path(os.path.realpath(directory))
     if home.parent.name == "snapshots":
         # The Hub's cache: files are links into `blobs` beside `snapshots`.
         home = home.parent.parent
     for file in sorted(directory.rglob("*")):
-        if file.is_symlink() and not file.resolve().is_relative_to(home):
+        if not file.is_symlink():
+            continue
+        # Of links in a ring, too, which `Path.resolve` raises errors of its own for.
+        if not Path(os.path.realpath(file)).is_relative_to(home):
             raise ValueError(f"{file}: a link out of its directory; copy the file itself")
+        if not file.exists():
+            raise ValueError(f"{file}: a link to nothing; copy the file itself, or delete it")
 
 
 def read_generation(directory: Path) -> dict[str, Any]:
