@@ -112,7 +112,9 @@ def read_object(path: Path, remedy: str = "copy it again") -> dict[str, Any]:
             raise ValueError(f"larger than {MAX_JSON_BYTES} bytes")
         text = path.read_text(encoding="utf-8")
         document = parse_json(text, parse_constant=_refuse_constant)
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}; {remedy}") from None
+    except ValueError as error:
         raise ValueError(f"{path}: not valid JSON: {first_words(error)}; {remedy}") from None
     if not isinstance(document, dict):
         raise ValueError(f"{path}: not a JSON object; {remedy}")
@@ -144,7 +146,11 @@ def _refuse_constant(name: str) -> None:
 
 def first_words(error: BaseException) -> str:
     """What an error says, as one line of 200 characters at most."""
-    return " ".join((str(error) or type(error).__name__).split())[:200]
+    said = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        # Without its number and the path, which who asks tells.
+        said = error.strerror
+    return " ".join((said or type(error).__name__).split())[:200]
 
 
 def check_output(directory: Path, *own: str) -> None:
@@ -170,6 +176,16 @@ def check_output(directory: Path, *own: str) -> None:
             f"{directory}: exists already and holds {min(found)}, which is not of the same making; "
             "choose a new or empty directory"
         )
+
+
+def check_file(path: Path) -> None:
+    """The rule of outputs that are one file: a name, and no folder, pipe or device has it.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if path == Path() or (path.exists() and not path.is_file()):
+        raise ValueError(f"output: {str(path)!r} names no file; name one of its own")
 
 
 def make_directory(directory: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from t3d.evaluation.results import ORIGINAL
 from t3d.grid import digest, load
 from t3d.models import LanguageModel
 from t3d.progress import note, stage
-from t3d.provenance import write_json
+from t3d.provenance import read_object, write_json
 from t3d.recipe import RunConfig
 from t3d.rng import derive_key
 from t3d.rollout import rollout
@@ -200,7 +199,7 @@ def train_student(
                     callbacks=_watch(config, student),
                     progress=progress,
                 )
-        records.append(json.loads((directory / "provenance.json").read_text(encoding="utf-8")))
+        records.append(read_object(directory / "provenance.json"))
         if number + 1 < built.rounds:
             student = load(directory)
     # The arguments know the processes, even where all rounds were trained before.

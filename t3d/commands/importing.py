@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from t3d.interchange.rows import Format
+from t3d.provenance import check_file
 
 
 def import_command(
@@ -61,6 +62,8 @@ def export_rollouts_command(
         output: the .json to write.
         format: t3d or dllm-rl.
     """
+    check_file(output)
+
     from t3d.grid import load
     from t3d.interchange import exporting
     from t3d.store import TrajectoryStore

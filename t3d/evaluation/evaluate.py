@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from t3d.blocks import BlockLayout
 from t3d.decoding.build import make_decoder
@@ -27,7 +25,7 @@ from t3d.evaluation.samples import (
 )
 from t3d.models import LanguageModel
 from t3d.progress import bar
-from t3d.provenance import write_json
+from t3d.provenance import read_object, write_json
 from t3d.rng import derive_key
 from t3d.shards import Shards
 from t3d.tasks import Example, Task
@@ -64,9 +62,9 @@ class Evaluation:
         """
         path = directory / _ROW
         try:
-            row: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            row = read_object(path)
             found = ResultRow(**{**row, "ci95": tuple(row["ci95"])})
-        except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{path}: not an evaluation of this version ({error}); "
                 "delete its directory to evaluate anew"

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from t3d.decoding.request import Completion, Passes
-from t3d.provenance import write_bytes
+from t3d.provenance import first_words, write_bytes
 from t3d.shards import list_of, to_parquet
 from t3d.tasks import Grade
 
@@ -110,7 +110,7 @@ def read_samples(path: Path) -> list[tuple[str, Sample]]:
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
         raise ValueError(
-            f"{path}: cannot be read ({error}); delete its directory to evaluate anew"
+            f"{path}: cannot be read ({first_words(error)}); delete its directory to evaluate anew"
         ) from None
     if not table.schema.equals(SAMPLES):
         raise ValueError(

@@ -17,8 +17,9 @@ from t3d.dtypes import Dtype
 from t3d.export.card import write_card
 from t3d.models import LanguageModel, from_pretrained
 from t3d.models.families import family_of
+from t3d.models.files import read_generation
 from t3d.models.loading import BUILT_IN
-from t3d.provenance import check_output, write_bytes, write_json
+from t3d.provenance import check_output, read_object, write_bytes, write_json
 
 TEMPLATES = Path(__file__).parent / "templates"
 """Code that runs under transformers 4 and 5, so no type checker for one of them reads it."""
@@ -114,7 +115,7 @@ def _untie(model: Any) -> None:
 def _finish_config(directory: Path) -> None:
     """The keys that other engines and transformers 4 read, in place of those of transformers 5."""
     path = directory / "config.json"
-    document = json.loads(path.read_text(encoding="utf-8"))
+    document = read_object(path)
     name, prefix = document["model_type"], class_prefix(document["model_type"])
     document["architectures"] = [f"{prefix}ForCausalLM"]
     document["auto_map"] = {
@@ -132,16 +133,14 @@ def _finish_config(directory: Path) -> None:
 
 def _finish_generation_config(directory: Path, lm: LanguageModel, source: Path) -> None:
     """What the source says, such as calibrated settings, and every stop token."""
-    path = source / "generation_config.json"
-    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     ids = {"eos_token_id": list(lm.stop_token_ids), "pad_token_id": lm.pad_token_id}
-    write_json(directory / "generation_config.json", before | ids)
+    write_json(directory / "generation_config.json", read_generation(source) | ids)
 
 
 def _finish_tokenizer(directory: Path, lm: LanguageModel) -> None:
     """Settings that transformers 4 understands too, and the mask token's name."""
     path = directory / "tokenizer_config.json"
-    document = json.loads(path.read_text(encoding="utf-8"))
+    document = read_object(path)
     for key in ("backend", "is_local", "local_files_only", "name_or_path"):
         document.pop(key, None)
     if document.get("tokenizer_class") == "TokenizersBackend":
@@ -160,7 +159,7 @@ def class_prefix(model_type: str) -> str:
 
 def write_code(directory: Path) -> None:
     """Put a family's configuration and modeling file beside its config.json."""
-    name = json.loads((directory / "config.json").read_text(encoding="utf-8"))["model_type"]
+    name = read_object(directory / "config.json")["model_type"]
     model_class, prefix = family_of(name).model_class, class_prefix(name)
     # The class of the library that has the family's arithmetic.
     stock = next(c for c in model_class.__mro__ if c.__module__.startswith("transformers.models."))

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from t3d.export import probe
 from t3d.export.card import served_engines
-from t3d.export.engines import AGAIN, Consumer, Finding, engine_findings, read_object
+from t3d.export.engines import AGAIN, Consumer, Finding, engine_findings
 from t3d.models import LanguageModel, from_pretrained
+from t3d.provenance import read_object
 
 TOLERANCE = 1e-4
 """Of logits, as a share of the largest, in float32."""
@@ -37,7 +38,7 @@ def check(directory: Path) -> list[Finding]:
     Raises:
         ValueError: if there is no config.json that can be read.
     """
-    config = read_object(directory / "config.json")
+    config = read_object(directory / "config.json", AGAIN)
     try:
         lm = from_pretrained(str(directory))
     except ValueError as error:
@@ -68,7 +69,7 @@ def _code_findings(directory: Path, config: dict[str, object]) -> list[Finding]:
 
 def _tokenizer_findings(directory: Path) -> list[Finding]:
     """What transformers 4 would not load."""
-    settings = read_object(directory / "tokenizer_config.json")
+    settings = read_object(directory / "tokenizer_config.json", AGAIN)
     found = []
     if settings.get("tokenizer_class") == "TokenizersBackend":
         problem = "tokenizer_class TokenizersBackend is unknown to transformers 4"
