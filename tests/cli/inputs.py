@@ -8,6 +8,8 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 import yaml
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -16,6 +18,7 @@ from t3d.cli import main
 from t3d.models import tiny, wrap
 from t3d.tasks import get_task
 from t3d.tasks.tokenizer import train_tokenizer
+from tests.models.llama_gguf import write_gguf
 
 SHORT = "--decoding.max_new_tokens 8 --decoding.temperature 0"
 TRAIN = "--training.steps 1 --training.batch_size 2 --training.micro_batch_size 2"
@@ -26,12 +29,20 @@ CALLS: list[tuple[str, str, str]] = [
     ("run", "run.yaml --output done", "run.yaml model done"),
     ("compare", "compare.yaml --output out", "compare.yaml model own"),
     ("compare", "compare.yaml --dry_run", "compare.yaml model own"),
+    ("run", "rounds.yaml --output out", "rounds.yaml own model"),
+    ("run", "adapt.yaml --output out", "adapt.yaml own ar"),
     ("convert", "ar --output out", "ar"),
+    ("convert", "ar.gguf --output out", "ar.gguf"),
     ("pretrain", "pretrain.yaml --output out", "pretrain.yaml own"),
     (
         "pretrain",
         f"--model model --data.path chats.jsonl --output out {TRAIN}",
         "model chats.jsonl",
+    ),
+    (
+        "pretrain",
+        f"--model model --data.path chats.parquet --output out {TRAIN}",
+        "model chats.parquet",
     ),
     (
         "rollout",
@@ -112,6 +123,7 @@ def build(root: Path) -> None:
     chats = [[("user", r["question"]), ("assistant", r["reference"])] for r in rows[:4]]
     turns = [[{"role": role, "content": text} for role, text in chat] for chat in chats]
     _lines(root / "chats.jsonl", [{"messages": chat} for chat in turns])
+    pq.write_table(pa.Table.from_pylist(rows[:4]), root / "chats.parquet")
     upstream = [{"question": r["question"], "ground_truth_answer": r["answer"]} for r in rows[:3]]
     (root / "upstream.json").write_text(json.dumps(upstream))
     (root / "data").mkdir()
@@ -133,7 +145,12 @@ def build(root: Path) -> None:
     shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "head_dim": 4}
     pretrain = {"task": "own", "num_examples": 4, "vocab_size": 300, "shape": shape}
     compare = {key: value for key, value in run.items() if key != "watch"} | {"seeds": [0]}
+    rtd = {"rtd": {"method": "rtd", "rounds": 2, "noiser": {"num_views": 1}}}
+    own = run | {"task": "own", "watch": None}
     recipes = {
+        "rounds": own | {"methods": rtd},
+        "adapt": own
+        | {"adapt": {"source": "ar", "pretrain": pretrain | {"training": training}}, "methods": {}},
         "run": run,
         "compare": compare | {"task": "own", "recommended": "t3d"},
         "pretrain": pretrain | {"training": training},
@@ -163,9 +180,11 @@ def _lines(path: Path, rows: list[Any]) -> None:
 def _autoregressive(path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
-        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=128,
+        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=256,
     )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(path)
+    model = LlamaForCausalLM(config)
+    model.save_pretrained(path)
+    write_gguf(path.with_suffix(".gguf"), model, tokenizer)
     tokenizer.save_pretrained(path)
 
 

@@ -108,9 +108,9 @@ def test_what_was_found(
 ) -> None:
     make_small(monkeypatch)
     spelled: list[Damage] = []
-    for name, *how in damages:
+    for name, kind, number, value in damages:
         path = min(inputs.glob(name))
-        spelled.append((str(path.relative_to(inputs)), *how))
+        spelled.append((str(path.relative_to(inputs)), kind, number, value))
     case = Case(command, tuple(call.split()), tuple(read.split()), tuple(spelled))
     *problems, last = attempt(case, inputs, tmp_path / "case")
     assert not problems
@@ -162,7 +162,10 @@ def test_wrong_calls_end_in_a_sentence(
     make_small(monkeypatch)
 
     @settings(
-        max_examples=5, phases=[Phase.generate], suppress_health_check=[*HealthCheck], database=None
+        max_examples=5,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+        database=None,
     )
     @given(cases(command, inputs))
     def try_one(case: Case) -> None:
