@@ -61,6 +61,7 @@ def by_process(arguments: list[str]) -> tuple[int, str, str]:
     try:
         out, err = process.communicate()
     except KeyboardInterrupt:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate()
     return process.returncode, out.decode(errors="replace"), err.decode(errors="replace")

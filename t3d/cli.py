@@ -346,7 +346,7 @@ def _sentence(message: str) -> str:
 def _short(message: str) -> str:
     """An error on one line of bounded length, without the names of Python's classes."""
     message = _CLASS.sub(r"\1", " ".join(message.split()))
-    message = re.sub(r"\b\w+Error: ", "", message)
+    message = re.sub(r"\b\w+Error: ", "", message).replace("NoneType", "null")
     return message if len(message) <= MAX_SENTENCE else f"{message[:MAX_SENTENCE]} ..."
 
 
@@ -357,6 +357,6 @@ def _without_union(message: str) -> str:
         return message
     mere = ("Expected", "Not a valid subclass", "a class path", "a dict with")
     told = [error for error in found[2].split(" - ") if not error.startswith(mere)]
-    kinds = _CLASS.sub(r"\1", found[1]).replace("NoneType", "null").replace(", ", " or ")
+    kinds = _CLASS.sub(r"\1", found[1]).replace(", ", " or ")
     before = " ".join(message.split())[: found.start()]
     return before + (told[0] if told else f"expected {kinds}, got {found[3]}")

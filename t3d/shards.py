@@ -148,7 +148,7 @@ class Shards:
         except pa.ArrowException as error:
             raise StoreError(f"{shard}: not a Parquet file ({error}); {remedy}") from None
         if not table.schema.equals(self.schema):
-            wrong = sorted(_columns(table.schema) ^ _columns(self.schema)) or ["their order"]
+            wrong = sorted(_columns(table.schema) ^ _columns(self.schema)) or ["order or nulls"]
             raise StoreError(f"{shard}: missing or unknown columns: {', '.join(wrong)}; {remedy}")
         if table.num_rows != mark["rows"]:
             raise StoreError(f"{shard}: {table.num_rows} rows, {mark['rows']} recorded; {remedy}")

@@ -22,6 +22,8 @@ MAX_TEMPLATE_TEXT = 10**6
 """Characters around one short question; published templates print some thousands."""
 MAX_GROWTH = 1000
 """Characters that rules of a tokenizer may make of one; those of published ones make three."""
+_ONE_AT_A_TIME = threading.Lock()
+"""The limit is the whole process's; two that come and go would leave one behind."""
 _TEXT_RULES = ("normalizer", "pre_tokenizer", "decoder")
 
 
@@ -31,16 +33,17 @@ def bounded_memory(more: int) -> Iterator[None]:
     if sys.platform != "linux":
         yield
         return
-    before = resource.getrlimit(resource.RLIMIT_DATA)
-    pages = int(Path("/proc/self/statm").read_text().split()[5])
-    limit = pages * resource.getpagesize() + more
-    if before[0] != resource.RLIM_INFINITY:
-        limit = min(limit, before[0])
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_DATA, before)
+    with _ONE_AT_A_TIME:
+        before = resource.getrlimit(resource.RLIMIT_DATA)
+        pages = int(Path("/proc/self/statm").read_text().split()[5])
+        limit = pages * resource.getpagesize() + more
+        if before[0] != resource.RLIM_INFINITY:
+            limit = min(limit, before[0])
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
 def render(tokenizer: PreTrainedTokenizerBase, chat: list[dict[str, str]], **options: Any) -> str:

@@ -318,7 +318,7 @@ def _wrong_files(
     """What was left half written, or cannot be read again."""
     # An empty folder is as good as none; the cache is where a task of the harness puts it.
     changed = [n for n in after if before.get(n) != after[n] != FOLDER and "cache" not in n]
-    partial = [name for name in changed if name.endswith(".partial") or name.startswith(".")]
+    partial = [name for name in changed if name.endswith(".partial") or name.startswith(".out")]
     if partial and not (case.command in RESUMABLE and code):
         yield f"left behind: {partial[:5]}"
     gone = sorted(before.keys() - after.keys())
