@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -101,6 +102,26 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
+def check_regular(path: Path) -> None:
+    """That a path that is there is a file; a pipe would wait for who writes.
+
+    Raises:
+        OSError: for anything else.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "no regular file", str(path))
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a regular file.
+
+    Raises:
+        OSError: for anything else.
+    """
+    check_regular(path)
+    return path.read_bytes()
+
+
 def read_object(path: Path, remedy: str = "copy it again") -> dict[str, Any]:
     """A JSON object of bounded size, as JSON has it: without NaN and infinities.
 
@@ -110,8 +131,7 @@ def read_object(path: Path, remedy: str = "copy it again") -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise ValueError(f"larger than {MAX_JSON_BYTES} bytes")
-        text = path.read_text(encoding="utf-8")
-        document = parse_json(text, parse_constant=_refuse_constant)
+        document = parse_json(read_file(path), parse_constant=_refuse_constant)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}; {remedy}") from None
     except ValueError as error:

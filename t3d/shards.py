@@ -138,7 +138,7 @@ class Shards:
         mark = _read_mark(shard)
         remedy = f"remove it and {shard.stem}.json and run the same again to fill the gap"
         try:
-            data = shard.read_bytes()
+            data = provenance.read_file(shard)
         except OSError as error:
             raise StoreError(f"{shard}: cannot be read: {error.strerror}; {remedy}") from None
         if hashlib.sha256(data).hexdigest() != mark["sha256"]:

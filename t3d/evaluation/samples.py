@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from t3d.decoding.request import Completion, Passes
-from t3d.provenance import first_words, write_bytes
+from t3d.provenance import check_regular, first_words, write_bytes
 from t3d.shards import list_of, to_parquet
 from t3d.tasks import Grade
 
@@ -107,6 +107,7 @@ def read_samples(path: Path) -> list[tuple[str, Sample]]:
         ValueError: if it is no such file.
     """
     try:
+        check_regular(path)
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
         raise ValueError(

@@ -13,7 +13,8 @@ def check_links(directory: Path) -> None:
     """That nothing of a checkpoint lies outside its directory, templates in folders included.
 
     Raises:
-        ValueError: for a link that leads out, or to nothing; whatever loads a file would follow it.
+        ValueError: for a link that leads out, or to nothing, and for a pipe, which whatever
+            loads a file would follow or wait for.
     """
     home = Path(os.path.realpath(directory))
     if home.parent.name == "snapshots":
@@ -21,6 +22,8 @@ def check_links(directory: Path) -> None:
         home = home.parent.parent
     for file in sorted(directory.rglob("*")):
         if not file.is_symlink():
+            if not file.is_file() and not file.is_dir():
+                raise ValueError(f"{file}: no regular file; copy it again")
             continue
         # Of links in a ring, too, which `Path.resolve` raises errors of its own for.
         if not Path(os.path.realpath(file)).is_relative_to(home):

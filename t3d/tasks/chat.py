@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from t3d.provenance import first_words
+from t3d.provenance import check_regular, first_words
 from t3d.ranges import check_ranges
 from t3d.tasks.records import read_json_lines
 
@@ -130,6 +130,7 @@ def _parquet(path: Path) -> Iterator[Any]:
     import pyarrow.parquet as pq
 
     try:
+        check_regular(path)
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(1024):
                 yield from batch.to_pylist()
