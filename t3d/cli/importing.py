@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from t3d.core.files import check_file
 from t3d.interop.rollouts.rows import Format
 
 
@@ -61,6 +62,8 @@ def export_rollouts_command(
         output: the .json to write.
         format: t3d or dllm-rl.
     """
+    check_file(output)
+
     from t3d.core.store import TrajectoryStore
     from t3d.interop.rollouts import exporting
     from t3d.models.loading import from_pretrained

@@ -158,7 +158,7 @@ def test_no_store(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "cannot be read as JSON"),
+        ("{", "not valid JSON"),
         ("[]", "not a JSON object"),
         ('{"format": 1}', "store format 1 is not supported, only 2; roll out again"),
         ('{"name": "app"}', "store format None is not supported"),

@@ -286,7 +286,7 @@ def test_a_damaged_folder_is_named(copy: Path, name: str) -> None:
 
 
 def test_a_folder_without_a_config(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"config.json: no such file"):
+    with pytest.raises(ValueError, match=r"config.json: cannot be read: No such file"):
         check(tmp_path)
 
 
