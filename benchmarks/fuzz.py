@@ -24,12 +24,12 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import given, seed, settings
 from rich.console import Console
 from rich.table import Table
 
 from t3d.cli.commands import COMMANDS
-from tests.cli.fuzzing import Case, attempt, cases, make_small, without_numbers
+from tests.cli.fuzzing import ONCE, Case, attempt, cases, make_small, without_numbers
 from tests.cli.inputs import build
 
 SECONDS, MUCH = 15.0, 2.0
@@ -39,13 +39,8 @@ GRACE = 10.0
 MEMORY = 12 << 30
 PROCESSES = 40
 """One case of so many is a process of its own."""
-BUDGET = settings(
-    max_examples=12,  # Of a command before the next one's turn.
-    database=None,
-    deadline=None,
-    phases=[Phase.generate],
-    suppress_health_check=[*HealthCheck.__members__.values()],
-)
+ROUND = settings(ONCE, max_examples=12)
+"""Cases of a command before the next one's turn."""
 
 
 def by_process(arguments: list[str]) -> tuple[int, str, str]:
@@ -150,7 +145,7 @@ def fuzz(asked: argparse.Namespace, root: Path, folder: Path) -> int:
     for turn in count():
         for number, command in enumerate(commands):
             drawn = given(strategies[command])(try_one)
-            seed(f"{asked.seed} {turn} {number}")(settings(BUDGET)(drawn))()
+            seed(f"{asked.seed} {turn} {number}")(ROUND(drawn))()
         if time.monotonic() > end:
             break
     if asked.words:

@@ -205,7 +205,14 @@ def parse(name: str, arguments: Sequence[str]) -> tuple[Callable[..., None], dic
         if key.startswith("--") and value.startswith(("{", "[", "&")):
             _check_yaml(key, value)
     try:
-        settings = parser.instantiate(parser.parse_args(arguments)).as_dict()
+        parsed = parser.parse_args(arguments)
+        for key, default in parser.get_defaults().items(branches=True):
+            # Which the parser takes, and drops or fails on when it builds the group.
+            if isinstance(default, jsonargparse.Namespace) and not isinstance(
+                parsed[key], type(default)
+            ):
+                raise argparse.ArgumentError(None, f"{key}: expected keys, got {parsed[key]}")
+        settings = parser.instantiate(parsed).as_dict()
     except ValueError as error:
         raise ValueError(_without_union(str(error))) from None
     except argparse.ArgumentError as error:
@@ -338,6 +345,9 @@ def _sentence(message: str) -> str:
     message = re.sub(r"[Uu]nable to load config '(.*?)' - .*", r"expected keys, got \1", message)
     message = _CLASS.sub(r"\1", message).replace("typing.", "")
     message = re.sub(r"Expected an? (.*?)\. Got value: ?", r"expected \1, got ", message)
+    message = re.sub(
+        r"[Nn]ot a valid subclass of (\w+)\. Got value: ?", r"expected \1, got ", message
+    )
     message = re.sub(r"^[A-Z]|(?<=: )[A-Z](?=[a-z])", lambda m: m[0].lower(), message)
     message = message.partition(" Subclass types expect")[0]
     return _short(re.sub(r"\bgot ?$", "got nothing", message))

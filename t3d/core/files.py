@@ -82,7 +82,7 @@ def read_object(path: Path, remedy: str = "copy it again") -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise ValueError(f"larger than {MAX_JSON_BYTES} bytes")
-        document = parse_json(read_file(path), parse_constant=_refuse_constant)
+        document = parse_json(read_file(path).decode(), parse_constant=_refuse_constant)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}; {remedy}") from None
     except ValueError as error:

@@ -174,7 +174,7 @@ def load_results(path: Path) -> list[ResultRow]:
             or missing keys, or values that no evaluation gives.
     """
     try:
-        document = parse_json(read_file(path))
+        document = parse_json(read_file(path).decode())
     except FileNotFoundError:
         raise ValueError(f"{path}: no such results file; make one with `t3d eval`") from None
     except ValueError as error:

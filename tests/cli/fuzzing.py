@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
 from t3d.cli.commands import COMMANDS
@@ -121,8 +122,8 @@ class Case:
     @property
     def asks_for_much(self) -> bool:
         """Whether it may be a lot of work by right."""
-        told = json.dumps([self.arguments, [value for *_, value in self.damages]])
-        numbers = re.findall(r"\d{3,}|e[3-9]\d*|inf|Infinity", told)
+        told = repr([self.arguments, [value for *_, value in self.damages]])
+        numbers = re.findall(r"\d{3,}|e[3-9]\d*|inf", told)
         # What is left of a recipe may be its defaults.
         damaged = any(kind == "bytes" or name.endswith("yaml") for name, kind, *_ in self.damages)
         return bool(numbers) or damaged
@@ -218,6 +219,18 @@ def _swapped(words: list[str], swapped: tuple[int, str] | None) -> list[str]:
     return [*words[:place], *([text] if text else []), *words[place + 1 :]]
 
 
+ONCE = settings(
+    database=None,
+    deadline=None,
+    phases=[Phase.generate],
+    suppress_health_check=[
+        HealthCheck.too_slow,
+        HealthCheck.data_too_large,
+        HealthCheck.filter_too_much,
+        HealthCheck.large_base_example,
+    ],
+)
+"""Each case is tried as it is drawn: it is small, and may take long."""
 Call = Callable[[list[str]], tuple[int, str, str]]
 """Runs a call: exit code, stdout, stderr."""
 
