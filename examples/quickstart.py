@@ -3,15 +3,14 @@
 from pathlib import Path
 
 import t3d
-from t3d.decoding.config import RolloutConfig
-from t3d.decoding.rollout import rollout
 
 task = t3d.get_task("mini_gsm")
 run = Path("runs/quickstart")
 
 teacher = t3d.from_pretrained("mini_teacher")
 full_steps = t3d.DecodingConfig(block_size=4, denoising_steps=4, max_new_tokens=96)
-store = rollout(teacher, task.examples("train", 500), run / "store", RolloutConfig(full_steps))
+prompts = task.examples("train", 500)
+store = t3d.rollout(teacher, prompts, run / "store", t3d.RolloutConfig(full_steps))
 
 student = t3d.from_pretrained("mini_teacher")
 training = t3d.TrainingConfig(steps=50, batch_size=32, micro_batch_size=32, learning_rate=1e-3)

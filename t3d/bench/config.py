@@ -51,10 +51,10 @@ class DecodeSettings:
                 raise ValueError(f"engines must name some of {known}, got {name!r}")
         if "t3d" not in self.engines:
             raise ValueError("engines must name t3d, which the others are compared with")
-        counts = (
-            "batch_sizes denoising_steps block_size prompt_tokens new_tokens num_requests repeats"
-        )
-        check_ranges(self, {"[1, inf)": counts, "(-inf, inf)": "seed"})
+        # All requests are in memory before the first is decoded.
+        held, counts = "batch_sizes num_requests", "denoising_steps block_size"
+        counts += " prompt_tokens new_tokens repeats"
+        check_ranges(self, {"[1, 65536]": held, "[1, inf)": counts, "(-inf, inf)": "seed"})
         if not self.batch_sizes:
             raise ValueError("batch_sizes is empty; name at least one size")
         if not self.denoising_steps:

@@ -80,6 +80,12 @@ def measure(lm: LanguageModel, settings: DecodeSettings, rates: Rates) -> list[D
     """
     if "oracle" in settings.engines and lm.model.device.type != "cpu":
         raise ValueError("engine oracle decodes on a CPU alone; give --device cpu or leave it out")
+    positions = lm.model.config.max_position_embeddings
+    if settings.prompt_tokens[1] + settings.new_tokens > positions:
+        raise ValueError(
+            f"prompt_tokens of {settings.prompt_tokens[1]} and new_tokens={settings.new_tokens} "
+            f"are more than the {positions} positions of {lm.name}; give smaller ones"
+        )
     return [
         row
         for batch in settings.batch_sizes

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from t3d.cli.common import print_paths
+from t3d.core.files import check_file
 
 
 def download_command(
@@ -40,6 +41,8 @@ def convert_command(source: Path, output: Path, dataset: str) -> None:
         output: the .jsonl to write.
         dataset: its name, which the problems' ids begin with.
     """
+    check_file(output)
+
     from t3d.tasks.upstream import convert_upstream
 
     num = convert_upstream(source, output, dataset)

@@ -14,22 +14,15 @@ from t3d.cli.common import distinct_rows, print_paths, show
 from t3d.core.files import check_output, write_json
 from t3d.core.provenance import provenance
 from t3d.decoding.config import DecodingConfig
-from t3d.evaluation.config import EvaluationConfig, Speed
-from t3d.tasks import ProtocolName, Split, get_task
+from t3d.evaluation.config import GridConfig, Speed
+from t3d.tasks import Split
 
 
 def eval_command(
     model: str,
     output: Path,
-    task: str = "mini_gsm",
-    data: Path | None = None,
-    protocol: ProtocolName = "standard",
     split: Split = "test",
-    limit: int = 500,
-    max_new_tokens: int | None = None,
     name: str | None = None,
-    num_workers: int = 1,
-    unsafe_exec: bool = False,
     *,
     progress: bool = True,
     **settings: Any,
@@ -41,7 +34,7 @@ def eval_command(
     output, step map and grade.
 
     Examples:
-      t3d eval --model mini_teacher --limit 100 --output runs/teacher_eval
+      t3d eval --model mini_teacher --num_problems 100 --output runs/teacher_eval
       t3d eval --model my/checkpoint --task gsm8k --max_new_tokens 512 --output runs/gsm8k
       t3d eval --model runs/student --task questions.jsonl --output runs/student_eval
           --settings '[{denoising_steps: 4, max_new_tokens: 96}]'
@@ -49,37 +42,18 @@ def eval_command(
     Args:
         model: a checkpoint directory, a Hub name, or mini_teacher.
         output: directory of results.json and samples.parquet.
-        task: the benchmark, or a .jsonl of your own, or a folder with one for every split, such as
-            test.jsonl: question, answer, which a response is to hold in \\boxed{}, and how they
-            are compared, grader: exact or math; by default math for numbers.
-        data: folder of the benchmark's files; by default what `t3d data download` fetched.
-        protocol: standard, or t3d for the prompts and tests of T3D's authors byte for byte.
         split: of the benchmark.
-        limit: problems at most.
-        max_new_tokens: replaces that of every setting.
         name: the method in the tables; by default a student's directory name, or original.
-        num_workers: processes that decode at the same time, one a GPU where there are GPUs.
-        unsafe_exec: run the programs of code benchmarks without the sandbox.
         progress: show progress bars.
     """
-    config = _longer(EvaluationConfig(**settings), max_new_tokens)
-    benchmark = get_task(task, data=data, protocol=protocol, unsafe_exec=unsafe_exec)
+    config = GridConfig(**settings)
 
     from t3d.experiment.grid import evaluate_into
     from t3d.report.tables import terminal_tables
 
-    evaluations = evaluate_into(
-        model, name, benchmark, split, limit, config, output, num_workers, progress=progress
-    )
+    evaluations = evaluate_into(model, name, config, split, output, progress=progress)
     show(terminal_tables([evaluation.row for evaluation in evaluations]))
     print_paths(output, "results.json", "samples.parquet")
-
-
-def _longer(config: EvaluationConfig, max_new_tokens: int | None) -> EvaluationConfig:
-    if max_new_tokens is None:
-        return config
-    settings = (replace(s, max_new_tokens=max_new_tokens) for s in config.settings)
-    return replace(config, settings=tuple(settings))
 
 
 def frontier_command(runs: list[Path], output: Path) -> None:
@@ -110,18 +84,11 @@ def frontier_command(runs: list[Path], output: Path) -> None:
 def calibrate_command(
     model: str,
     output: Path,
-    task: str = "mini_gsm",
-    data: Path | None = None,
-    protocol: ProtocolName = "standard",
     split: Split = "dev",
-    limit: int = 500,
-    max_new_tokens: int | None = None,
     max_loss: float = 1.0,
     confidence: float = 0.95,
     speed: Speed = "tokens_per_forward",
     write: bool = True,
-    num_workers: int = 1,
-    unsafe_exec: bool = False,
     *,
     progress: bool = True,
     **settings: Any,
@@ -139,38 +106,26 @@ def calibrate_command(
     Args:
         model: a checkpoint directory.
         output: directory of results.json, samples.parquet and calibration.json.
-        task: the benchmark, or a .jsonl of your own, or a folder with one for every split, such as
-            test.jsonl: question, answer, which a response is to hold in \\boxed{}, and how they
-            are compared, grader: exact or math; by default math for numbers.
-        data: folder of the benchmark's files; by default what `t3d data download` fetched.
-        protocol: standard, or t3d for the prompts and tests of T3D's authors byte for byte.
         split: of the benchmark.
-        limit: problems at most.
-        max_new_tokens: replaces that of every setting.
         max_loss: of accuracy against the baseline, in points.
         confidence: that all accepted settings lose no more than that.
         speed: what the fastest setting is the fastest in.
         write: the choice into the checkpoint; otherwise it is only shown.
-        num_workers: processes that decode at the same time, one a GPU where there are GPUs.
-        unsafe_exec: run the programs of code benchmarks without the sandbox.
         progress: show progress bars.
     """
     if write and not Path(model).is_dir():
         raise ValueError(f"{model}: no checkpoint directory to write to; give --write false")
-    config = _longer(EvaluationConfig(**settings), max_new_tokens)
-    benchmark = get_task(task, data=data, protocol=protocol, unsafe_exec=unsafe_exec)
+    config = GridConfig(**settings)
 
     from t3d.decoding.defaults import write_generation_config
     from t3d.evaluation.calibrate import choose
     from t3d.experiment.grid import evaluate_into
     from t3d.report.tables import calibration_terminal
 
-    evaluations = evaluate_into(
-        model, None, benchmark, split, limit, config, output, num_workers, progress=progress
-    )
+    evaluations = evaluate_into(model, None, config, split, output, progress=progress)
     full, *others = [evaluation.cell for evaluation in evaluations]
     choice = choose(others, full, max_loss=max_loss, confidence=confidence, speed=speed)
-    write_json(output / "calibration.json", asdict(choice))
+    write_json(output / "calibration.json", choice.document())
     show(calibration_terminal(choice))
     print_paths(output, "calibration.json")
     if write:
@@ -219,13 +174,13 @@ def lm_eval_command(
     """
     from lm_eval.utils import make_table
 
-    from t3d.experiment.grid import load
     from t3d.interop.lm_eval import RESULTS, SAMPLES, evaluate_tasks
+    from t3d.models.loading import from_pretrained
 
     # The harness prints to stdout, which belongs to the results.
     with redirect_stdout(sys.stderr):
         found = evaluate_tasks(
-            load(model),
+            from_pretrained(model),
             tasks,
             decoding,
             output,
@@ -273,14 +228,14 @@ def analyze_command(
 
     from t3d.analysis.analyze import analyze
     from t3d.core.store import TrajectoryStore
-    from t3d.experiment.grid import load
+    from t3d.models.loading import from_pretrained
 
     rows = TrajectoryStore.open(trajectories).read()
     # Columns of a table want short names.
     shared = os.path.commonpath([Path(name).parent for name in students]) if students else ""
     labels = [Path(teacher).name, *(os.path.relpath(name, shared or ".") for name in students)]
     models = [
-        replace(load(name), name=label)
+        replace(from_pretrained(name), name=label)
         for name, label in zip((teacher, *students), labels, strict=True)
     ]
     analysis = analyze(models[0], models[1:], rows, config, progress=progress)

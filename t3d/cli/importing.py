@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from t3d.core.files import check_file
 from t3d.interop.rollouts.rows import Format
 
 
@@ -30,12 +31,12 @@ def import_command(
         block_size: of the decoder that made the rollouts.
         prompt_suffix: what followed each question, for files that lack the key prompt.
     """
-    from t3d.experiment.grid import load
     from t3d.interop.rollouts.importing import REPORT, import_rollouts
+    from t3d.models.loading import from_pretrained
 
     report = import_rollouts(
         source,
-        load(model),
+        from_pretrained(model),
         output,
         format=format,
         block_size=block_size,
@@ -61,12 +62,14 @@ def export_rollouts_command(
         output: the .json to write.
         format: t3d or dllm-rl.
     """
+    check_file(output)
+
     from t3d.core.store import TrajectoryStore
-    from t3d.experiment.grid import load
     from t3d.interop.rollouts import exporting
+    from t3d.models.loading import from_pretrained
 
     store = TrajectoryStore.open(trajectories)
-    report = exporting.export_rollouts(store, load(model), output, format=format)
+    report = exporting.export_rollouts(store, from_pretrained(model), output, format=format)
     for row in report.skipped:
         print(f"{trajectories}, row {row.entry} ({row.prompt_id}): {row.reason}: {row.detail}")
     print(report.summary)

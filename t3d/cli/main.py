@@ -30,11 +30,13 @@ MAX_RECIPE_VALUES = 10_000
 """Aliases count as often as they are used: a few lines of them may stand for billions."""
 
 MAX_INTEGER = 2**63
+MAX_SENTENCE = 1000
+"""Characters of an error, which may hold a value that is as long as a file."""
 
 _CLASS = re.compile(r"<class\s+'(?:\w+\.)*(\w+)'>")
 _UNION = re.compile(
     r"[Dd]oes not validate against any of the Union subtypes Subtypes: \[(.*?)\] "
-    r"Errors: - (.*?) Given value type: .*? Given value: (.*)"
+    r"Errors: - (.*?) Given value type: .*? Given value: ?(.*)"
 )
 _NO_MEMORY = re.compile(r"can't allocate memory: you tried to allocate (\d+)|out of memory")
 _NO_DISK = re.compile(
@@ -65,9 +67,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except Exception as error:
         told = _beyond_the_machine(error, settings.get("output"))
+        if told is None and isinstance(error, OSError) and error.filename is not None:
+            told = f"{error.filename}: {error.strerror}; name another path, or mend this one"
         if told is None and not isinstance(error, ValueError | OSError):
             raise
-        print(f"t3d: error: {told or error}", file=sys.stderr)
+        print(f"t3d: error: {_short(told or str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         resumable = name in COMMANDS and COMMANDS[name].resumable
@@ -201,7 +205,14 @@ def parse(name: str, arguments: Sequence[str]) -> tuple[Callable[..., None], dic
         if key.startswith("--") and value.startswith(("{", "[", "&")):
             _check_yaml(key, value)
     try:
-        settings = parser.instantiate(parser.parse_args(arguments)).as_dict()
+        parsed = parser.parse_args(arguments)
+        for key, default in parser.get_defaults().items(branches=True):
+            # Which the parser takes, and drops or fails on when it builds the group.
+            if isinstance(default, jsonargparse.Namespace) and not isinstance(
+                parsed[key], type(default)
+            ):
+                raise argparse.ArgumentError(None, f"{key}: expected keys, got {parsed[key]}")
+        settings = parser.instantiate(parsed).as_dict()
     except ValueError as error:
         raise ValueError(_without_union(str(error))) from None
     except argparse.ArgumentError as error:
@@ -331,10 +342,22 @@ def _sentence(message: str) -> str:
     message = _without_union(message)
     message = re.sub(r"Problem with given class_path '[^']*': ", "", message)
     message = re.sub(r'Parser key "([^"]*)":', r"\1:", message)
+    message = re.sub(r"[Uu]nable to load config '(.*?)' - .*", r"expected keys, got \1", message)
     message = _CLASS.sub(r"\1", message).replace("typing.", "")
-    message = re.sub(r"Expected an? (.*?)\. Got value: ", r"expected \1, got ", message)
+    message = re.sub(r"Expected an? (.*?)\. Got value: ?", r"expected \1, got ", message)
+    message = re.sub(
+        r"[Nn]ot a valid subclass of (\w+)\. Got value: ?", r"expected \1, got ", message
+    )
     message = re.sub(r"^[A-Z]|(?<=: )[A-Z](?=[a-z])", lambda m: m[0].lower(), message)
-    return message.partition(" Subclass types expect")[0]
+    message = message.partition(" Subclass types expect")[0]
+    return _short(re.sub(r"\bgot ?$", "got nothing", message))
+
+
+def _short(message: str) -> str:
+    """An error on one line of bounded length, without the names of Python's classes."""
+    message = _CLASS.sub(r"\1", " ".join(message.split()))
+    message = re.sub(r"\b\w+Error: ", "", message).replace("NoneType", "null")
+    return message if len(message) <= MAX_SENTENCE else f"{message[:MAX_SENTENCE]} ..."
 
 
 def _without_union(message: str) -> str:
@@ -344,6 +367,6 @@ def _without_union(message: str) -> str:
         return message
     mere = ("Expected", "Not a valid subclass", "a class path", "a dict with")
     told = [error for error in found[2].split(" - ") if not error.startswith(mere)]
-    kinds = _CLASS.sub(r"\1", found[1]).replace("NoneType", "null").replace(", ", " or ")
+    kinds = _CLASS.sub(r"\1", found[1]).replace(", ", " or ")
     before = " ".join(message.split())[: found.start()]
     return before + (told[0] if told else f"expected {kinds}, got {found[3]}")

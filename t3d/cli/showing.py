@@ -95,10 +95,10 @@ def generate_command(
     from t3d.decoding.build import make_decoder
     from t3d.decoding.defaults import read_generation_config
     from t3d.decoding.request import Request
-    from t3d.experiment.grid import load
+    from t3d.models.loading import from_pretrained
     from t3d.report.trajectories import render_terminal, view_of
 
-    lm = load(model)
+    lm = from_pretrained(model)
     known = _only_tasks(model)
     if known and not any(GENERATED[name]().is_problem(problem.question) for name in known):
         print(

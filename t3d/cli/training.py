@@ -153,7 +153,7 @@ def rollout_command(
     task: str = "mini_gsm",
     data: Path | None = None,
     protocol: ProtocolName = "standard",
-    num: int = 4000,
+    num_prompts: int = 4000,
     data_seed: int = 0,
     prompts: Path | None = None,
     *,
@@ -165,7 +165,8 @@ def rollout_command(
     A killed rollout continues when the same command is given again.
 
     Examples:
-      t3d rollout --model mini_teacher --num 1000 --decoding.max_new_tokens 96 --output runs/store
+      t3d rollout --model mini_teacher --num_prompts 1000 --output runs/store
+          --decoding.max_new_tokens 96
       t3d rollout --model my/checkpoint --prompts questions.jsonl --output runs/store
 
     Args:
@@ -175,23 +176,23 @@ def rollout_command(
             own; their answers are not read.
         data: folder of the benchmark's files; by default what `t3d data download` fetched.
         protocol: standard, or t3d for the prompts of T3D's authors byte for byte.
-        num: prompts of the task.
+        num_prompts: prompts of the task.
         data_seed: of the task's training stream, where it is generated.
         prompts: your own prompts instead: .jsonl with the key question, or .txt, one a line.
         progress: show progress bars.
     """
-    check_number("num", num, "[0, inf)", whole=True)
+    check_number("num_prompts", num_prompts, "[0, inf)", whole=True)
     config = RolloutConfig(**settings)
     if prompts is None:
         benchmark = get_task(task, data=data, protocol=protocol)
-        examples = benchmark.examples("train", num, seed=data_seed)
+        examples = benchmark.examples("train", num_prompts, seed=data_seed)
     else:
         examples = load_prompts(prompts)
 
     from t3d.decoding.rollout import rollout
-    from t3d.experiment.grid import load
+    from t3d.models.loading import from_pretrained
 
-    rollout(load(model), examples, output, config, progress=progress)
+    rollout(from_pretrained(model), examples, output, config, progress=progress)
     print(f"{output}: {len(examples)} trajectories")
 
 
@@ -224,8 +225,8 @@ def train_command(
 
     from t3d.core.store import TrajectoryStore
     from t3d.core.trajectory import training_rows
-    from t3d.experiment.grid import load
     from t3d.experiment.rounds import check_training, is_trained
+    from t3d.models.loading import from_pretrained
     from t3d.training.distill import distill
     from t3d.training.methods import build_method
 
@@ -239,7 +240,7 @@ def train_command(
     _check_decoding(config, store.manifest.decoding, trajectories)
     check_training(config, training, len(rows), output)
     rows = rows[: config.num_sequences]
-    student = load(model)
+    student = from_pretrained(model)
     size = student.model.config.vocab_size
     for row in rows:
         if max(row.prompt_ids + row.response_ids) >= size:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -52,6 +53,26 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
+def check_regular(path: Path) -> None:
+    """That a path that is there is a file; a pipe would wait for who writes.
+
+    Raises:
+        OSError: for anything else.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "no regular file", str(path))
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a regular file.
+
+    Raises:
+        OSError: for anything else.
+    """
+    check_regular(path)
+    return path.read_bytes()
+
+
 def read_object(path: Path, remedy: str = "copy it again") -> dict[str, Any]:
     """A JSON object of bounded size, as JSON has it: without NaN and infinities.
 
@@ -61,9 +82,10 @@ def read_object(path: Path, remedy: str = "copy it again") -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise ValueError(f"larger than {MAX_JSON_BYTES} bytes")
-        text = path.read_text(encoding="utf-8")
-        document = parse_json(text, parse_constant=_refuse_constant)
-    except (OSError, ValueError) as error:
+        document = parse_json(read_file(path).decode(), parse_constant=_refuse_constant)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}; {remedy}") from None
+    except ValueError as error:
         raise ValueError(f"{path}: not valid JSON: {first_words(error)}; {remedy}") from None
     if not isinstance(document, dict):
         raise ValueError(f"{path}: not a JSON object; {remedy}")
@@ -94,8 +116,12 @@ def _refuse_constant(name: str) -> None:
 
 
 def first_words(error: BaseException) -> str:
-    """The message of an error, as one line of at most 200 characters."""
-    return " ".join((str(error) or type(error).__name__).split())[:200]
+    """What an error says, as one line of 200 characters at most."""
+    said = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        # Without its number and the path, which who asks tells.
+        said = error.strerror
+    return " ".join((said or type(error).__name__).split())[:200]
 
 
 def check_output(directory: Path, *own: str) -> None:
@@ -122,6 +148,16 @@ def check_output(directory: Path, *own: str) -> None:
             f"{directory}: exists already and holds {min(found)}, which is not of the same making; "
             "choose a new or empty directory"
         )
+
+
+def check_file(path: Path) -> None:
+    """The rule of outputs that are one file: a name, and no folder, pipe or device has it.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if path == Path() or (path.exists() and not path.is_file()):
+        raise ValueError(f"output: {str(path)!r} names no file; name one of its own")
 
 
 def make_directory(directory: Path) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -23,6 +22,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from t3d.core import files
 from t3d.core.files import write_bytes, write_json
 
 _PART = re.compile(r"part-(\d{5})-(\d{6})\.(parquet|json)(\.\d+\.partial)?")
@@ -138,7 +138,7 @@ class Shards:
         mark = _read_mark(shard)
         remedy = f"remove it and {shard.stem}.json and run the same again to fill the gap"
         try:
-            data = shard.read_bytes()
+            data = files.read_file(shard)
         except OSError as error:
             raise StoreError(f"{shard}: cannot be read: {error.strerror}; {remedy}") from None
         if hashlib.sha256(data).hexdigest() != mark["sha256"]:
@@ -148,7 +148,7 @@ class Shards:
         except pa.ArrowException as error:
             raise StoreError(f"{shard}: not a Parquet file ({error}); {remedy}") from None
         if not table.schema.equals(self.schema):
-            wrong = sorted(_columns(table.schema) ^ _columns(self.schema))
+            wrong = sorted(_columns(table.schema) ^ _columns(self.schema)) or ["order or nulls"]
             raise StoreError(f"{shard}: missing or unknown columns: {', '.join(wrong)}; {remedy}")
         if table.num_rows != mark["rows"]:
             raise StoreError(f"{shard}: {table.num_rows} rows, {mark['rows']} recorded; {remedy}")
@@ -188,12 +188,9 @@ def read_object(file: Path) -> dict[str, Any]:
         StoreError: if the file holds none.
     """
     try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise StoreError(f"{file}: cannot be read as JSON: {error}") from None
-    if not isinstance(document, dict):
-        raise StoreError(f"{file}: not a JSON object")
-    return document
+        return files.read_object(file)
+    except ValueError as error:
+        raise StoreError(str(error)) from None
 
 
 @contextmanager

@@ -12,7 +12,10 @@ from contextlib import contextmanager, suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.queues import SimpleQueue
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 _messages: SimpleQueue[Any] | None = None
 """Queue from a worker to its parent; None in a process that is no worker."""
@@ -21,6 +24,18 @@ _messages: SimpleQueue[Any] | None = None
 def launched() -> tuple[int, int]:
     """Number of this process, and how many there are, as `torchrun` and its like say it."""
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def own_device() -> torch.device:
+    """The GPU of this process, of those that a launcher has started on this machine, or the CPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    local_rank = os.environ.get("LOCAL_RANK")
+    if local_rank is not None:
+        torch.cuda.set_device(int(local_rank))
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def is_worker() -> bool:

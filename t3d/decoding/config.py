@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from t3d.core.ranges import check_ranges
 
@@ -77,12 +77,18 @@ class DecodingConfig:
 
     @property
     def effective(self) -> DecodingConfig:
-        """The same decoding, with every field that has no effect at its default."""
-        changes: dict[str, float] = {}
+        """The same decoding, with every field that has no effect at one value."""
+        changes: dict[str, Any] = {}
         if self.remasking != DYNAMIC:
             changes["confidence_threshold"] = DecodingConfig.confidence_threshold
-        if self.remasking != "entropy_bounded":
+        if self.remasking == "entropy_bounded":
+            changes["denoising_steps"] = self.window_size
+        else:
             changes["entropy_bound"] = DecodingConfig.entropy_bound
+        if self.temperature == 0:
+            changes |= {"top_k": DecodingConfig.top_k, "top_p": DecodingConfig.top_p}
+        if self.window == self.block_size:
+            changes["window"] = None
         return replace(self, **changes)
 
     @property
@@ -113,7 +119,8 @@ class DecodingConfig:
     @property
     def label(self) -> str:
         """Two lines for tables: the speed, and the settings that give it."""
-        steps = f"{self.denoising_steps} step{'s' if self.denoising_steps > 1 else ''}"
+        num = self.effective.denoising_steps
+        steps = f"{num} step{'s' if num > 1 else ''}"
         if self.remasking == DYNAMIC:
             return f"dynamic {self.pace}\n≤ {steps}"
         if self.remasking == "entropy_bounded":

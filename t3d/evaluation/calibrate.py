@@ -19,15 +19,16 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from t3d.decoding.config import DecodingConfig
 from t3d.evaluation.config import Speed
-from t3d.evaluation.results import Cell, Condition, ResultRow
+from t3d.evaluation.results import Cell, Condition, ResultRow, row_document
 
 _NUISANCE = 65
 """Number of shares of disagreement at which the tail's probability is computed."""
@@ -73,6 +74,12 @@ class Choice:
     sweep_confidence: float
     """Confidence of each single bound; the sweeps share the error that `confidence` allows."""
     speed: Speed
+
+    def document(self) -> dict[str, Any]:
+        """Its fields as JSON, rows as in results.json."""
+        candidates = [asdict(one) | {"row": row_document(one.row)} for one in self.candidates]
+        rows = {"row": row_document(self.row), "baseline": row_document(self.baseline)}
+        return asdict(self) | rows | {"candidates": candidates}
 
 
 def choose(

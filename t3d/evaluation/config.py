@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
 
-from t3d.core.ranges import check_ranges
+from t3d.core.ranges import WORKERS, check_ranges
 from t3d.decoding.config import DecodingConfig
+from t3d.tasks import ProtocolName, Task, get_task
 
 Speed = Literal["tokens_per_forward", "tokens_per_second"]
 """Field of `ResultRow` that measures speed when settings are compared."""
@@ -25,7 +27,8 @@ class EvaluationConfig:
         settings: the grid; the first is full-step and defines `agreement`.
         batch_size: problems decoded at the same time.
         seed: seed of candidate sampling.
-        measure_latency: decode a few problems at batch 1 for each setting.
+        measure_latency: decode a few problems at batch 1 for each setting; in a run with several
+            workers for dynamic settings only, which then have the machine to themselves.
         num_shown: problems whose trajectories the report shows.
     """
 
@@ -44,6 +47,51 @@ class EvaluationConfig:
             {"[1, inf)": "batch_size", "[0, inf)": "num_shown", "(-inf, inf)": "seed"},
             where="evaluation: ",
         )
+
+
+@dataclass(frozen=True)
+class GridConfig(EvaluationConfig):
+    """A grid of settings on a benchmark, for one checkpoint: `t3d eval` and `t3d calibrate`.
+
+    Args:
+        task: the benchmark, or a .jsonl of your own, or a folder with one for every split, such as
+            test.jsonl: question, answer, which a response is to hold in \\boxed{}, and how they
+            are compared, grader: exact or math; by default math for numbers.
+        data: folder of the benchmark's files; by default what `t3d data download` fetched.
+        protocol: standard, or t3d for the prompts and tests of T3D's authors byte for byte.
+        num_problems: evaluated problems at most.
+        max_new_tokens: replaces that of every setting.
+        num_workers: processes that decode at the same time, one a GPU where there are GPUs.
+        unsafe_exec: run the programs of code benchmarks without the sandbox.
+    """
+
+    task: str = "mini_gsm"
+    data: Path | None = None
+    protocol: ProtocolName = "standard"
+    num_problems: int = 500
+    max_new_tokens: int | None = None
+    num_workers: int = 1
+    unsafe_exec: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ranges(self, {"[1, inf)": "num_problems max_new_tokens", WORKERS: "num_workers"})
+
+    @property
+    def grid(self) -> tuple[DecodingConfig, ...]:
+        """The settings, as long as `max_new_tokens` says."""
+        if self.max_new_tokens is None:
+            return self.settings
+        return tuple(replace(s, max_new_tokens=self.max_new_tokens) for s in self.settings)
+
+    def benchmark(self) -> Task:
+        """The task.
+
+        Raises:
+            ValueError: for an unknown one, or options that it does not take.
+        """
+        options: dict[str, Any] = {"data": self.data, "unsafe_exec": self.unsafe_exec}
+        return get_task(self.task, protocol=self.protocol, **options)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from t3d.core.files import parse_json, write_json
+from t3d.core.files import parse_json, read_file, write_json
 from t3d.core.ranges import check_ranges
 from t3d.decoding.config import DecodingConfig
 
@@ -174,7 +174,7 @@ def load_results(path: Path) -> list[ResultRow]:
             or missing keys, or values that no evaluation gives.
     """
     try:
-        document = parse_json(path.read_text(encoding="utf-8"))
+        document = parse_json(read_file(path).decode())
     except FileNotFoundError:
         raise ValueError(f"{path}: no such results file; make one with `t3d eval`") from None
     except ValueError as error:

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from t3d.core.files import write_bytes
+from t3d.core.files import check_regular, first_words, write_bytes
 from t3d.core.shards import list_of, to_parquet
 from t3d.decoding.request import Completion, Passes
 from t3d.tasks import Grade
@@ -108,10 +108,11 @@ def read_samples(path: Path) -> list[tuple[str, Sample]]:
         ValueError: if it is no such file.
     """
     try:
+        check_regular(path)
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
         raise ValueError(
-            f"{path}: cannot be read ({error}); delete its directory to evaluate anew"
+            f"{path}: cannot be read ({first_words(error)}); delete its directory to evaluate anew"
         ) from None
     if not table.schema.equals(SAMPLES):
         raise ValueError(

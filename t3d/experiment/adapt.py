@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TypeVar
@@ -12,7 +13,7 @@ from t3d.core.workers import launched
 from t3d.experiment.recipe import RunConfig
 from t3d.experiment.rounds import check_training, is_trained
 from t3d.models.convert import convert
-from t3d.training.pretrain import pretrain
+from t3d.training.pretrain import pretrain, read_lesson
 
 Recipe = TypeVar("Recipe", bound=RunConfig)
 
@@ -43,12 +44,22 @@ def with_teacher(config: Recipe, *, progress: bool) -> Recipe:
     check_output(config.output, RECIPE, ADAPTATION)
     training = adapt.pretrain.training
     check_training(None, training, adapt.pretrain.num_examples, teacher)
-    claim(config.output / ADAPTATION, asdict(adapt), None)
-    if not converted.exists():
-        convert(adapt.source, converted, block_size=min(training.block_sizes))
+    mark = config.output / ADAPTATION
+    is_new = not mark.exists()
+    claim(mark, asdict(adapt), None)
     if not is_trained(teacher):
         folder = adapt.pretrain.folder or config.data.folder
         settings = replace(adapt.pretrain, model=str(converted), folder=folder)
+        try:
+            if not converted.exists():
+                convert(adapt.source, converted, block_size=min(training.block_sizes))
+            lesson = read_lesson(settings)
+        except ValueError:
+            if is_new:
+                # What cannot be made claims no directory, which the corrected recipe finds free.
+                shutil.rmtree(mark)
+                shutil.rmtree(converted, ignore_errors=True)
+            raise
         with stage("teacher"):
-            pretrain(settings, teacher, progress=progress)
+            pretrain(settings, teacher, lesson=lesson, progress=progress)
     return replace(config, model=str(teacher))

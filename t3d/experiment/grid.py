@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import sys
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, wait
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import cast
 
-import torch
-
 from t3d.core.files import claim, read_object
 from t3d.core.progress import bar, display, hear, stage
 from t3d.core.provenance import provenance
-from t3d.core.ranges import WORKERS, check_number
+from t3d.core.ranges import check_number
 from t3d.core.workers import pool
 from t3d.decoding.config import DecodingConfig, labels, one_line
-from t3d.evaluation.config import EvaluationConfig
+from t3d.evaluation.config import EvaluationConfig, GridConfig
 from t3d.evaluation.evaluate import (
     Evaluation,
     Identity,
@@ -36,16 +33,6 @@ from t3d.evaluation.results import ORIGINAL, save_results
 from t3d.evaluation.samples import write_samples
 from t3d.models import LanguageModel, from_pretrained
 from t3d.tasks import Example, Split, Task
-
-
-def load(name: str | Path) -> LanguageModel:
-    if not torch.cuda.is_available():
-        return from_pretrained(name)
-    # Each rank that a launcher starts on this machine has a GPU of its own.
-    local_rank = os.environ.get("LOCAL_RANK")
-    if local_rank is not None:
-        torch.cuda.set_device(int(local_rank))
-    return from_pretrained(name, device=torch.device("cuda", torch.cuda.current_device()))
 
 
 def check_evaluation(
@@ -96,22 +83,13 @@ def identify(checkpoint: Path, name: str | None = None) -> Identity:
 
 
 def evaluate_into(
-    model: str,
-    name: str | None,
-    task: Task,
-    split: Split,
-    limit: int,
-    config: EvaluationConfig,
-    output: Path,
-    num_workers: int,
-    *,
-    progress: bool,
+    model: str, name: str | None, asked: GridConfig, split: Split, output: Path, *, progress: bool
 ) -> list[Evaluation]:
-    """Evaluate a grid and write its rows to results.json, with all samples beside it."""
-    check_number("num_workers", num_workers, WORKERS, whole=True)
-    check_number("limit", limit, "[1, inf)", whole=True)
-    problems = task.examples(split, limit)
-    lm = load(model)
+    """Evaluate a grid into a directory, with the rows in results.json and all samples beside."""
+    config = replace(asked, settings=asked.grid)
+    task, num_workers = config.benchmark(), config.num_workers
+    problems = task.examples(split, config.num_problems)
+    lm = from_pretrained(model)
     cut = check_evaluation(lm, problems, config)
     if cut:
         print(
@@ -125,7 +103,7 @@ def evaluate_into(
         "model": model,
         "task": task.name,
         "split": split,
-        "limit": limit,
+        "limit": config.num_problems,
         "problems": _problems_digest(problems),
         "identity": asdict(identity),
         "batch_size": config.batch_size,
@@ -195,7 +173,7 @@ def evaluate_settings(
         path = directory / setting.name
         with stage(names[setting]):
             if not is_finished(path):
-                model = model if isinstance(model, LanguageModel) else load(model)
+                model = model if isinstance(model, LanguageModel) else from_pretrained(model)
                 teacher = None
                 if full is not None and is_finished(full):
                     teacher = Evaluation.load(full).final_answers
@@ -275,8 +253,8 @@ def _decode_share(
 
 @lru_cache(maxsize=1)
 def _loaded(model: str) -> LanguageModel:
-    """A worker's model, loaded once for all settings."""
-    return load(model)
+    """A worker's model, which serves one setting after another."""
+    return from_pretrained(model)
 
 
 def stage_names(

@@ -5,17 +5,21 @@ Everything is exact, an upper bound that says so, or called unknown.
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from t3d.core.files import read_object
+from t3d.core.workers import launched
 from t3d.experiment.adapt import teacher_path
 from t3d.experiment.recipe import RunConfig
 from t3d.experiment.rounds import check_recipe
+from t3d.models import BlockDiffusionLM
 from t3d.models.families import family_of, on_meta
 from t3d.models.loading import BUILT_IN
 from t3d.training.config import PretrainConfig, TrainingConfig
+from t3d.training.lora import adapter_parameters
 from t3d.training.methods import build_method
 
 UNKNOWN = "unknown"
@@ -67,12 +71,12 @@ def plan(config: RunConfig, rates: Path | None = None) -> list[Row]:
     """
     check_recipe(config)
     shape = model_shape(config)
-    weights = num_parameters(shape)
+    model = described(shape)
     name = model_name(config)
     measured = _Rates(rates, name)
-    rows: list[Row] = [("model", "name", name), ("model", "parameters", _count(weights))]
-    if shape is not None:
-        rows.append(("model", "family", str(shape["model_type"])))
+    rows: list[Row] = [("model", "name", name), ("model", "parameters", _count(model))]
+    if model is not None:
+        rows.append(("model", "family", model.config.model_type))
     if config.adapt is not None:
         pretrain = config.adapt.pretrain
         examples = ", ".join(pretrain.tasks) if pretrain.data is None else pretrain.data.path
@@ -100,7 +104,7 @@ def plan(config: RunConfig, rates: Path | None = None) -> list[Row]:
     rows += [
         ("train", "methods", ", ".join(built) or "none"),
         ("train", "students", str(num_students)),
-        *training_rows(config.training, weights, copies, measured),
+        *_training(config.training, model, copies, measured),
     ]
     settings = len(config.evaluation.settings)
     problems = f"{data.num_problems:,} at most, of {names} ({data.split})"
@@ -118,7 +122,7 @@ def plan_pretraining(config: PretrainConfig) -> list[Row]:
         ValueError: for sequences longer than the model, where its shape is known.
     """
     shape = _local_shape(config.model) if config.model is not None else None
-    weights = num_parameters(shape)
+    model = described(shape)
     name = config.model or "a new model, whose tokenizer is learned first"
     data = ", ".join(config.tasks) if config.data is None else config.data.path
     known = asdict(config.shape) if config.model is None else shape
@@ -126,32 +130,45 @@ def plan_pretraining(config: PretrainConfig) -> list[Row]:
         config.data.longest(known["max_position_embeddings"], name)
     return [
         ("model", "name", name),
-        ("model", "parameters", _count(weights)),
+        ("model", "parameters", _count(model)),
         ("train", "examples", f"{config.num_examples:,} at most, of {data}"),
-        *training_rows(config.training, weights, 1, _Rates(None, name)),
+        *_training(config.training, model, 1, _Rates(None, name)),
     ]
 
 
-def training_rows(
-    config: TrainingConfig, weights: int | None, copies: int, measured: _Rates
+def _training(
+    config: TrainingConfig, model: BlockDiffusionLM | None, copies: int, measured: _Rates
 ) -> list[Row]:
     """One student's training.
 
     Args:
-        weights: parameters of the model.
-        copies: models in memory, the student among them.
+        model: on the meta device, if its shape is known.
+        copies: models that training needs, the student among them.
     """
     sequences = config.steps * config.batch_size
     processes = "a process" if config.batch_size > config.micro_batch_size else "one process"
-    # Weights, gradients and AdamW's two moments in float32; frozen copies have weights alone.
-    state = None if weights is None else weights * 4 * (4 + copies - 1)
     return [
         ("train", "optimizer steps", _steps(config)),
         ("train", "sequences a pass", f"{config.micro_batch_size} ({processes})"),
-        ("train", "memory of weights, gradients and moments", _bytes(state)),
+        ("train", "memory of weights, gradients and moments", _state(config, model, copies)),
         ("train", "memory of activations", UNKNOWN),
         ("train", "time of a model", measured.training(sequences)),
     ]
+
+
+def _state(config: TrainingConfig, model: BlockDiffusionLM | None, copies: int) -> str:
+    """What is held from step to step, all of it in float32."""
+    if model is None or "deepspeed" in config.trainer or "ACCELERATE_USE_DEEPSPEED" in os.environ:
+        return UNKNOWN
+    weights = model.num_parameters()
+    trained = weights if config.lora is None else adapter_parameters(model, config.lora)
+    base = 0 if config.lora is None else weights
+    # Weights, gradients and two moments of what is trained; frozen copies have weights alone.
+    size = 4 * (base + (4 + copies - 1) * trained)
+    if config.sharding == "none":
+        return f"{_bytes(size)} a process"
+    _, num = launched()
+    return f"{_bytes(size // num)} a process" if num > 1 else f"{_bytes(size)} over all processes"
 
 
 def _steps(config: TrainingConfig) -> str:
@@ -177,11 +194,11 @@ def _local_shape(name: str) -> dict[str, Any] | None:
     return read_object(path) if path.is_file() else None
 
 
-def num_parameters(shape: dict[str, Any] | None) -> int | None:
-    """Parameters of a model of that shape; tied weights count once."""
+def described(shape: dict[str, Any] | None) -> BlockDiffusionLM | None:
+    """A model of that shape, without any weight in memory."""
     if shape is None:
         return None
-    return on_meta(family_of(shape["model_type"]).config_class.from_dict(shape)).num_parameters()
+    return on_meta(family_of(shape["model_type"]).config_class.from_dict(shape))
 
 
 class _Rates:
@@ -236,13 +253,12 @@ def _cache(shape: dict[str, Any] | None, config: RunConfig) -> str:
     return f"{_bytes(token * tokens)} and {_bytes(token)} a prompt token (float32)"
 
 
-def _count(number: int | None) -> str:
-    return UNKNOWN if number is None else f"{number:,}"
+def _count(model: BlockDiffusionLM | None) -> str:
+    """Parameters; tied weights count once."""
+    return UNKNOWN if model is None else f"{model.num_parameters():,}"
 
 
-def _bytes(number: int | None) -> str:
-    if number is None:
-        return UNKNOWN
+def _bytes(number: int) -> str:
     size = float(number)
     for unit in ("bytes", "KiB", "MiB"):
         if size < 1024:

@@ -18,10 +18,9 @@ from t3d.core.trajectory import Trajectory, training_rows
 from t3d.decoding.config import DecodingConfig, RolloutConfig
 from t3d.decoding.rollout import rollout
 from t3d.evaluation.results import ORIGINAL
-from t3d.experiment.grid import load
 from t3d.experiment.recipe import RunConfig
 from t3d.experiment.watch import Watch
-from t3d.models import LanguageModel
+from t3d.models import LanguageModel, from_pretrained
 from t3d.tasks import Example, Task, mixture
 from t3d.training.arguments import training_arguments
 from t3d.training.config import MethodConfig, TrainingConfig
@@ -165,7 +164,7 @@ def train_student(
     directories = [rounds / f"round{n}" for n in range(built.rounds)] if several else [output]
     needs_teacher = built.objective.needs_teacher
     records: list[dict[str, Any]] = []
-    student = load(config.model)
+    student = from_pretrained(config.model)
     for number, directory in enumerate(directories):
         steps = training.steps // built.rounds + (number < training.steps % built.rounds)
         warmup = round(training.warmup_steps / built.rounds)
@@ -191,15 +190,15 @@ def train_student(
                     replace(method, learning_rate=rate * built.round_rate(number)),
                     replace(training, steps=steps, warmup_steps=warmup, seed=seed),
                     directory,
-                    # In the first round the teacher is a copy of the student, by default.
-                    teacher=load(config.model) if number and needs_teacher else None,
+                    # In the first round a copy of the student.
+                    teacher=from_pretrained(config.model) if number and needs_teacher else None,
                     callbacks=_watch(config, student),
                     progress=progress,
                 )
         records.append(read_object(directory / "provenance.json"))
         if number + 1 < built.rounds:
-            student = load(directory)
-    # The arguments say which process writes, even where all rounds were trained before.
+            student = from_pretrained(directory)
+    # The arguments know the processes, even where all rounds were trained before.
     if training_arguments(training, output).should_save:
         _finish(method, training, records, directories[-1], output)
     PartialState().wait_for_everyone()

@@ -26,7 +26,6 @@ from t3d.experiment.grid import (
     check_evaluation,
     evaluate_settings,
     identify,
-    load,
     stage_names,
 )
 from t3d.experiment.recipe import RunConfig
@@ -42,7 +41,7 @@ from t3d.experiment.rounds import (
     train_prompts,
     train_student,
 )
-from t3d.models import LanguageModel
+from t3d.models import LanguageModel, from_pretrained
 from t3d.report.comparison import write_comparison
 from t3d.report.trajectories import Problem, view_of
 from t3d.tasks import Example, Task
@@ -132,7 +131,7 @@ def prepare(config: RunConfig) -> tuple[LanguageModel, list[Example]]:
     if config.num_workers > 1 and launched()[1] > 1:
         raise ValueError("num_workers: the launcher's processes share the work; set it to 1")
     check_recipe(config)
-    teacher = load(config.model)
+    teacher = from_pretrained(config.model)
     prompts = train_prompts(config)
     decodings = {
         own_rollout(config, method, student=student).decoding
@@ -143,12 +142,12 @@ def prepare(config: RunConfig) -> tuple[LanguageModel, list[Example]]:
         encode_prompts(teacher, prompts, decoding)
     asked = {prompt.question for prompt in prompts} if config.data.prompts is not None else set()
     first: list[Example] = []
-    for task in config.problem_sets():
+    for name, task in zip(config.tasks, config.problem_sets(), strict=True):
         problems = _problems(config, task)
         shared = next((problem.id for problem in problems if problem.question in asked), None)
         if shared is not None:
             raise ValueError(
-                f"{config.data.prompts}: asks what problem {shared} of {task.name} asks; "
+                f"{config.data.prompts}: asks what problem {shared} of {name} asks; "
                 "train on other questions than those that are evaluated"
             )
         check_evaluation(teacher, problems, config.evaluation)
@@ -296,7 +295,7 @@ def finished(
 
 
 def _record_part(config: RunConfig, part: Part | None, *, progress: bool) -> None:
-    record_trajectories(config, load(config.model), part=part, progress=progress)
+    record_trajectories(config, from_pretrained(config.model), part=part, progress=progress)
 
 
 def train_unit(config: RunConfig, unit: Unit, title: str, *, progress: bool) -> None:

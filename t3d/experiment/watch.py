@@ -15,6 +15,7 @@ from t3d.evaluation.config import WatchConfig
 from t3d.evaluation.evaluate import evaluate
 from t3d.models import LanguageModel
 from t3d.tasks import Example, Task
+from t3d.tasks.records import read_json_lines
 from t3d.training.trainer import TrainingCallback
 
 LOG_FILE, BEST = "watch.jsonl", "best"
@@ -48,9 +49,8 @@ class Watch(TrainingCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         path = Path(args.output_dir) / LOG_FILE
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        # Rows beyond the checkpoint that training resumes from will be written again.
-        rows: list[dict[str, float]] = [json.loads(line) for line in lines]
+        rows = [row for _, row in read_json_lines(path)] if path.exists() else []
+        # What a killed run saw beyond its last checkpoint will be seen again.
         self.rows = [row for row in rows if row["step"] <= state.global_step]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -43,6 +43,9 @@ _CURRENCY = re.compile(
     r"(?:\b(?:US|CA|AU|NZ|HK|[ACS]))?\\?\$|[£€¥₹₩₽¢]|\\(?:pounds|euro|yen|cent|textsterling)"
     rf"(?![A-Za-z])|\b(?:{_CODES})\b\.?(?=\s*[-+]?[\d.])"
 )
+_SYMBOL = r"[mgshlLNJWVA](?:\s*\^\s*\{?\s*-?[1-4]\s*\}?)?"
+_UNIT = re.compile(rf"(?<=\d)\s+{_SYMBOL}(?:\s*/\s*{_SYMBOL})?(?=\.?$)")
+"""Of one letter; any other one is a factor, as in `5 x`."""
 _POWER = re.compile(r"([^\W\d_])\s*\^\s*\{?\s*-?[1-4]\s*\}?")
 _NAME = re.compile(r"\\?[^\W\d_]+\s*=")
 _WORD = re.compile(r"(?<![\\A-Za-z])[^\W\d_]{2,}")
@@ -84,7 +87,7 @@ def one_number(answer: str, gold: str) -> str | None:
     if not re.search(r"\d", text):
         return answer
     if not _WORD.search(text):
-        return text
+        return _UNIT.sub("", text)
     text = _POWER.sub(r"\1 ", text)  # The power of a unit, as in m^2, is no second number.
     if _TWO_NUMBERS.search(text) or _NUMBER_WORDS.search(text):
         return None

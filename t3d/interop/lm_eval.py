@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from t3d.core.files import check_output, write_json
+from t3d.core.files import check_output, first_words, make_directory, write_json
 from t3d.core.progress import bar
 from t3d.core.provenance import provenance
 from t3d.core.rng import derive_key
@@ -334,6 +334,8 @@ def evaluate_tasks(
         ValueError: for unknown tasks, tasks that are not generative, generation parameters
             that cannot be honoured, or an output that cannot be written.
     """
+    check_output(output, RESULTS)
+
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.tasks import TaskManager
 
@@ -348,15 +350,18 @@ def evaluate_tasks(
                 f"lm-evaluation-harness has no task {name!r}; `lm_eval ls tasks` lists them, and "
                 "include_path adds a folder of your own"
             )
-    # Checked here, since the harness would refuse a task only after the others were decoded.
-    for name, task in manager.load(list(tasks))["tasks"].items():
+    try:
+        # Otherwise the harness would refuse them after the others were decoded.
+        loaded = manager.load(list(tasks))["tasks"]
+    except Exception as error:
+        raise ValueError(f"tasks: {first_words(error.__cause__ or error)}; correct it") from error
+    for name, task in loaded.items():
         if task.OUTPUT_TYPE != "generate_until":
             raise ValueError(
                 f"task {name} is of output_type {task.OUTPUT_TYPE}, which needs a left-to-right "
                 "likelihood; a masked diffusion model runs generate_until tasks only"
             )
-    check_output(output, RESULTS)
-    output.mkdir(parents=True, exist_ok=True)
+    make_directory(output)
     results = simple_evaluate(
         model=HarnessModel(lm, decoding, batch_size=batch_size, seed=seed, progress=progress),
         tasks=list(tasks),

@@ -26,11 +26,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from t3d.core.files import check_output, hash_file, write_json
+from t3d.core.files import check_output, first_words, hash_file, write_json
 from t3d.core.provenance import hash_weights, provenance
 from t3d.models.checkpoint import check_checkpoint
 from t3d.models.families import FAMILIES, Family
-from t3d.models.files import read_generation
+from t3d.models.files import check_links, read_generation
 from t3d.models.loading import MASK_TOKEN, wrap
 
 _LOCAL_KEYS = (
@@ -138,7 +138,7 @@ def convert(
             whole.rename(output)
     except (OSError, SafetensorError) as error:
         raise ValueError(
-            f"{output}: cannot be written ({_first_line(error)}); "
+            f"{output}: cannot be written ({first_words(error)}); "
             "free the space or choose another output"
         ) from error
     return output
@@ -155,6 +155,7 @@ def _locate(name: str, gguf_file: str | None) -> _Source:
     if not path.is_dir():
         path = _fetch(name, gguf_file)
         revision = path.name
+    check_links(path)
     if gguf_file is None and not (path / "config.json").is_file():
         files = sorted(file.name for file in path.glob("*.gguf"))
         if len(files) != 1:
@@ -193,7 +194,7 @@ def _fetch(name: str, gguf_file: str | None) -> Path:
         return Path(snapshot_download(name, allow_patterns=patterns))
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise ValueError(
-            f"{name}: neither a folder nor a model of the Hub: {_first_line(error)}"
+            f"{name}: neither a folder nor a model of the Hub: {first_words(error)}"
         ) from error
 
 
@@ -214,7 +215,7 @@ def _load(kind: Any, source: _Source, what: str, **options: Any) -> Any:
     try:
         return kind.from_pretrained(source.folder, **source.options, **options)
     except Exception as error:
-        raise ValueError(f"{source.name}: cannot load {what}: {_first_line(error)}") from error
+        raise ValueError(f"{source.name}: cannot load {what}: {first_words(error)}") from error
 
 
 def _family(name: str, config: PretrainedConfig) -> Family:
@@ -304,9 +305,3 @@ def _license(folder: Path, metadata: dict[str, Any]) -> str | None:
     card = metadata_load(folder / "README.md") if (folder / "README.md").is_file() else None
     found = metadata.get("general.license") or (card or {}).get("license")
     return None if found is None else str(found)
-
-
-def _first_line(error: BaseException) -> str:
-    """The first line of an error's message, with the second where the first only announces it."""
-    first, *rest = str(error).strip().splitlines() or [type(error).__name__]
-    return f"{first} {rest[0].strip()}" if rest and first.endswith(":") else first

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,23 @@ def check_links(directory: Path) -> None:
     """Check that no file of a checkpoint, in subfolders too, is a link out of its directory.
 
     Raises:
-        ValueError: for such a link, which every reader of the file would follow.
+        ValueError: for a link that leads out, or to nothing, and for a pipe, which whatever
+            loads a file would follow or wait for.
     """
-    home = directory.resolve()
+    home = Path(os.path.realpath(directory))
     if home.parent.name == "snapshots":
         # The Hub's cache: files are links into `blobs` beside `snapshots`.
         home = home.parent.parent
     for file in sorted(directory.rglob("*")):
-        if file.is_symlink() and not file.resolve().is_relative_to(home):
+        if not file.is_symlink():
+            if not file.is_file() and not file.is_dir():
+                raise ValueError(f"{file}: no regular file; copy it again")
+            continue
+        # Of links in a ring, too, which `Path.resolve` raises errors of its own for.
+        if not Path(os.path.realpath(file)).is_relative_to(home):
             raise ValueError(f"{file}: a link out of its directory; copy the file itself")
+        if not file.exists():
+            raise ValueError(f"{file}: a link to nothing; copy the file itself, or delete it")
 
 
 def read_generation(directory: Path) -> dict[str, Any]:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import re
-import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,16 +20,16 @@ from transformers import (
 )
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
+from t3d.core.files import first_words
 from t3d.core.provenance import hash_weights
 from t3d.core.suggest import did_you_mean
+from t3d.core.workers import own_device
 from t3d.models.block_diffusion import BlockDiffusionConfig, BlockDiffusionLM
 from t3d.models.checkpoint import check_checkpoint
 from t3d.models.families import family_of
+from t3d.models.limits import check_growth, render
 from t3d.tasks import Example
 
-TEMPLATE_SECONDS = 10.0
-MAX_TEMPLATE_TEXT = 10**6
-"""Most characters a chat template may print around a short question; published ones: thousands."""
 MASK_TOKEN = "<|MASK|>"
 BUILT_IN = {"mini_teacher": Path(__file__).parent.parent / "assets" / "mini_teacher"}
 """Checkpoints that ship with the package."""
@@ -205,33 +202,6 @@ def _mask_token(tokenizer: PreTrainedTokenizerBase, config: BlockDiffusionConfig
     return mask
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, chat: list[dict[str, str]], **options: Any) -> str:
-    """The output of a chat template that comes with a checkpoint and may be hostile.
-
-    Raises:
-        TimeoutError: if it does not end; its thread is then told to stop.
-        ValueError: if it prints more than any prompt has.
-    """
-    printed: Future[Any] = Future()
-
-    def run() -> None:
-        try:
-            printed.set_result(tokenizer.apply_chat_template(chat, tokenize=False, **options))
-        except BaseException as error:
-            printed.set_exception(error)
-
-    (thread := threading.Thread(target=run, daemon=True)).start()
-    try:
-        text = str(printed.result(TEMPLATE_SECONDS))
-    except TimeoutError:
-        ident, stop = ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit)
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ident, stop)
-        raise
-    if len(text) > MAX_TEMPLATE_TEXT:
-        raise ValueError(f"prints {len(text)} characters")
-    return text
-
-
 def _end_of_turn(tokenizer: PreTrainedTokenizerBase, name: str) -> list[int]:
     """The token that the chat template puts behind an answer; none where the template changes the
     answer, leaves it out or puts text behind it.
@@ -243,8 +213,8 @@ def _end_of_turn(tokenizer: PreTrainedTokenizerBase, name: str) -> list[int]:
     question, answer = (f"1 < 2 & 'b'\n  Is it so? ({said})" for said in ("Asked", "Told"))
     chat = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     try:
-        prompt = _render(tokenizer, chat[:1], add_generation_prompt=True)
-        text = _render(tokenizer, chat)
+        prompt = render(tokenizer, chat[:1], add_generation_prompt=True)
+        text = render(tokenizer, chat)
     # A template is a program of the checkpoint, which may raise anything.
     except Exception as error:
         raise ValueError(
@@ -307,7 +277,7 @@ def wrap(
 def from_pretrained(
     name_or_path: str | Path,
     *,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
     attn_implementation: str = "sdpa",
     block_size: int | None = None,
@@ -322,8 +292,8 @@ def from_pretrained(
     4
 
     Args:
-        name_or_path: a directory in the layout of the Hub, a Hub name, or a built-in name.
-        device: device of the weights.
+        name_or_path: a directory, a Hub name, or a built-in name.
+        device: device of the weights; by default the GPU of this process, if there is one.
         dtype: number format of the weights in memory, whatever it is on disk.
         attn_implementation: sdpa, flex_attention or eager.
         block_size: training block size, where config.json lacks it.
@@ -338,15 +308,18 @@ def from_pretrained(
     document = check_checkpoint(source)
     family = family_of(document["model_type"])
     config = family.config_class.from_dict(document)
+    check_growth(source / "tokenizer.json")
     try:
         # Read from its file alone where no class is named: Auto would add rules of the family.
         generic = get_tokenizer_config(source).get("tokenizer_class") in _GENERIC_TOKENIZERS
         loader = PreTrainedTokenizerFast if generic else AutoTokenizer
         # Without this refusal transformers may ask the user whether to run a checkpoint's code.
         tokenizer = loader.from_pretrained(source, trust_remote_code=False)
+        # What its settings hold is read when it is used.
+        tokenizer.decode(tokenizer("Is it so?", add_special_tokens=False)["input_ids"])
     except Exception as error:
         raise ValueError(
-            f"{name}: cannot load the tokenizer ({_first_line(error)}); "
+            f"{name}: cannot load the tokenizer ({first_words(error)}); "
             "copy its tokenizer.json and tokenizer_config.json again"
         ) from error
     if len(tokenizer) > config.vocab_size:
@@ -369,13 +342,13 @@ def from_pretrained(
             output_loading_info=True,
         )
     except Exception as error:
-        raise ValueError(f"{name}: cannot load the model: {_first_line(error)}") from error
+        raise ValueError(f"{name}: cannot load the model: {first_words(error)}") from error
     model, report = loaded
     assert not any(report.values())
     check_finite(name, model.state_dict())
     # The library ties head and embedding only if the checkpoint's are equal, or has no head.
     model.config.tie_word_embeddings = model.lm_head.weight is model.model.embed_tokens.weight
-    model = model.to(torch.device(device)).eval()
+    model = model.to(own_device() if device is None else device).eval()
     return wrap(model, tokenizer, name, hash_weights(source))
 
 
@@ -391,9 +364,5 @@ def _locate(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise ValueError(
-            f"{name}: neither a directory nor a model of the Hub: {_first_line(error)}{meant}"
+            f"{name}: neither a directory nor a model of the Hub: {first_words(error)}{meant}"
         ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

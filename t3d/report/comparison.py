@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import RenderableType
 
 from t3d.core.files import write_bytes, write_json
-from t3d.decoding.config import STATIC, labels, one_line
+from t3d.decoding.config import STATIC, DecodingConfig, labels, one_line
 from t3d.evaluation.comparison import Comparison, Estimate
 from t3d.evaluation.results import (
     ORIGINAL,
@@ -125,9 +125,16 @@ def _best(estimates: Mapping[str, Estimate | None]) -> set[str]:
 
 
 def _where(condition: Condition, comparison: Comparison) -> str:
-    """The block size, and the task where there are several."""
+    """The block size, the task where there are several, and what else static settings differ in."""
     task = f"{condition.task}\n" if len(comparison.num_problems) > 1 else ""
-    return f"{task}block {condition.decoding.block_size}"
+    own = condition.decoding
+    details = _labels(comparison, is_static=True)[own].removeprefix(own.label)
+    return f"{task}block {own.block_size}{details}"
+
+
+def _labels(comparison: Comparison, *, is_static: bool) -> dict[DecodingConfig, str]:
+    settings = (one.decoding for one in comparison.conditions)
+    return labels((s for s in settings if (s.remasking == STATIC) == is_static), beside=IN_TITLES)
 
 
 def _place(condition: Condition) -> tuple[Any, ...]:
@@ -227,7 +234,7 @@ def _dynamic_sheet(c: Comparison, condition: Condition, recommended: str | None)
         share = _accuracy(accuracy[method], method in best)
         lines.append([_name(method, recommended), *numbers, share])
     header = ["method", "tokens/\ns", "latency\n(s)", "steps", "length", "tokens/\nforward"]
-    how = one_line(condition.decoding.label)
+    how = one_line(_labels(c, is_static=False)[condition.decoding])
     title = f"{condition.task}, block size {condition.decoding.block_size}, {how}"
     note = (
         "Means over seeds. Tokens count up to and including the stop token; latency is measured "

@@ -6,7 +6,7 @@ import io
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -16,9 +16,12 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from t3d.core.files import write_bytes
 from t3d.decoding.config import DYNAMIC, STATIC
-from t3d.evaluation.comparison import Comparison
 from t3d.evaluation.frontier import Point
 from t3d.report.sheets import order_methods, style
+
+if TYPE_CHECKING:
+    # It imports torch, which reports do without.
+    from t3d.evaluation.comparison import Comparison
 
 INK, SOFT, GRID = "#222222", "#666666", "#e4e4e4"
 _TEXT: dict[str, Any] = {"fontsize": 11, "color": INK}

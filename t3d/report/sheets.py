@@ -16,6 +16,7 @@ _STYLES = {
     "original": ("#555555", "o"),
     "sft": ("#e69f00", "s"),
     "redi": ("#56b4e9", "^"),
+    "redi_coupled": ("#1f78b4", "<"),
     "dparallel": ("#cc79a7", "v"),
     "naive_td": ("#0072b2", "D"),
     "t3d": ("#d55e00", "o"),

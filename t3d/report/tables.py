@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import mean, stdev
+from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
 
 from t3d.decoding.config import DYNAMIC, DecodingConfig, labels, one_line
-from t3d.evaluation.calibrate import Candidate, Choice
 from t3d.evaluation.results import Condition, ResultRow
 from t3d.report.sheets import (
     NONE,
@@ -20,6 +21,10 @@ from t3d.report.sheets import (
     render_markdown,
     render_terminal,
 )
+
+if TYPE_CHECKING:
+    # It imports torch, which reports do without.
+    from t3d.evaluation.calibrate import Candidate, Choice
 
 _SPEED_HEADER = (
     "tokens/\nforward",
@@ -46,6 +51,12 @@ def _settings(rows: Iterable[ResultRow]) -> dict[DecodingConfig, str]:
     """The settings in their order, with a column's name for each."""
     found = {row.decoding.effective for row in rows}
     return labels(sorted(found, key=lambda setting: setting.rank), beside=IN_TITLES)
+
+
+def _paces(settings: Mapping[DecodingConfig, str]) -> dict[DecodingConfig, str]:
+    """A short name of each setting, or its whole label where another has the same short one."""
+    counts = Counter(setting.pace for setting in settings)
+    return {s: s.pace if counts[s.pace] == 1 else one_line(name) for s, name in settings.items()}
 
 
 def _accuracy_sheet(rows: Sequence[ResultRow], where: str) -> Sheet:
@@ -118,7 +129,7 @@ def _accuracy_sheet(rows: Sequence[ResultRow], where: str) -> Sheet:
 def _speed_sheet(rows: Sequence[ResultRow], where: str) -> Sheet:
     rank = {method: i for i, method in enumerate(method_order(rows))}
     groups = []
-    for setting in _settings(rows):
+    for setting, pace in _paces(_settings(rows)).items():
         group = []
         same = [row for row in rows if row.decoding.effective == setting]
         for row in sorted(same, key=lambda row: (rank[row.method], row.seed)):
@@ -133,7 +144,7 @@ def _speed_sheet(rows: Sequence[ResultRow], where: str) -> Sheet:
                 percent(row.truncated),
                 percent(row.agreement),
             )
-            names = (row.method, str(row.seed), setting.pace)
+            names = (row.method, str(row.seed), pace)
             group.append([Entry(text) for text in (*names, *numbers)])
         groups.append(group)
     note = (
@@ -153,14 +164,14 @@ def grading_sheet(rows: Sequence[ResultRow], where: str) -> list[Sheet]:
     strict = any(row.faithful is not None for row in rows)
     names = ["accuracy", "string_accuracy", *["faithful"] * strict, "no_answer", "timed_out"]
     lines = []
-    for setting in _settings(rows):
+    for setting, pace in _paces(_settings(rows)).items():
         for method in method_order(rows):
             same = [r for r in rows if (r.method, r.decoding.effective) == (method, setting)]
             if same:
                 shares = ([getattr(row, name) for row in same] for name in names)
                 means = [None if None in found else mean(found) for found in shares]
                 numbers = [Entry(percent(share)) for share in means]
-                lines.append([Entry(method), Entry(setting.pace), *numbers])
+                lines.append([Entry(method), Entry(pace), *numbers])
     header = ["method", "tokens/\nstep", "correct\n(%)", "as strings\n(%)"]
     header += ["faithful\n(%)"] if strict else []
     header += ["no answer\n(%)", "timed out\n(%)"]

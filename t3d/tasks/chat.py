@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+from t3d.core.files import check_regular, first_words
 from t3d.core.ranges import check_ranges
 from t3d.tasks.records import read_json_lines
 
@@ -129,11 +130,12 @@ def _parquet(path: Path) -> Iterator[Any]:
     import pyarrow.parquet as pq
 
     try:
+        check_regular(path)
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(1024):
                 yield from batch.to_pylist()
     except (OSError, pa.ArrowException) as error:
-        raise ValueError(f"{path}: cannot be read as Parquet: {_first_line(error)}") from error
+        raise ValueError(f"{path}: cannot be read as Parquet: {first_words(error)}") from error
 
 
 def _dataset(data: ChatData) -> Iterable[Any]:
@@ -150,7 +152,7 @@ def _dataset(data: ChatData) -> Iterable[Any]:
     except Exception as error:
         raise ValueError(
             f"{data.path}: cannot be loaded as a data set (subset {data.subset}, "
-            f"split {data.split}): {_first_line(error)}"
+            f"split {data.split}): {first_words(error)}"
         ) from error
 
 
@@ -206,7 +208,3 @@ def _text(value: Any, key: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{key!r} must be a text that is not blank, got {value!r:.60}")
     return value
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -6,7 +6,6 @@ which `download` fills from the Hub, is checked against the digests below.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import Any
 
 from t3d.core.files import check_output, write_bytes
 from t3d.tasks import convert
-from t3d.tasks.records import Needs, Record, content_digest, read_records, to_jsonl
+from t3d.tasks.records import Needs, Record, content_digest, read_json_lines, read_records, to_jsonl
 
 
 @dataclass(frozen=True)
@@ -205,4 +204,4 @@ def _fetch(source: Source, name: str) -> list[dict[str, Any]]:
         ) from error
     if path.suffix == ".parquet":
         return pq.ParquetFile(path).read().to_pylist()
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    return [row for _, row in read_json_lines(path)]

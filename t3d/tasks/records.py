@@ -10,7 +10,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any
 
-from t3d.core.files import parse_json
+from t3d.core.files import parse_json, read_file
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
         ValueError: naming the file.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_file(path).decode("utf-8-sig")
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:

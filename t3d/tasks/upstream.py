@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from t3d.core.files import parse_json, write_bytes
+from t3d.core.files import parse_json, read_file, write_bytes
 from t3d.tasks.records import Record, to_jsonl
 
 
@@ -27,7 +27,7 @@ def convert_upstream(source: Path, output: Path, dataset: str) -> int:
         ValueError: naming file, entry and key, for whatever is not in that format.
     """
     try:
-        rows = parse_json(source.read_text(encoding="utf-8-sig"))
+        rows = parse_json(read_file(source).decode("utf-8-sig"))
     except OSError as error:
         raise ValueError(f"{source}: cannot be read: {error.strerror}") from None
     except ValueError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from t3d.core.rng import derive_key
-from t3d.models import LanguageModel
+from t3d.models import BlockDiffusionLM, LanguageModel
 from t3d.models.loading import check_finite
 from t3d.training.config import LoraSettings
-from t3d.training.weights import REFERENCE_FILE, Weights
+from t3d.training.weights import REFERENCE_FILE, Library, Weights
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """Names of the linear layers of attention and MLP, the same in every family."""
@@ -45,7 +45,7 @@ class Adapter:
             r=settings.rank,
             lora_alpha=settings.alpha,
             lora_dropout=settings.dropout,
-            target_modules=_targets(lm, settings),
+            target_modules=_targets(lm.model, lm.name, settings),
             base_model_name_or_path=lm.name,
             task_type="CAUSAL_LM",
         )
@@ -161,17 +161,32 @@ class FrozenAdapter(nn.Module):
         self.weights = {k: v.to(own[k].device) for k, v in load_file(path).items()}
 
 
-def _targets(lm: LanguageModel, settings: LoraSettings) -> list[str]:
-    """Names of the layers to adapt, as peft takes them."""
-    # Without the head, since objectives and decoding use the weights of the head itself.
-    modules = lm.model.base_model.named_modules()
+def adapter_parameters(model: BlockDiffusionLM, settings: LoraSettings) -> int:
+    """Weights that an adapter has."""
+    names = _targets(model, model.config.model_type, settings)
+    layers = [(name.rpartition(".")[2], m) for name, m in model.base_model.named_modules()]
+    return sum(
+        settings.rank * (m.in_features + m.out_features)
+        for name, m in layers
+        if isinstance(m, nn.Linear) and name in names
+    )
+
+
+def _targets(model: BlockDiffusionLM, name: str, settings: LoraSettings) -> list[str]:
+    """Names of the layers to adapt, as peft takes them.
+
+    Args:
+        name: of the model, for errors.
+    """
+    # The head and its logits are the model's own on every floor.
+    modules = model.base_model.named_modules()
     layers = {name.rpartition(".")[2] for name, m in modules if isinstance(m, nn.Linear)}
     if settings.target_modules is None:
-        return [name for name in TARGETS if name in layers]
-    for name in settings.target_modules:
-        if name not in layers:
+        return [target for target in TARGETS if target in layers]
+    for target in settings.target_modules:
+        if target not in layers:
             raise ValueError(
-                f"lora: target_modules: {lm.name} has no linear layer {name!r} to adapt; "
+                f"lora: target_modules: {name} has no linear layer {target!r} to adapt; "
                 f"it has {', '.join(sorted(layers))}"
             )
     return settings.target_modules
@@ -210,22 +225,14 @@ class AdapterWeights(Weights):
             self.lm.save(directory)
             self.adapter.save(directory / ADAPTER_DIRECTORY)
 
-    def save(
-        self,
-        directory: Path,
-        reference: nn.Module | None,
-        optimizer: object,
-        is_first: bool,
-        library: Callable[[], None],
-    ) -> None:
-        if not is_first:
+    def save(self, directory: Path, trainer: Any, library: Library) -> None:
+        if not trainer.args.should_save:
             return
         self.adapter.save(directory)
-        if reference is not None:
-            assert isinstance(reference, FrozenAdapter)
-            reference.save(directory / REFERENCE_FILE)
+        if trainer.reference is not None:
+            trainer.reference.save(directory / REFERENCE_FILE)
 
-    def load(self, directory: Path, library: Callable[[], None]) -> None:
+    def load(self, directory: Path, library: Library) -> None:
         self.adapter.load(directory)
 
     def load_reference(self, directory: Path, reference: nn.Module) -> None:

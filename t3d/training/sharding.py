@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -23,7 +23,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from t3d.core.files import read_object, write_json
 from t3d.models import BlockDiffusionLM
 from t3d.models.families import on_meta
-from t3d.training.weights import Weights
+from t3d.training.weights import Library, Weights
 
 SCHEDULE_FILE = "schedule.json"
 """File of a sharded checkpoint with the learning rate scheduler's state."""
@@ -148,47 +148,26 @@ class ShardedWeights(Weights):
         if whole is not None:
             replace(self.lm, model=whole).save(directory)
 
-    def save(
-        self,
-        directory: Path,
-        reference: nn.Module | None,
-        optimizer: object,
-        is_first: bool,
-        library: Callable[[], None],
-    ) -> None:
+    def save(self, directory: Path, trainer: Any, library: Library) -> None:
         state = tensors("model", self.lm.model)
-        if reference is not None:
-            state |= tensors("reference", reference)
-        assert isinstance(optimizer, Optimizer)
-        save(directory, state | optimizer_tensors(self.lm.model, optimizer))
+        if trainer.reference is not None:
+            state |= tensors("reference", trainer.reference)
+        save(directory, state | optimizer_tensors(self.lm.model, trainer.optimizer))
 
-    def load(self, directory: Path, library: Callable[[], None]) -> None:
+    def load(self, directory: Path, library: Library) -> None:
         load(directory, tensors("model", self.lm.model))
 
     def load_reference(self, directory: Path, reference: nn.Module) -> None:
         load(directory, tensors("reference", reference))
 
-    def save_schedule(
-        self,
-        directory: Path,
-        schedule: object,
-        is_first: bool,
-        library: Callable[[], None],
-    ) -> None:
-        assert isinstance(schedule, LRScheduler)
-        if is_first:
-            write_json(directory / SCHEDULE_FILE, schedule.state_dict())
+    def save_schedule(self, directory: Path, trainer: Any, library: Library) -> None:
+        if trainer.args.should_save:
+            write_json(directory / SCHEDULE_FILE, trainer.lr_scheduler.state_dict())
 
-    def load_schedule(
-        self,
-        directory: Path,
-        optimizer: object,
-        schedule: object,
-        library: Callable[[], None],
-    ) -> None:
-        assert isinstance(optimizer, Optimizer)
-        assert isinstance(schedule, LRScheduler)
-        load(directory, optimizer_tensors(self.lm.model, optimizer))
+    def load_schedule(self, directory: Path, trainer: Any, library: Library) -> None:
+        load(directory, optimizer_tensors(self.lm.model, trainer.optimizer))
+        schedule: LRScheduler = trainer.lr_scheduler
         schedule.load_state_dict(read_object(directory / SCHEDULE_FILE))
-        for group, rate in zip(optimizer.param_groups, schedule.get_last_lr(), strict=True):
+        rates = schedule.get_last_lr()
+        for group, rate in zip(trainer.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate

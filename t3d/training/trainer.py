@@ -246,40 +246,23 @@ class DiffusionTrainer(Trainer):
         # Overridden here, because transformers calls this in every process; some releases call
         # `_save` in the first process only.
         assert output_dir is not None
-        self.weights.save(
-            Path(output_dir),
-            self.reference,
-            self.optimizer,
-            self.args.should_save,
-            lambda: super(DiffusionTrainer, self).save_model(output_dir, _internal_call),
-        )
+        default = super().save_model
+        self.weights.save(Path(output_dir), self, lambda: default(output_dir, _internal_call))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        self.weights.save_schedule(
-            Path(output_dir),
-            self.lr_scheduler,
-            self.args.should_save,
-            lambda: super(DiffusionTrainer, self)._save_optimizer_and_scheduler(output_dir),
-        )
+        default = super()._save_optimizer_and_scheduler
+        self.weights.save_schedule(Path(output_dir), self, lambda: default(output_dir))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        default = super()._load_optimizer_and_scheduler
         if checkpoint is not None:
-            self.weights.load_schedule(
-                Path(checkpoint),
-                self.optimizer,
-                self.lr_scheduler,
-                lambda: super(DiffusionTrainer, self)._load_optimizer_and_scheduler(checkpoint),
-            )
+            self.weights.load_schedule(Path(checkpoint), self, lambda: default(checkpoint))
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
-        self.weights.load(
-            Path(resume_from_checkpoint),
-            lambda: super(DiffusionTrainer, self)._load_from_checkpoint(
-                resume_from_checkpoint, model
-            ),
-        )
+        default, checkpoint = super()._load_from_checkpoint, resume_from_checkpoint
+        self.weights.load(Path(checkpoint), lambda: default(checkpoint, model))
 
 
 class TrainingCallback(TrainerCallback):

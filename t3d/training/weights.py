@@ -6,6 +6,7 @@ import copy
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_model, save_model
@@ -14,13 +15,15 @@ from torch import nn
 from t3d.models import LanguageModel
 
 REFERENCE_FILE = "reference.safetensors"
+Library = Callable[[], None]
+"""What transformers' own trainer would do in a method's place."""
 
 
 class Weights:
     """The plain case: every process holds all weights, and transformers saves and restores them.
 
-    The parameter `library` of some methods is what transformers would do there; a subclass may do
-    something else instead. All processes call all methods.
+    All processes call all methods. `trainer` is the `DiffusionTrainer`, of which the reference, the
+    optimizer and the schedule are read.
     """
 
     def __init__(self, lm: LanguageModel) -> None:
@@ -55,21 +58,14 @@ class Weights:
         """Write the trained model, after `finish`."""
         self.write(directory, is_first)
 
-    def save(
-        self,
-        directory: Path,
-        reference: nn.Module | None,
-        optimizer: object,
-        is_first: bool,
-        library: Callable[[], None],
-    ) -> None:
-        """Write the weights into a checkpoint that training can resume from."""
-        if reference is not None and is_first:
+    def save(self, directory: Path, trainer: Any, library: Library) -> None:
+        """Write a checkpoint's model and reference."""
+        if trainer.reference is not None and trainer.args.should_save:
             directory.mkdir(parents=True, exist_ok=True)
-            save_model(reference, str(directory / REFERENCE_FILE))
+            save_model(trainer.reference, str(directory / REFERENCE_FILE))
         library()
 
-    def load(self, directory: Path, library: Callable[[], None]) -> None:
+    def load(self, directory: Path, library: Library) -> None:
         """Restore the model."""
         with warnings.catch_warnings():
             # transformers reads the config without its family, and then warns of `rope_scaling`.
@@ -80,22 +76,10 @@ class Weights:
         """Restore the reference."""
         load_model(reference, str(directory / REFERENCE_FILE))
 
-    def save_schedule(
-        self,
-        directory: Path,
-        schedule: object,
-        is_first: bool,
-        library: Callable[[], None],
-    ) -> None:
-        """Write the scheduler, and the optimizer unless `save` does."""
+    def save_schedule(self, directory: Path, trainer: Any, library: Library) -> None:
+        """Write the learning rate's schedule, and the optimizer unless `save` does."""
         library()
 
-    def load_schedule(
-        self,
-        directory: Path,
-        optimizer: object,
-        schedule: object,
-        library: Callable[[], None],
-    ) -> None:
+    def load_schedule(self, directory: Path, trainer: Any, library: Library) -> None:
         """Restore both."""
         library()

@@ -195,7 +195,7 @@ def test_a_row_for_every_setting(lm: LanguageModel) -> None:
     [
         ({"engines": ("oracle",)}, "engines must name t3d"),
         ({"engines": ("t3d", "vllm")}, "engines must name some of t3d, t3d_unfused, oracle"),
-        ({"batch_sizes": (4, 0)}, "batch_sizes must be at least 1, got 0"),
+        ({"batch_sizes": (4, 0)}, "batch_sizes must lie in .1, 65536., got 0"),
         ({"batch_sizes": ()}, "batch_sizes is empty"),
         ({"denoising_steps": ()}, "denoising_steps is empty"),
         ({"denoising_steps": (1, 5)}, "denoising_steps must be at most block_size=4"),
@@ -203,7 +203,7 @@ def test_a_row_for_every_setting(lm: LanguageModel) -> None:
         ({"prompt_tokens": (0, 8)}, "prompt_tokens must be at least 1"),
         ({"new_tokens": 0}, "new_tokens must be at least 1"),
         ({"repeats": 0}, "repeats must be at least 1, got 0"),
-        ({"num_requests": 0}, "num_requests must be at least 1, got 0"),
+        ({"num_requests": 0}, "num_requests must lie in .1, 65536., got 0"),
     ],
 )
 def test_settings_that_cannot_be_measured(changed: dict[str, Any], message: str) -> None:

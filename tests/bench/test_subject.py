@@ -17,7 +17,7 @@ from t3d.bench.subject import (
     ordinary_ids,
     random_model,
 )
-from t3d.experiment.plan import num_parameters
+from t3d.experiment.plan import described
 from t3d.models import from_pretrained
 from tests.bench.conftest import SHAPE
 
@@ -29,7 +29,9 @@ CPU = torch.device("cpu")
 )
 def test_presets_have_the_size_in_their_name(name: str, billions: float) -> None:
     # Untied heads come on top of Qwen3's 1.7 and 4.0 billion.
-    found = num_parameters(PRESETS[name])
+    model = described(PRESETS[name])
+    assert model is not None
+    found = model.num_parameters()
     assert found is not None
     assert found / 1e9 == pytest.approx(billions, rel=0.03)
 

@@ -93,7 +93,7 @@ def recipe_file(checkpoint: Path, tmp_path: Path) -> Path:
 def store(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Sixteen trajectories of the tiny model. Copy it before you damage it."""
     path = tmp_path_factory.mktemp("stores") / "store"
-    options = ["--num", "16", "--shard_size", "8", "--decoding.max_new_tokens", "16"]
+    options = ["--num_prompts", "16", "--shard_size", "8", "--decoding.max_new_tokens", "16"]
     command = ["rollout", "--model", str(checkpoint), "--output", str(path), *options]
     assert main([*command, "--progress", "false"]) == 0
     return path

@@ -96,13 +96,26 @@ def test_smoke_walks_every_stage_beside_the_real_output(
     assert {row["n"] for row in rows} == {2}
 
 
-def test_a_source_that_is_none_leaves_nothing_trained(
-    t3d: Run, adapting: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("key", "value", "part"),
+    [
+        ("source", "empty", "empty: neither config.json nor a .gguf file"),
+        ("pretrain.data.path", "none.jsonl", "none.jsonl: cannot be read"),
+        ("pretrain.task", "none", "unknown task 'none'"),
+    ],
+)
+def test_what_cannot_be_adapted_leaves_the_output_free(
+    t3d: Run,
+    adapting: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    key: str,
+    value: str,
+    part: str,
 ) -> None:
-    source = tmp_path / "empty"
-    source.mkdir()
-    output = tmp_path / "out"
-    outcome = t3d("run", adapting, "--adapt.source", source, "--output", output)
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    outcome = t3d("run", adapting, f"--adapt.{key}", value, "--output", "out")
     assert outcome.code == 1
-    assert f"{source}: neither config.json nor a .gguf file" in outcome.err
-    assert not (output / "converted").exists()
+    assert part in outcome.err
+    assert not any(path.is_file() for path in Path("out").rglob("*"))

@@ -30,6 +30,10 @@ RECIPES = [
     ("methods: {a: {}}", "methods: the following arguments are required: method"),
     ("evaluation: {settings: [{blocks: 4}]}", "settings: option 'blocks' is not accepted"),
     ("training: {steps: many}", "training.steps: expected int, got many"),
+    ("data: 200", "data: expected keys, got 200"),
+    ("rollout: 200", "rollout: expected keys, got 200"),
+    ("rollout: {decoding: 2}", "expected keys"),
+    ("methods: {a: 2}", "methods: expected MethodConfig, got 2"),
     ("model: 3", "model: expected str, got 3"),
     ("data: {split: tset}", "data.split: expected Literal['train', 'dev', 'test'], got tset"),
     ("training: [1", "while parsing a flow sequence"),
@@ -85,7 +89,7 @@ CALLS = [
     (("rollout", "--model", "m", "--output", "x", f"--num={10**20}"), 1, "num: numbers must lie"),
     (("eval", "--model", "m", "--output", "x", f"--num_workers={10**20}"), 1, "within 64 bits"),
     (
-        ("eval", "--model", "m", "--output", "x", f"--limit={10**10}"),
+        ("eval", "--model", "m", "--output", "x", f"--num_problems={10**10}"),
         1,
         "problems of mini_gsm must lie in [0, 10000000], got 10000000000",
     ),
@@ -120,7 +124,11 @@ CALLS = [
         "denoising_steps must be at most block_size=4",
     ),
     (("generate", " "), 1, "the question is empty"),
-    (("eval", "--model", "mini_teacher", "--output", "x", "--limit", "-3"), 1, "limit must be at"),
+    (
+        ("eval", "--model", "mini_teacher", "--output", "x", "--num_problems", "-3"),
+        1,
+        "num_problems must be at",
+    ),
     # Of an option's name all is needed.
     (("generate", "--decoding.denoising_step", "2", "q"), 2, "--decoding.denoising_step"),
     (("eval", "--mod", "x", "--output", "y"), 2, "--mod x"),
@@ -200,7 +208,7 @@ OVERRIDES = [
         ("--evaluation.settings", "[{block_size: 2}]"),
         "denoising_steps must be at most block_size=2",
     ),
-    (("--evaluation.settings", "[{max_new_tokens: 9}, {max_new_tokens: 8}]"), "two settings are"),
+    (("--evaluation.settings", "[{top_k: 0}, {entropy_bound: 1}]"), "two settings decode as"),
     (("--data.num_problems", "0"), "no problems to evaluate"),
     (("--data.num_prompts", "0", "--methods", "{}"), "the prompt set is empty"),
     (("--model", "no/where/at/all"), "no/where/at/all: no such checkpoint directory"),
@@ -252,9 +260,9 @@ def test_output_that_is_a_file(
     calls = {
         "run": (recipe_file,),
         "pretrain": (recipe,),
-        "rollout": ("--model", checkpoint, "--num", 2, "--decoding.max_new_tokens", 8),
+        "rollout": ("--model", checkpoint, "--num_prompts", 2, "--decoding.max_new_tokens", 8),
         "train": ("--model", checkpoint, "--trajectories", store, "--method", "t3d", *short),
-        "eval": ("--model", checkpoint, "--limit", 2),
+        "eval": ("--model", checkpoint, "--num_problems", 2),
     }
     outcome = t3d(command, *calls[command], "--output", output)
     assert_refused(outcome, 1, f"{output}: ")
@@ -266,10 +274,10 @@ OUTPUTS: list[tuple[str, ...]] = [
     ("run", "demo"),
     ("compare", "mini_compare"),
     ("pretrain", "mini_teacher"),
-    ("rollout", "--model", "mini_teacher", "--num", "2", "--decoding.max_new_tokens", "8"),
+    ("rollout", "--model", "mini_teacher", "--num_prompts", "2", "--decoding.max_new_tokens", "8"),
     ("train", "--model", "mini_teacher", "--method", "naive_td", "--trajectories", "STORE"),
-    ("eval", "--model", "mini_teacher", "--limit", "2"),
-    ("calibrate", "--model", "mini_teacher", "--limit", "2", "--write", "false"),
+    ("eval", "--model", "mini_teacher", "--num_problems", "2"),
+    ("calibrate", "--model", "mini_teacher", "--num_problems", "2", "--write", "false"),
     ("analyze", "--trajectories", "STORE"),
     ("convert", "package:nothing"),
     ("export", "--model", "mini_teacher"),

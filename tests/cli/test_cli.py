@@ -176,7 +176,7 @@ def test_generate_shows_a_problem_of_a_task_as_eval_grades_it(
         output = tmp_path / Path(task).stem
         settings = "[{denoising_steps: 1, temperature: 1.0, max_new_tokens: 8}]"
         asked = ("--model", checkpoint, "--task", task)
-        t3d("eval", *asked, "--limit", 2, "--settings", settings, "--output", output)
+        t3d("eval", *asked, "--num_problems", 2, "--settings", settings, "--output", output)
         samples = pq.read_table(output / "samples.parquet").to_pylist()
         problems = package.get_task(task).examples("test", 2)
         for index, (problem, sample) in enumerate(zip(problems, samples, strict=True)):
@@ -252,7 +252,7 @@ def test_train_then_evaluate(checkpoint: Path, store: Path, tmp_path: Path, t3d:
     assert other.code == 1
     assert "holds what another recipe made (method differ)" in other.err
 
-    command = ("eval", "--model", student, "--limit", 3, "--output", output)
+    command = ("eval", "--model", student, "--num_problems", 3, "--output", output)
     one = "[{denoising_steps: 1, max_new_tokens: 8}]"
     two = "[{denoising_steps: 1, max_new_tokens: 8}, {denoising_steps: 2, max_new_tokens: 8}]"
     first = t3d(*command, "--settings", one)
@@ -266,11 +266,11 @@ def test_train_then_evaluate(checkpoint: Path, store: Path, tmp_path: Path, t3d:
     rows = json.loads((output / "results.json").read_text())["rows"]
     assert rows[0] == row
     assert [row["denoising_steps"] for row in rows] == [1, 2]
-    other = t3d(*command, "--limit", 4, "--settings", one)
+    other = t3d(*command, "--num_problems", 4, "--settings", one)
     assert other.code == 1
     assert "holds what another recipe made (limit, problems differ)" in other.err
-    named = t3d("eval", "--model", checkpoint, "--limit", 2, "--settings", one, "--name", "mine",
-                "--output", tmp_path / "named")  # fmt: skip
+    named = t3d("eval", "--model", checkpoint, "--num_problems", 2, "--settings", one,
+                "--name", "mine", "--output", tmp_path / "named")  # fmt: skip
     assert named.code == 0, named.err
     (row,) = json.loads((tmp_path / "named" / "results.json").read_text())["rows"]
     assert (row["method"], row["optimizer_steps"]) == ("mine", 0)

@@ -55,7 +55,9 @@ def test_own_questions_are_a_task(
         assert len(row["step_map"]) == len(row["response_ids"])
         assert row["correct"] is False
         assert row["answer"] in {"0", "2", "4", "6", "8", "10"}
-    longer = t3d(*command, "--max_new_tokens", 12, "--limit", 2, "--output", tmp_path / "long")
+    longer = t3d(
+        *command, "--max_new_tokens", 12, "--num_problems", 2, "--output", tmp_path / "long"
+    )
     assert longer.code == 0
     assert all(12 <= len(row["response_ids"]) < 16 for row in _samples(tmp_path / "long"))
 
@@ -86,7 +88,7 @@ def test_frontier_and_calibration(
 ) -> None:
     student, output = tmp_path / "student", tmp_path / "calibration"
     shutil.copytree(checkpoint, student)
-    command = ("calibrate", "--model", student, "--limit", 8, "--settings", SETTINGS, *QUIET)
+    command = ("calibrate", "--model", student, "--num_problems", 8, "--settings", SETTINGS, *QUIET)
     outcome = t3d(*command, "--max_loss", 90, "--output", output)
     assert outcome.code == 0, outcome.err
     assert "baseline" in outcome.out

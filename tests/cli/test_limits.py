@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from t3d.evaluation.results import save_results
-from t3d.models import loading
+from t3d.models import limits
 from tests.cli.conftest import Run
 from tests.cli.test_bad_input import assert_refused
 from tests.evaluation.test_results import ROW
@@ -52,7 +52,7 @@ def test_full_disks(checkpoint: Path, store: Path, tmp_path: Path, t3d: Run, com
         "train": ("--trajectories", store, "--method", "naive_td", "--training.steps", 1, *short),
         "export": (),
         "report": (runs,),
-        "rollout": ("--num", 2, "--decoding.max_new_tokens", 8, "--progress", "false"),
+        "rollout": ("--num_prompts", 2, "--decoding.max_new_tokens", 8, "--progress", "false"),
     }
     model = () if command == "report" else ("--model", checkpoint)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -113,6 +113,9 @@ def test_wrong_checkpoints(
         "{% for i in range(99999) %}{% for i in range(99999) %}{% endfor %}{% endfor %}",
         "{{ messages[0].content * 99999 }}",
         "{{ 'x' * 10 ** 18 }}",
+        "{{ 'x' * 3000000000 }}",
+        "{{ ('x' * 60000).replace('x', 'x' * 60000) }}",
+        "{{ '%3000000000d' % 1 }}",
     ],
 )
 def test_templates_without_end(
@@ -122,7 +125,7 @@ def test_templates_without_end(
     t3d: Run,
     template: str,
 ) -> None:
-    monkeypatch.setattr(loading, "TEMPLATE_SECONDS", 0.5)
+    monkeypatch.setattr(limits, "TEMPLATE_SECONDS", 0.5)
     before = threading.active_count()
     model = shutil.copytree(checkpoint, tmp_path / "model")
     (model / "chat_template.jinja").write_text(template)

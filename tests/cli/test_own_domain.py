@@ -88,7 +88,7 @@ PROBLEMS = ("--data.num_prompts", 16, "--data.num_problems", 8)
 SMALL = {
     "pretrain": (*STEPS, *BATCH, "--shape.hidden_size", 16, "--shape.num_hidden_layers", 1, *QUIET),
     "run": (*STEPS, *BATCH, *PROBLEMS, "--rollout.decoding.max_new_tokens", 16, *QUIET),
-    "eval": ("--limit", 8, "--max_new_tokens", 16, *QUIET),
+    "eval": ("--num_problems", 8, "--max_new_tokens", 16, *QUIET),
     "generate": (),
     "export": (),
 }

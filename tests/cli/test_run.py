@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import yaml
 
 from t3d.cli.main import main
 from t3d.core.provenance import hash_weights
+from t3d.core.store import TrajectoryStore
 from t3d.models import from_pretrained
 from tests.cli.conftest import Run, recipe
 
@@ -93,7 +95,8 @@ def test_a_killed_run_resumes_to_the_same_results(finished: Path, tmp_path: Path
         stop_when(start(*command), saved.exists, signal.SIGKILL)
         assert not (students / name).exists()
     assert (students / "naive_td" / "provenance.json").exists()
-    assert not (output / "results.json").exists()
+    # Written after every student.
+    assert {row["method"] for row in rows(output)} == {"original", "naive_td"}
 
     out, err = in_terminal(*command)
     assert rows(output) == rows(finished)
@@ -102,7 +105,13 @@ def test_a_killed_run_resumes_to_the_same_results(finished: Path, tmp_path: Path
         assert (output / weights).read_bytes() == (finished / weights).read_bytes()
     # What students resume from goes when they are there.
     assert sorted(path.name for path in students.iterdir()) == ["naive_td", "t3d"]
-    for name in ("results.json", "report.md", "accuracy.png", "trajectories.html"):
+    for name in (
+        "results.json",
+        "comparison.json",
+        "report.md",
+        "accuracy.png",
+        "trajectories.html",
+    ):
         assert (output / name).stat().st_size > 0
         assert str(output / name) in out.splitlines()
     # The screen has the stages, without what an earlier run did and what libraries say.
@@ -111,7 +120,7 @@ def test_a_killed_run_resumes_to_the_same_results(finished: Path, tmp_path: Path
     assert {
         "stage 7 of 9: student 2 of 2: t3d, seed 0",
         "stage 7 of 9: student 2 of 2: t3d, seed 0: 6 steps",
-        "stage 9 of 9: evaluation of t3d, seed 0, block 4, 1 step: 8 prompts",
+        "stage 9 of 9: evaluation of t3d, seed 0, 4 tokens/step, 1 step: 8 prompts",
     } <= amounts
     assert any("loss " in line and "learning rate 0.0" in line for line in lines)
     for text in ("stage 1 of 9", "stage 6 of 9", "{'", "it/s", "Warning", "deprecated", "shards"):
@@ -139,8 +148,8 @@ def test_a_finished_run_prints_the_same_and_touches_no_checkpoint(finished: Path
     for text in ("Accuracy", "naive_td", "step  1  2  3  4"):
         assert text in outcome.out
     # One problem: the original at full steps, then every checkpoint at the fewest.
-    assert outcome.out.count("original, 4 steps a block of 4") == 1
-    assert outcome.out.count(", 1 step a block of 4") == 3
+    assert outcome.out.count("original, 1 token/step, 4 steps, full") == 1
+    assert outcome.out.count(", 4 tokens/step, 1 step") == 3
 
 
 def test_another_recipe_in_the_same_directory_is_refused(finished: Path, t3d: Run) -> None:
@@ -150,6 +159,56 @@ def test_another_recipe_in_the_same_directory_is_refused(finished: Path, t3d: Ru
     assert outcome.code == 1
     assert f"{finished}: holds what another recipe made (training differ)" in outcome.err
     assert (finished / "recipe.json").read_bytes() == before
+
+
+def test_a_method_may_be_added_and_is_the_only_one_trained(
+    finished: Path, checkpoint: Path, tmp_path: Path, t3d: Run
+) -> None:
+    output, path = tmp_path / "more", tmp_path / "recipe.yaml"
+    shutil.copytree(finished, output)
+    made = [
+        *output.glob("checkpoints/*/model.safetensors"),
+        *output.glob("evaluation/**/row.json"),
+        *output.glob("trajectories/shards/*.parquet"),
+    ]
+    before = {file: file.stat().st_mtime_ns for file in made}
+    assert len(before) == 2 + 6 + 2
+    document = recipe(checkpoint)
+    more = {"sft": {"method": "sft"}, **document["methods"]}
+    path.write_text(yaml.safe_dump(document | {"methods": more}), encoding="utf-8")
+    outcome = t3d("run", path, "--output", output, "--progress", "false")
+    assert outcome.code == 0, outcome.err
+    assert before == {file: file.stat().st_mtime_ns for file in made}
+    assert [row for row in rows(output) if row["method"] != "sft"] == rows(finished)
+    assert [row["denoising_steps"] for row in rows(output) if row["method"] == "sft"] == [4, 1]
+    # What was trained cannot become another method.
+    changed = more | {"sft": {"method": "sft", "num_sequences": 8}}
+    path.write_text(yaml.safe_dump(document | {"methods": changed}), encoding="utf-8")
+    outcome = t3d("run", path, "--output", output, "--progress", "false")
+    assert outcome.code == 1
+    assert f"{output}/methods/sft: holds what another recipe made (num_seq" in outcome.err
+
+
+def test_a_run_of_two_tasks_trains_on_both_and_evaluates_both(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    path, tasks = tmp_path / "recipe.yaml", ["mini_gsm", "mini_week"]
+    document = recipe(checkpoint) | {"task": tasks, "methods": {"naive_td": {"method": "naive_td"}}}
+    path.write_text(yaml.safe_dump(document), encoding="utf-8")
+    output = tmp_path / "out-smoke"
+    process = start("run", path, "--smoke", "--output", tmp_path / "out")
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert [(row["method"], row["task"], row["denoising_steps"]) for row in rows(output)] == [
+        (method, task, steps)
+        for method in ("original", "naive_td")
+        for task in tasks
+        for steps in (4, 1)
+    ]
+    asked = [row.prompt_id for row in TrajectoryStore.open(output / "trajectories").read()]
+    assert [name.split(":")[0] for name in asked] == tasks * (len(asked) // 2)
+    for text in (out, (output / "report.md").read_text(encoding="utf-8")):
+        assert all(f"{task}, block size 4" in text for task in tasks)
 
 
 def test_a_watched_student_is_the_same_and_its_best_is_kept(
@@ -200,7 +259,7 @@ def test_runs_are_reported_together(finished: Path, tmp_path: Path, t3d: Run) ->
 
 def test_interrupt_says_how_to_go_on(checkpoint: Path, tmp_path: Path, t3d: Run) -> None:
     output = tmp_path / "store"
-    options = ("--num", 80, "--decoding.max_new_tokens", 16, "--shard_size", 4)
+    options = ("--num_prompts", 80, "--decoding.max_new_tokens", 16, "--shard_size", 4)
     command = ("rollout", "--model", checkpoint, "--output", output, *options)
     process = start(*command)
     err = stop_when(process, (output / "shards/part-00000-000000.json").exists, signal.SIGINT)

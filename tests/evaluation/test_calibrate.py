@@ -1,37 +1,26 @@
-"""The test of a loss against its exact size, the choice against its rule, the file both ways."""
+"""The test of a loss against its exact size, and the choice against its rule."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
 import random
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import NormalDist
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import GenerationConfig
 
-from t3d.decoding.config import DecodingConfig, Remasking
+from t3d.decoding.config import DYNAMIC, STATIC
 from t3d.evaluation.calibrate import (
     Choice,
     choose,
-    decoding_of,
     loss_bound,
     loss_p_value,
-    read_generation_config,
-    write_generation_config,
 )
-from t3d.evaluation.metrics import wilson_interval
-from t3d.evaluation.results import DYNAMIC, STATIC, Cell, ResultRow
-from t3d.models import from_pretrained, tiny, wrap
-from t3d.tasks import get_task
-from t3d.tasks.tokenizer import train_tokenizer
+from t3d.evaluation.results import Cell
+from tests.row import make_row
 
 
 def probability(losses: int, gains: int, n: int, lose: float, win: float) -> float:
@@ -129,44 +118,30 @@ def make_cell(
 ) -> Cell:
     """The baseline solves the first half; `losses` fewer of it and `gains` more are right."""
     right = tuple(losses <= i < n // 2 + gains for i in range(n))
-    row = ResultRow(
-        task="task",
-        method="t3d",
-        seed=0,
-        model="m",
-        block_size=block_size,
-        remasking=STATIC if threshold is None else DYNAMIC,
-        denoising_steps=steps,
-        confidence_threshold=threshold,
-        temperature=0.1,
-        accuracy=sum(right) / n,
-        n=n,
-        ci95=wilson_interval(sum(right), n),
+    row = make_row(
+        sum(right),
+        n,
         tokens_per_forward=forward,
-        tokens_per_pass=1.5,
-        passes=9,
-        average_steps=3.0,
-        average_length=6.0,
-        truncated=0.0,
-        agreement=None,
-        tokens_per_second=10.0,
-        latency_seconds=None,
-        optimizer_steps=5,
-        tokens_seen=50,
+        block_size=block_size,
+        denoising_steps=steps,
+        remasking=STATIC if threshold is None else DYNAMIC,
+        confidence_threshold=0.9 if threshold is None else threshold,
+        **values,
     )
-    return Cell(dataclasses.replace(row, **values), right)
+    return Cell(row, right)
 
 
 BASELINE = make_cell(0, forward=1.0)
 
 
-def by_setting(choice: Choice) -> dict[tuple[int, int, float | None], tuple[bool, str]]:
+def by_setting(choice: Choice) -> dict[tuple[int, float | None], tuple[bool, str]]:
     return {
-        (c.row.block_size, c.row.denoising_steps, c.row.confidence_threshold): (
-            c.accepted,
-            c.reason,
-        )
+        (
+            d.denoising_steps,
+            d.confidence_threshold if d.remasking == DYNAMIC else None,
+        ): (c.accepted, c.reason)
         for c in choice.candidates
+        for d in [c.row.decoding]
     }
 
 
@@ -182,26 +157,26 @@ def test_the_fastest_accepted_setting_is_chosen() -> None:
         make_cell(0, forward=3.5, threshold=0.6),
     ]
     choice = choose(cells, BASELINE, max_loss=5, confidence=0.9)
-    assert choice.row.confidence_threshold == 0.9
+    assert choice.row.decoding.confidence_threshold == 0.9
     assert choice.sweep_confidence == pytest.approx(0.95)
     found = by_setting(choice)
     assert {key: accepted for key, (accepted, _) in found.items()} == {
-        (4, 2, None): True,
-        (4, 1, None): False,
-        (4, 4, 0.95): True,
-        (4, 4, 0.9): True,
-        (4, 4, 0.8): False,
-        (4, 4, 0.6): False,
+        (2, None): True,
+        (1, None): False,
+        (4, 0.95): True,
+        (4, 0.9): True,
+        (4, 0.8): False,
+        (4, 0.6): False,
     }
-    assert found[4, 1, None][1].startswith("may lose 2")
-    assert found[4, 4, 0.6][1] == "not tried: a slower setting of its sweep was refused"
+    assert found[1, None][1].startswith("may lose 2")
+    assert found[4, 0.6][1] == "not tried: a slower setting of its sweep was refused"
     chosen = next(c for c in choice.candidates if c.row == choice.row)
     assert choice.bound == chosen.bound
     assert chosen.reason == f"loses at most {100 * chosen.bound:.2f} points"
     assert (chosen.losses, chosen.gains, chosen.loss) == (2, 2, 0)
     # By tokens per second the slow machine's setting is out; by accuracy the tie is broken.
     choice = choose(cells, BASELINE, max_loss=5, confidence=0.9, speed="tokens_per_second")
-    assert choice.row.confidence_threshold == 0.95
+    assert choice.row.decoding.confidence_threshold == 0.95
 
 
 @settings(max_examples=4)
@@ -262,108 +237,3 @@ def test_what_cannot_be_compared_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         choose(cells, BASELINE, max_loss=numbers[0], confidence=numbers[1])
-
-
-def choice_of(cell: Cell) -> Choice:
-    return choose([cell], BASELINE, max_loss=99, confidence=0.5)
-
-
-def test_a_calibrated_checkpoint_loads_and_names_its_settings(tmp_path: Path) -> None:
-    texts = [example.question for example in get_task("mini_gsm").examples("train", 50)]
-    tokenizer = train_tokenizer(texts, vocab_size=300)
-    lm = wrap(tiny(vocab_size=len(tokenizer), dtype=torch.float32), tokenizer, "memory")
-    lm.save(tmp_path)
-    assert read_generation_config(tmp_path) is None
-    path = tmp_path / "generation_config.json"
-    before = json.loads(path.read_text())
-    choice = choice_of(make_cell(1, steps=3, threshold=0.85))
-    base = DecodingConfig(max_new_tokens=96, top_p=0.9, confidence_threshold=0.5)
-    written = write_generation_config(tmp_path, choice, base)
-    expected = DecodingConfig(4, 3, "low_confidence_dynamic", 0.85, 0.1, 0, 0.9, 96)
-    assert written == expected == read_generation_config(tmp_path)
-    after = json.loads(path.read_text())
-    assert before.items() <= after.items()
-    assert after["do_sample"] is True
-    loaded = GenerationConfig.from_pretrained(tmp_path)
-    assert (loaded.temperature, loaded.top_p, loaded.max_new_tokens) == (0.1, 0.9, 96)
-    # Saved again by transformers, which leaves out its defaults.
-    loaded.save_pretrained(tmp_path)
-    assert read_generation_config(tmp_path) == expected
-    again = from_pretrained(tmp_path)
-    assert again.stop_token_ids == lm.stop_token_ids
-    state = lm.model.state_dict()
-    assert all(torch.equal(state[key], value) for key, value in again.model.state_dict().items())
-    # The next calibration replaces the settings and nothing else; greedy decoding loads, too.
-    write_generation_config(tmp_path, choice_of(make_cell(0, steps=2, temperature=0.0)))
-    second = read_generation_config(tmp_path)
-    assert second == DecodingConfig(denoising_steps=2, temperature=0.0)
-    assert json.loads(path.read_text()).keys() >= before.keys()
-    assert GenerationConfig.from_pretrained(tmp_path).do_sample is False
-    assert from_pretrained(tmp_path).stop_token_ids == lm.stop_token_ids
-
-
-@given(
-    size=st.sampled_from([2, 4, 8]),
-    remasking=st.sampled_from(["low_confidence_static", "low_confidence_dynamic", "random"]),
-    threshold=st.floats(0, 1),
-    temperature=st.floats(0, 2),
-    windows=st.booleans(),
-)
-def test_rows_and_base_give_back_the_settings(
-    size: int, remasking: Remasking, threshold: float, temperature: float, windows: bool
-) -> None:
-    base = DecodingConfig(16, 2, window=8 if windows else None, random_share=0.25, top_k=5)
-    wanted = dataclasses.replace(
-        base,
-        **{"window" if windows else "block_size": size},
-        remasking=remasking,
-        confidence_threshold=threshold
-        if remasking == "low_confidence_dynamic"
-        else base.confidence_threshold,
-        temperature=temperature,
-    )
-    row = dataclasses.replace(
-        BASELINE.row,
-        block_size=wanted.window_size,
-        denoising_steps=2,
-        remasking=remasking,
-        confidence_threshold=threshold if remasking == "low_confidence_dynamic" else None,
-        temperature=temperature,
-    )
-    assert decoding_of(row, base) == wanted
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ('{"block_size": "4"}', "block_size must be a whole number, got '4'; correct it or run"),
-        ('{"block_size": true}', "block_size must be a whole number"),
-        ('{"block_size": null}', "block_size must be a whole number"),
-        ('{"block_size": 4, "temperature": "hot"}', "temperature must be a number"),
-        ('{"block_size": 4, "temperature": NaN}', "NaN is no number"),
-        ('{"window": 1.5}', "window must be a whole number, got 1.5"),
-        ('{"remasking": ["random"]}', "remasking must be one of"),
-        ('{"remasking": "best"}', "remasking must be one of .*; correct it or run"),
-        ('{"denoising_steps": 9}', "denoising_steps must be at most block_size=4"),
-        ("{", "not valid JSON"),
-        ("[]", "not a JSON object"),
-    ],
-)
-def test_bad_values_are_named(tmp_path: Path, text: str, message: str) -> None:
-    path = tmp_path / "generation_config.json"
-    path.write_text(text)
-    with pytest.raises(ValueError, match=message) as caught:
-        read_generation_config(tmp_path)
-    assert str(caught.value).startswith(f"{path}: ")
-
-
-def test_other_tools_keys_alone_name_no_settings(tmp_path: Path) -> None:
-    assert read_generation_config(tmp_path) is None
-    path = tmp_path / "generation_config.json"
-    path.write_text('{"temperature": 0.6, "top_k": 20, "do_sample": true, "eos_token_id": 3}')
-    assert read_generation_config(tmp_path) is None
-    # They count once calibrated, as they were while calibrating.
-    write_generation_config(tmp_path, choice_of(make_cell(0, steps=2)))
-    assert read_generation_config(tmp_path) == DecodingConfig(denoising_steps=2)
-    with pytest.raises(ValueError, match="no such checkpoint directory"):
-        write_generation_config(tmp_path / "none", choice_of(make_cell(0, steps=2)))

@@ -5,27 +5,16 @@ import itertools
 import json
 import random
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.orderings import RIVALS, Finding, findings, verdict
-from t3d.evaluation.comparison import Comparison, Estimate, Term
-from t3d.evaluation.metrics import wilson_interval
-from t3d.evaluation.results import (
-    DYNAMIC,
-    ORIGINAL,
-    STATIC,
-    Cell,
-    ComparisonRow,
-    Condition,
-    ResultRow,
-    load_results,
-    save_results,
-)
+from t3d.decoding.config import DYNAMIC, STATIC
+from t3d.evaluation.comparison import Comparison, Estimate
+from t3d.evaluation.results import ORIGINAL, Cell, Condition
+from tests.row import make_row
 
 
 def make_cell(
@@ -38,31 +27,15 @@ def make_cell(
     block_size: int = 4,
     dynamic: bool = False,
 ) -> Cell:
-    n, num = len(correct), sum(correct)
-    row = ResultRow(
-        task=task,
+    row = make_row(
+        sum(correct),
+        len(correct),
         method=method,
         seed=seed,
-        model="m",
+        task=task,
         block_size=block_size,
-        remasking=DYNAMIC if dynamic else STATIC,
         denoising_steps=steps,
-        confidence_threshold=0.9 if dynamic else None,
-        temperature=0.1,
-        accuracy=num / n,
-        n=n,
-        ci95=wilson_interval(num, n),
-        tokens_per_forward=2.0,
-        tokens_per_pass=1.5,
-        passes=9,
-        average_steps=3.0,
-        average_length=6.0,
-        truncated=0.0,
-        agreement=None,
-        tokens_per_second=10.0,
-        latency_seconds=None,
-        optimizer_steps=5,
-        tokens_seen=50,
+        remasking=DYNAMIC if dynamic else STATIC,
     )
     return Cell(row, tuple(bool(c) for c in correct))
 
@@ -202,16 +175,6 @@ def test_the_seed_of_the_bootstrap_counts() -> None:
     assert len(made) == 2
 
 
-def test_margin_of_factors() -> None:
-    c = Comparison([make_cell("a", first(80)), make_cell("b", first(30), steps=4)])
-    margin = known(c.margin(Term("a", CONDITION, 0.5), Term("b", FULL)))
-    assert margin.value == pytest.approx(0.1)
-    assert c.value(Term("a", CONDITION, 0.5)) == pytest.approx(0.4)
-    assert same(
-        c.margin(Term("a", CONDITION, 2.0), Term("a", CONDITION)), c.accuracy("a", CONDITION)
-    )
-
-
 def test_gap_closed_and_improvement() -> None:
     cells = [make_cell(ORIGINAL, first(90), steps=4), make_cell(ORIGINAL, first(10))]
     cells += [make_cell("half", first(50), seed=s) for s in (0, 1)]
@@ -245,7 +208,6 @@ def test_missing_cells_give_none() -> None:
     assert c.difference("a", "b", CONDITION) is None
     assert c.improvement("a", CONDITION) is None
     assert c.gap_closed("a", CONDITION) is None
-    assert c.margin(Term("a", CONDITION), Term("b", CONDITION)) is None
 
 
 def test_a_mean_weighs_tasks_alike() -> None:
@@ -279,102 +241,3 @@ def test_document_is_json_and_has_every_pair() -> None:
     assert pairs == {("a", "b"), ("a", ORIGINAL), ("b", ORIGINAL)}
     assert [row["seeds"] for row in document["accuracy"]] == [[0, 1]] * 3
     assert {row["seed_deviation"] for row in document["accuracy"]} == {0.0}
-
-
-def world(**few_and_full: tuple[int, int]) -> list[Finding]:
-    """Findings of methods that get so many of 100 problems at 4 tokens and at 1 token a step."""
-    cells = [
-        make_cell(method, first(num), steps=steps)
-        for method, shares in few_and_full.items()
-        for num, steps in zip(shares, (1, 4), strict=True)
-    ]
-    return findings(Comparison(cells))
-
-
-PUBLISHED = {
-    "original": (17, 68),
-    "sft": (39, 60),
-    "redi": (25, 50),
-    "dparallel": (34, 13),
-    "naive_td": (30, 57),
-    "t3d": (60, 70),
-}
-
-
-def verdicts(found: list[Finding]) -> dict[str, str]:
-    return {x: verdict([f for f in found if f.ordering == x]) for x in "abcd"}
-
-
-def test_published_numbers_hold() -> None:
-    found = world(**PUBLISHED)
-    assert verdicts(found) == dict.fromkeys("abcd", "holds")
-    assert [f.claim for f in found] == [
-        "0.5 × original, full steps > original",
-        *(f"t3d > {rival}" for rival in RIVALS),
-        "0.9 × original > dparallel",
-        "t3d > 0.9 × original",
-    ]
-    assert [(f.left, f.right) for f in found][:2] == [(0.34, 0.17), (0.6, 0.3)]
-    assert all(f.margin and f.left and f.right for f in found)
-
-
-@pytest.mark.parametrize(
-    ("letter", "changed", "expected"),
-    [
-        ("a", {"original": (60, 68)}, "does not hold"),
-        ("a", {"original": (34, 68)}, "undecided"),
-        ("b", {"naive_td": (90, 57)}, "does not hold"),
-        ("b", {"redi": (60, 50)}, "undecided"),
-        ("c", {"dparallel": (34, 68)}, "does not hold"),
-        ("c", {"dparallel": (34, 61)}, "undecided"),
-        ("d", {"t3d": (60, 20)}, "does not hold"),
-        ("d", {"t3d": (60, 61)}, "undecided"),
-    ],
-)
-def test_each_ordering_can_fail(
-    letter: str, changed: dict[str, tuple[int, int]], expected: str
-) -> None:
-    made = verdicts(world(**PUBLISHED | changed))
-    assert made.pop(letter) == expected
-    # The original's own numbers are half of the other claims.
-    assert letter == "a" or set(made.values()) == {"holds"}
-
-
-def test_orderings_of_a_run_in_progress() -> None:
-    started = world(original=PUBLISHED["original"])
-    assert verdicts(started) == {"a": "holds"} | dict.fromkeys("bcd", "not measured")
-    some = {name: PUBLISHED[name] for name in ("original", "t3d", "sft")}
-    assert verdicts(world(**some)) == {
-        "a": "holds",
-        "b": "undecided",
-        "c": "not measured",
-        "d": "holds",
-    }
-    assert verdict([]) == "not measured"
-
-
-def test_orderings_of_another_method() -> None:
-    cells = [make_cell(m, first(50)) for m in ("naive_td", "sft", "redi")]
-    found = findings(Comparison(cells), "naive_td")
-    claims = [f.claim for f in found if f.ordering == "b"]
-    assert claims == ["naive_td > redi", "naive_td > sft"]
-    assert {f.verdict for f in found if f.ordering == "b"} == {"undecided"}
-
-
-def test_results_of_both_kinds_round_trip(tmp_path: Path) -> None:
-    plain = [make_cell(m, first(50), steps=s).row for m in ("a", "b") for s in (1, 4)]
-    compared = [ComparisonRow(**vars(row), recommended=row.method == "b") for row in plain]
-    for number, rows in enumerate((plain, compared)):
-        path = tmp_path / f"{number}.json"
-        save_results(path, rows, {"packages": {}})
-        assert load_results(path) == rows
-        assert [type(row) for row in load_results(path)] == [type(rows[0])] * 4
-    assert "recommended" not in (tmp_path / "0.json").read_text()
-
-
-def test_recommended_is_in_all_rows_or_none(tmp_path: Path) -> None:
-    row = make_cell("a", first(50)).row
-    mixed = [row, ComparisonRow(**vars(row), recommended=True)]
-    save_results(tmp_path / "results.json", mixed, {})
-    with pytest.raises(ValueError, match="row 0 has missing or unknown keys: recommended"):
-        load_results(tmp_path / "results.json")

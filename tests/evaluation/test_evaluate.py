@@ -68,12 +68,11 @@ def test_agreement(student: list[str | None], teacher: list[str | None], share: 
     assert _agreement(samples, None) is None
 
 
-def test_the_row_of_windows_counts_tokens_of_a_window(lm: LanguageModel) -> None:
-    whole = DecodingConfig(block_size=128, denoising_steps=2, max_new_tokens=8)
-    windows = DecodingConfig(block_size=128, window=4, denoising_steps=2, max_new_tokens=8)
-    rows = [evaluate(lm, TASK, PROBLEMS[:2], d, progress=False).row for d in (whole, windows)]
-    assert [row.block_size for row in rows] == [128, 4]
-    assert [row.tokens_per_step for row in rows] == [64, 2]
+@pytest.mark.parametrize("window", [None, 4])
+def test_a_row_carries_its_whole_setting(lm: LanguageModel, window: int | None) -> None:
+    setting = DecodingConfig(128, 2, window=window, max_new_tokens=8, top_k=3, random_share=0.5)
+    assert evaluate(lm, TASK, PROBLEMS[:2], setting, progress=False).row.decoding == setting
+    assert setting.tokens_per_step == (64 if window is None else 2)
 
 
 @given(

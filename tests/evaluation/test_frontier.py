@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import random
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from t3d.decoding.config import DYNAMIC, STATIC
 from t3d.evaluation.frontier import Point, aup, frontier, kept, pareto
 from t3d.evaluation.metrics import wilson_interval
-from t3d.evaluation.results import DYNAMIC, STATIC, ResultRow
+from t3d.evaluation.results import ResultRow
+from tests import row
 
 # Few distinct values, so that ties are common.
 COARSE = st.tuples(st.integers(1, 8).map(lambda x: x / 2), st.integers(0, 10).map(lambda y: y / 10))
@@ -24,35 +24,9 @@ CURVES = st.lists(
 )
 
 
-def make_row(correct: int, forward: float = 1.0, **values: Any) -> ResultRow:
-    n = values.setdefault("n", 100)
-    defaults: dict[str, Any] = {
-        "task": "task",
-        "method": "t3d",
-        "seed": 0,
-        "model": "m",
-        "block_size": 4,
-        "remasking": STATIC,
-        "denoising_steps": 4,
-        "confidence_threshold": None,
-        "temperature": 0.1,
-        "tokens_per_pass": 1.0,
-        "passes": 9,
-        "average_steps": 3.0,
-        "average_length": 6.0,
-        "truncated": 0.0,
-        "agreement": None,
-        "tokens_per_second": 100.0 * forward,
-        "latency_seconds": None,
-        "optimizer_steps": 5,
-        "tokens_seen": 50,
-    }
-    return ResultRow(
-        **defaults | values,
-        accuracy=correct / n,
-        ci95=wilson_interval(correct, n),
-        tokens_per_forward=forward,
-    )
+def make_row(correct: int, forward: float = 1.0, *, n: int = 100, **values: object) -> ResultRow:
+    own: dict[str, object] = {"tokens_per_forward": forward, "tokens_per_second": 100.0 * forward}
+    return row.make_row(correct, n, **own | values)
 
 
 @given(st.lists(COARSE, max_size=9))
@@ -129,7 +103,7 @@ def test_aup_properties(
 
 
 def by_steps(rows: list[ResultRow]) -> dict[tuple[str, int], Point]:
-    return {(p.name, p.condition.denoising_steps): p for p in frontier(rows).points}
+    return {(p.name, p.condition.decoding.denoising_steps): p for p in frontier(rows).points}
 
 
 def test_points_are_means_over_seeds() -> None:
@@ -164,9 +138,9 @@ def test_the_frontier_is_one_of_each_method_task_and_speed() -> None:
     ]
     result = frontier(rows)
     flags = {
-        p.condition.denoising_steps: (p.pareto, p.pareto_seconds)
+        p.condition.decoding.denoising_steps: (p.pareto, p.pareto_seconds)
         for p in result.points
-        if (p.name, p.condition.task, p.condition.temperature) == ("t3d", "task", 0.1)
+        if (p.name, p.condition.task, p.condition.decoding.temperature) == ("t3d", "task", 0.1)
     }
     assert flags == {4: (True, True), 2: (True, False), 1: (False, True)}
     scores = {(s.name, s.task, s.temperature): s for s in result.scores}
@@ -196,7 +170,7 @@ def test_the_order_of_rows_changes_nothing() -> None:
         for method in ("t3d", "sft")
         for seed in (0, 1)
         for size in (4, 8)
-        for remasking, threshold in ((STATIC, None), (DYNAMIC, 0.9), (DYNAMIC, 0.5))
+        for remasking, threshold in ((STATIC, 0.9), (DYNAMIC, 0.9), (DYNAMIC, 0.5))
     ]
     expected = frontier(rows)
     assert len(expected.points) == 12
@@ -212,4 +186,4 @@ def test_rows_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="two result rows for t3d, seed 0"):
         frontier([make_row(5), make_row(6)])
     with pytest.raises(ValueError, match="task task: rows of 100 and of 50 problems"):
-        frontier([make_row(5), dataclasses.replace(make_row(5, n=50), denoising_steps=2)])
+        frontier([make_row(5), make_row(5, n=50, denoising_steps=2)])

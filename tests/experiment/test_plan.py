@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from t3d.cli.main import main
-from t3d.experiment.plan import model_shape, num_parameters, plan, shrink
+from t3d.experiment.plan import described, model_shape, plan, shrink
 from t3d.experiment.recipe import CompareConfig, DataConfig, RunConfig
 from t3d.models import from_pretrained
-from t3d.training.config import MethodConfig
+from t3d.training.config import LoraSettings, MethodConfig, TrainingConfig
+from t3d.training.lora import Adapter
 
-RECIPES = sorted((Path(__file__).parent.parent / "t3d/recipes").glob("*.yaml"))
+RECIPES = sorted((Path(__file__).parents[2] / "t3d/recipes").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -49,7 +51,9 @@ def as_dict(config: RunConfig, rates: Path | None = None) -> dict[tuple[str, str
 
 def test_parameters_are_those_of_the_loaded_model() -> None:
     shape = model_shape(RunConfig())
-    assert num_parameters(shape) == from_pretrained("mini_teacher").model.num_parameters()
+    model = described(shape)
+    assert model is not None
+    assert model.num_parameters() == from_pretrained("mini_teacher").model.num_parameters()
 
 
 def test_a_model_that_is_not_here_is_unknown_without_a_shape() -> None:
@@ -63,9 +67,28 @@ def test_every_frozen_copy_takes_memory() -> None:
     # 864,128 parameters in float32: weights, gradients, two moments; a reference on top.
     sizes = [as_dict(RunConfig(methods={"m": MethodConfig(name)})) for name in ("naive_td", "t3d")]
     assert [s["train", "memory of weights, gradients and moments"] for s in sizes] == [
-        "13.2 MiB",
-        "16.5 MiB",
+        "13.2 MiB a process",
+        "16.5 MiB a process",
     ]
+
+
+def test_memory_follows_adapters_and_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    key = ("train", "memory of weights, gradients and moments")
+    methods = {"m": MethodConfig("t3d")}
+
+    def told(**training: Any) -> str:
+        return as_dict(RunConfig(methods=methods, training=TrainingConfig(**training)))[key]
+
+    lora = LoraSettings(rank=4)
+    lm = from_pretrained("mini_teacher")
+    num = sum(weight.numel() for weight in Adapter(lm, lora, 0).weights.values())
+    base = sum(p.numel() for n, p in lm.model.named_parameters() if "lora" not in n)
+    # The base once; of the adapter weights, gradients, two moments and the reference's copy.
+    assert told(lora=lora) == f"{4 * (base + 5 * num) / 2**20:.1f} MiB a process"
+    assert told(sharding="full") == "16.5 MiB over all processes"
+    monkeypatch.setattr("t3d.experiment.plan.launched", lambda: (0, 4))
+    assert told(sharding="full") == "4.1 MiB a process"
+    assert told(trainer={"deepspeed": "zero.json"}) == "unknown"
 
 
 def test_times_come_from_measured_rates_of_the_same_model(tmp_path: Path) -> None:

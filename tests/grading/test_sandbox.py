@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -142,6 +143,21 @@ def test_a_bubblewrap_that_does_not_start_is_passed_over(
         find_backend.cache_clear()
         assert find_backend() == "namespaces"
         find_backend.cache_clear()
+
+
+def test_a_bubblewrap_that_hangs_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bwrap = tmp_path / "bwrap"
+    bwrap.write_text("#!/bin/sh\nexec sleep 60\n")
+    bwrap.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(sandbox, "run", lambda *job: "passed" if "namespaces" in job else "hung")
+    find_backend.cache_clear()
+    started = time.monotonic()
+    assert find_backend() == "namespaces"
+    assert time.monotonic() - started < 10
+    find_backend.cache_clear()
 
 
 def test_a_relative_place_of_bubblewrap_becomes_absolute(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import count, pairwise
 from typing import Any
 
@@ -128,6 +129,16 @@ def test_engine_equals_oracle(block_size: int, denoising_steps: int, remasking: 
     )
     for request, completion in zip(batch, engine(config, 3).decode(batch), strict=True):
         assert_same(completion, oracle(config, request))
+
+
+@settings(max_examples=30)
+@given(configs(), st.integers(0, 99))
+def test_fields_without_effect_change_nothing(config: DecodingConfig, seed: int) -> None:
+    whole = replace(config, window=config.window or config.block_size)
+    request = Request([1, 2, 3, 4, 5], seed)
+    assert whole.effective == config.effective
+    for same in (whole, config.effective):
+        assert_same(oracle(same, request), oracle(config, request), atol=0)
 
 
 @pytest.mark.parametrize("sampled", [False, True])

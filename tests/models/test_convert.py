@@ -5,78 +5,24 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, pre_tokenizers
-from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    LlamaConfig,
-    PretrainedConfig,
     PreTrainedTokenizerFast,
-    Qwen2Config,
     Qwen3Config,
-    Qwen3MoeConfig,
 )
 
-from t3d.core.files import hash_file
 from t3d.core.provenance import hash_weights
 from t3d.models import LanguageModel, from_pretrained
 from t3d.models.convert import convert
-from t3d.tasks.tokenizer import CHAT_TEMPLATE, MASK_TOKEN, train_tokenizer
-from tests.models.llama_gguf import write_gguf
-
-TEXT = "Tom has 1234 coins,   56 of them in his left pocket.\nHow many are that?"
-SHAPE = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 128,
-    "initializer_range": 0.3,
-    "rms_norm_eps": 1e-4,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 50000.0},
-}
-EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
-# Configuration, whether embeddings and head are one, embedding rows beyond the tokenizer, result.
-SOURCES: dict[str, tuple[type[PretrainedConfig], bool, int, str, str]] = {
-    "llama": (LlamaConfig, True, 0, "llama", "LlamaForCausalLM"),
-    "llama_untied": (LlamaConfig, False, 5, "llama", "LlamaForCausalLM"),
-    "qwen2": (Qwen2Config, True, 5, "qwen2", "Qwen2ForCausalLM"),
-    "qwen3": (Qwen3Config, False, 0, "sdar", "SDARForCausalLM"),
-    "qwen3_tied": (Qwen3Config, True, 5, "sdar", "SDARForCausalLM"),
-    "qwen3_moe": (Qwen3MoeConfig, False, 1, "sdar_moe", "SDARMoeForCausalLM"),
-}
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerFast:
-    """Without a mask token."""
-    whole = train_tokenizer([TEXT] * 4, vocab_size=320)
-    document = json.loads(whole.backend_tokenizer.to_str())
-    assert document["added_tokens"].pop()["content"] == MASK_TOKEN
-    return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps(document)),
-        pad_token="<|endoftext|>",
-        eos_token="<|im_end|>",
-        chat_template=CHAT_TEMPLATE,
-    )
-
-
-def random_model(kind: type[PretrainedConfig], num_rows: int, tied: bool) -> Any:
-    extra = EXPERTS if kind is Qwen3MoeConfig else {}
-    settings = {**SHAPE, **extra, "vocab_size": num_rows, "tie_word_embeddings": tied}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return AutoModelForCausalLM.from_config(kind(**settings)).eval()
+from t3d.tasks.tokenizer import CHAT_TEMPLATE, MASK_TOKEN
+from tests.models.sources import SOURCES, TEXT, causal_logits, random_model
 
 
 @pytest.fixture(scope="module", params=SOURCES)
@@ -93,12 +39,6 @@ def converted(
     tokenizer.save_pretrained(folder / "source")
     assert convert(folder / "source", folder / "out", block_size=8) == folder / "out"
     return request.param, model, folder / "out"
-
-
-@torch.no_grad()
-def causal_logits(lm: LanguageModel, ids: Tensor) -> Tensor:
-    mask = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).tril()[None, None]
-    return lm.model(ids, attention_mask=mask).logits
 
 
 def test_with_a_causal_mask_it_is_the_model_that_it_was(
@@ -172,67 +112,6 @@ def test_a_family_that_keeps_its_name_still_loads_as_what_it_was(
     with torch.no_grad():
         wanted, got = model(ids).logits, again(ids).logits
     torch.testing.assert_close(got[..., : len(tokenizer)], wanted)
-
-
-@pytest.fixture(scope="module")
-def gguf_source(
-    tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, Any]:
-    model = random_model(LlamaConfig, len(tokenizer), True)
-    return write_gguf(tmp_path_factory.mktemp("gguf") / "a.gguf", model, tokenizer), model
-
-
-@pytest.mark.parametrize("named_by", ["file", "option"])
-def test_a_gguf_file_converts_as_its_model_does(
-    gguf_source: tuple[Path, Any],
-    tokenizer: PreTrainedTokenizerFast,
-    tmp_path: Path,
-    named_by: str,
-) -> None:
-    path, model = gguf_source
-    if named_by == "option":
-        # Another file beside it, and a config.json that is not its own.
-        folder = tmp_path / "folder"
-        folder.mkdir()
-        path = Path(shutil.copy(path, folder / "b.gguf"))
-        (folder / "c.gguf").write_bytes(b"GGUF")
-        output = convert(folder, tmp_path / "out", gguf_file="b.gguf")
-    else:
-        output = convert(path, tmp_path / "out")
-    lm = from_pretrained(output)
-    ids = torch.tensor([lm.encode_prompt(TEXT)])
-    with torch.no_grad():
-        wanted = model(ids).logits
-    torch.testing.assert_close(causal_logits(lm, ids)[..., : len(tokenizer)], wanted)
-    vocabulary = tokenizer.get_vocab()
-    assert lm.stop_token_ids == (vocabulary["<|im_end|>"], vocabulary["<|endoftext|>"])
-    assert lm.pad_token_id == vocabulary["<|endoftext|>"]
-    assert lm.mask_token_id == len(tokenizer)
-    document = json.loads((output / "config.json").read_text())
-    assert document["architectures"] == ["LlamaForCausalLM"]
-    assert "quantization_config" not in document
-    record = json.loads((output / "provenance.json").read_text())
-    assert record["source"] == {
-        "gguf_file": path.name,
-        "revision": None,
-        "hash": hash_file(path),
-        "license": "apache-2.0",
-    }
-
-
-def test_the_tokenizer_of_a_gguf_file_splits_digits_as_its_model_was_trained(
-    gguf_source: tuple[Path, Any], tokenizer: PreTrainedTokenizerFast, tmp_path: Path
-) -> None:
-    wanted = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    undivided = wanted.encode(TEXT).ids
-    split: Any = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)]
-    )
-    wanted.pre_tokenizer = split
-    # A folder that holds nothing else names the file, too.
-    output = convert(gguf_source[0].parent, tmp_path / "out")
-    ids = from_pretrained(output).tokenizer(TEXT)["input_ids"]
-    assert ids == wanted.encode(TEXT).ids != undivided
 
 
 def test_a_mask_token_that_is_there_keeps_its_embedding(
@@ -381,14 +260,6 @@ def test_a_disk_that_fails_leaves_nothing(
         convert(plain, tmp_path / "out")
     assert saved
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_extra_is_named_where_its_package_is_missing(
-    gguf_source: tuple[Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(ValueError, match=re.escape("a.gguf: needs the package gguf; pip install")):
-        convert(gguf_source[0], tmp_path / "out")
 
 
 def test_an_installed_package_is_found_without_importing_it(

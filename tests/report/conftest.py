@@ -5,8 +5,9 @@ from collections.abc import Callable
 
 import pytest
 
-from t3d.evaluation.metrics import wilson_interval
+from t3d.decoding.config import DYNAMIC, STATIC
 from t3d.evaluation.results import ResultRow
+from tests.row import make_row
 
 METHODS = ("zebra", "t3d", "naive_td", "original", "dparallel", "sft", "redi", "alpha")
 
@@ -14,19 +15,16 @@ METHODS = ("zebra", "t3d", "naive_td", "original", "dparallel", "sft", "redi", "
 def _row(method: str, seed: int, block_size: int, steps: int, dynamic: bool, n: int) -> ResultRow:
     rng = random.Random(f"{method} {seed} {block_size} {steps} {dynamic}")
     correct = rng.randrange(n + 1)
-    return ResultRow(
+    return make_row(
+        correct,
+        n,
         task="mini_gsm",
         method=method,
         seed=seed,
         model=f"runs/checkpoints/{method}",
         block_size=block_size,
-        remasking="low_confidence_dynamic" if dynamic else "low_confidence_static",
+        remasking=DYNAMIC if dynamic else STATIC,
         denoising_steps=steps,
-        confidence_threshold=0.9 if dynamic else None,
-        temperature=0.1,
-        accuracy=correct / n,
-        n=n,
-        ci95=wilson_interval(correct, n),
         tokens_per_forward=rng.uniform(0.9, 4),
         tokens_per_pass=rng.uniform(0.9, 4),
         passes=rng.randrange(10_000),

@@ -10,14 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from matplotlib.container import ErrorbarContainer
 from PIL import Image
 from rich.console import Console
 
+from t3d.decoding.config import DYNAMIC, STATIC, DecodingConfig, Remasking
 from t3d.evaluation.comparison import Comparison, Estimate
-from t3d.evaluation.results import STATIC, Cell, ComparisonRow, Condition, ResultRow, load_results
+from t3d.evaluation.results import Cell, Condition, ResultRow, load_results
 from t3d.report.comparison import comparison_markdown, comparison_terminal, write_comparison
-from t3d.report.comparison_plot import comparison_figure
 from t3d.report.tables import markdown_tables, terminal_tables
 
 Make = Callable[..., list[ResultRow]]
@@ -28,7 +27,9 @@ def make_cells(rows: list[ResultRow]) -> list[Cell]:
     """Gradings with as many right answers as the rows say; the original has one seed."""
     out = []
     for row in rows:
-        rng = random.Random(f"{row.method} {row.seed} {row.block_size} {row.denoising_steps}")
+        rng = random.Random(
+            f"{row.method} {row.seed} {row.decoding.block_size} {row.decoding.denoising_steps}"
+        )
         right = [i < round(row.accuracy * row.n) for i in range(row.n)]
         if row.method != "original" or row.seed == 0:
             out.append(Cell(row, tuple(rng.sample(right, row.n))))
@@ -81,10 +82,10 @@ def test_static_tables_hold_every_cell(cells: list[Cell]) -> None:
     full = tables["Full-step decoding, temperature 0.1"]
     gaps = tables["Share of the few-step gap closed, temperature 0.1"]
     checked = 0
-    for one in (x for x in c.conditions if x.remasking == STATIC):
-        speed = f"{one.tokens_per_step:g}"
+    for one in (x for x in c.conditions if x.decoding.remasking == STATIC):
+        speed = f"{one.decoding.tokens_per_step:g}"
         for method in METHODS:
-            block = f"block {one.block_size}"
+            block = f"block {one.decoding.block_size}"
             expected = percents(c.accuracy(method, one))
             names = (method,) if one == one.full else (speed, method)
             line = line_of(full if one == one.full else few, *names)
@@ -104,7 +105,7 @@ def test_static_tables_hold_every_cell(cells: list[Cell]) -> None:
         assert numbers(line["improvement<br>(%)"]) == pytest.approx(better, abs=0.501)
         assert line_of(few, str(speed), "original")["improvement<br>(%)"] == "–"
     for i, size in enumerate((4, 8)):
-        one = next(x for x in c.conditions if x == x.full and x.block_size == size)
+        one = next(x for x in c.conditions if x == x.full and x.decoding.block_size == size)
         entry = line_of(full, "dparallel")[f"minus<br>original{i or ''}"]
         expected = percents(c.difference("dparallel", "original", one))
         assert numbers(entry) == pytest.approx(expected, abs=0.0501)
@@ -117,7 +118,7 @@ def test_differences_are_marked_where_sure(cells: list[Cell]) -> None:
     marks = set()
     for size in (4, 8):
         header, *lines = parse(markdown)[f"mini_gsm, block size {size}, temperature 0.1"]
-        here = [one for one in c.conditions if one.block_size == size]
+        here = [one for one in c.conditions if one.decoding.block_size == size]
         assert len(header) == 1 + len(here)
         assert [line[0] for line in lines] == ["original", "dparallel", "t3d"]
         for method, *entries in lines:
@@ -150,7 +151,9 @@ def test_dynamic_table_is_the_means_over_seeds(cells: list[Cell]) -> None:
         for x in cells
     ]
     c = Comparison(cells)
-    one = next(x for x in c.conditions if x.confidence_threshold and x.block_size == 8)
+    one = next(
+        x for x in c.conditions if x.decoding.remasking == DYNAMIC and x.decoding.block_size == 8
+    )
     title = "mini_gsm, block size 8, dynamic > 0.9, ≤ 8 steps, temperature 0.1"
     lines = parse(comparison_markdown(cells, "alpha"))[title]
     assert len(lines) == 1 + len(METHODS)
@@ -170,17 +173,8 @@ def test_dynamic_table_is_the_means_over_seeds(cells: list[Cell]) -> None:
     assert line_of(lines, "alpha")["latency<br>(s)"] == "–"
 
 
-def test_orderings_and_budget(cells: list[Cell]) -> None:
+def test_the_budget_of_each_method(cells: list[Cell]) -> None:
     tables = parse(comparison_markdown(cells, "alpha"))
-    _, *lines = tables["Published orderings, with t3d as T3D"]
-    assert [line[0] for line in lines if line[0]] == ["(a)", "(b)", "(c)", "(d)"]
-    # Two block sizes, one with 4 tokens a step; three rivals that were not run.
-    assert len(lines) == 4 + 1 + 3 + 2 + 2
-    rivals = [line for line in lines if line[2].startswith("t3d > ") and "×" not in line[2]]
-    assert {(*line[4:6], line[6]) for line in rivals} == {("–", "–", "not measured")}
-    _, *lines = tables["Published orderings, with alpha as T3D"]
-    assert [line[0] for line in lines if line[0]] == ["(b)", "(d)"]
-    assert "with alpha" not in comparison_markdown(cells, "t3d")
     line = line_of(tables["Training budget"], "t3d")
     rows = Comparison(cells).rows("t3d")
     assert line["seeds"] == "0, 1, 2"
@@ -200,11 +194,13 @@ def test_partial_runs_leave_dashes(cells: list[Cell], tmp_path: Path) -> None:
         some = rng.sample(cells, size)
         directory = tmp_path / str(size)
         write_comparison(directory, some, recommended="alpha", provenance={})
-        assert (directory / "accuracy.png").exists() == any(x.row.remasking == STATIC for x in some)
+        assert (directory / "accuracy.png").exists() == any(
+            x.row.decoding.remasking == STATIC for x in some
+        )
         report = (directory / "report.md").read_text(encoding="utf-8")
         assert ("accuracy.png" in report) == (directory / "accuracy.png").exists()
         assert parse(report)["Training budget"]
-    missing = [x for x in cells if x.row.method != "t3d" or x.row.block_size == 8]
+    missing = [x for x in cells if x.row.method != "t3d" or x.row.decoding.block_size == 8]
     few = parse(comparison_markdown(missing, None))["Static few-step decoding, temperature 0.1"]
     line = line_of(few, "2", "t3d")
     assert [line["block 4"], line["mean"], line["improvement<br>(%)"]] == ["–"] * 3
@@ -215,7 +211,7 @@ def test_several_tasks_are_columns(cells: list[Cell]) -> None:
     other = [
         Cell(dataclasses.replace(x.row, task="other", n=30), x.correct[:30])
         for x in cells
-        if x.row.block_size == 4
+        if x.row.decoding.block_size == 4
     ]
     markdown = comparison_markdown(cells + other, None)
     few = parse(markdown)["Static few-step decoding, temperature 0.1"]
@@ -229,19 +225,41 @@ def test_several_tasks_are_columns(cells: list[Cell]) -> None:
     assert "## Differences to original\n" in markdown
 
 
+@pytest.mark.parametrize("remasking", [STATIC, DYNAMIC])
+def test_settings_that_differ_in_one_field_are_told_apart(
+    make_rows: Make, remasking: Remasking
+) -> None:
+    """Every column of a table has a name of its own, and every table a title."""
+    settings = [
+        DecodingConfig(denoising_steps=steps, top_k=top_k, remasking=remasking)
+        for steps in (4, 2)
+        for top_k in (0, 5)
+    ]
+    cells = make_cells(
+        [
+            dataclasses.replace(row, decoding=setting)
+            for row in make_rows(("t3d", "original"), n=60)
+            if row.decoding == DecodingConfig()
+            for setting in settings
+        ]
+    )
+    assert len(cells) == 2 * len(settings)
+    markdown = comparison_markdown(cells, None)
+    titles = re.findall("^### (.*)$", markdown, re.MULTILINE)
+    assert len(set(titles)) == len(titles) == (5 if remasking == STATIC else 6)
+    for header, *_ in parse(markdown).values():
+        names = [name for name in header if name != "minus<br>original"]
+        assert len(set(names)) == len(names)
+
+
 def test_files_are_whole(cells: list[Cell], tmp_path: Path) -> None:
     directory = tmp_path / "new" / "comparison"
     write_comparison(directory, cells, recommended="alpha", provenance={"seed": 7})
     names = {"results.json", "comparison.json", "report.md", "accuracy.png"}
     assert {path.name for path in directory.iterdir()} == names
     rows = load_results(directory / "results.json")
-    assert all(isinstance(row, ComparisonRow) for row in rows)
-    marked = {row.method for row in rows if isinstance(row, ComparisonRow) and row.recommended}
-    assert marked == {"alpha"}
-    plain = [
-        ResultRow(**{k: v for k, v in vars(row).items() if k != "recommended"}) for row in rows
-    ]
-    assert set(plain) == {x.row for x in cells}
+    assert {row.method for row in rows if row.recommended} == {"alpha"}
+    assert {dataclasses.replace(row, recommended=None) for row in rows} == {x.row for x in cells}
     # The tables of single runs read them, too.
     assert markdown_tables(rows) == markdown_tables([x.row for x in cells])
     Console(file=io.StringIO()).print(terminal_tables(rows))
@@ -250,8 +268,6 @@ def test_files_are_whole(cells: list[Cell], tmp_path: Path) -> None:
     assert document["recommended"] == "alpha"
     assert len(document["accuracy"]) == len(METHODS) * 8
     assert len(document["differences"]) == 6 * 8
-    orderings = {(x["method"], x["ordering"]) for x in document["orderings"]}
-    assert orderings == {(m, letter) for m in ("t3d", "alpha") for letter in "abcd"}
     report = (directory / "report.md").read_text(encoding="utf-8")
     assert comparison_markdown(cells, "alpha") in report
     with Image.open(directory / "accuracy.png") as image:
@@ -260,7 +276,9 @@ def test_files_are_whole(cells: list[Cell], tmp_path: Path) -> None:
 
 
 def test_the_order_of_cells_changes_no_file(cells: list[Cell], tmp_path: Path) -> None:
-    some = [x for x in cells if x.row.method in ("t3d", "original") and x.row.block_size == 4]
+    some = [
+        x for x in cells if x.row.method in ("t3d", "original") and x.row.decoding.block_size == 4
+    ]
     for name, order in (("a", some), ("b", some[::-1])):
         write_comparison(tmp_path / name, order, recommended="t3d", provenance={})
     for path in (tmp_path / "a").iterdir():
@@ -287,35 +305,10 @@ def test_terminal_of_80_columns_shows_every_number(cells: list[Cell]) -> None:
             assert f"[{low:.1f}, {high:.1f}]" in text
 
 
-def test_figure_draws_accuracies_and_intervals(cells: list[Cell]) -> None:
-    c = Comparison(cells)
-    figure = comparison_figure(c, "alpha")
-    assert [axes.get_title(loc="left").split(",")[1] for axes in figure.axes] == [
-        " block size 4",
-        " block size 8",
-    ]
-    for axes, size in zip(figure.axes, (4, 8), strict=True):
-        drawn = [x for x in axes.containers if isinstance(x, ErrorbarContainer)]
-        assert len(drawn) == len(METHODS)
-        for method, container in zip(("original", "dparallel", "t3d", "alpha"), drawn, strict=True):
-            line, _, (bars,) = container.lines
-            assert line is not None
-            own = [x for x in c.conditions if x.remasking == STATIC and x.block_size == size]
-            estimates = [percents(c.accuracy(method, one)) for one in own]
-            xs, ys = np.asarray(line.get_xydata()).T
-            assert ys == pytest.approx([value for value, _, _ in estimates])
-            # Shifted, but nearest to their own speed.
-            assert [2 ** round(x) for x in np.log2(xs)] == [x.tokens_per_step for x in own]
-            ends = [segment[:, 1] for segment in bars.get_segments()]
-            assert np.allclose(ends, [(low, high) for _, low, high in estimates])
-            assert (line.get_linewidth() > 2) == (method == "alpha")
-    (legend,) = figure.legends
-    labels = [text.get_text() for text in legend.get_texts()]
-    assert labels == ["original", "dparallel", "t3d", "alpha (recommended)"]
-
-
 def test_conditions_know_their_full_setting(cells: list[Cell]) -> None:
     conditions = {Condition.of(x.row) for x in cells}
     assert {one.full for one in conditions} == {
-        one for one in conditions if one.remasking == STATIC and one.tokens_per_step == 1
+        one
+        for one in conditions
+        if one.decoding.remasking == STATIC and one.decoding.tokens_per_step == 1
     }

@@ -7,15 +7,13 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
-from matplotlib.container import ErrorbarContainer
 from PIL import Image
 from rich.console import Console
 
 from t3d.evaluation.frontier import frontier
 from t3d.evaluation.results import ResultRow
-from t3d.report.frontier import frontier_figure, frontier_terminal, write_frontier
+from t3d.report.frontier import frontier_terminal, write_frontier
 
 Make = Callable[..., list[ResultRow]]
 METHODS = ("original", "t3d", "alpha")
@@ -46,9 +44,9 @@ def test_files_hold_every_point_and_score(rows: list[ResultRow], tmp_path: Path)
     names = {"frontier.json", "frontier.md", "frontier.png"}
     assert {path.name for path in output.iterdir()} == names
     document = json.loads((output / "frontier.json").read_text(encoding="utf-8"))
-    assert (document["format"], document["provenance"]) == (1, {"seed": 7})
+    assert (document["format"], document["provenance"]) == (2, {"seed": 7})
     for point, kept in zip(found.points, document["points"], strict=True):
-        assert kept["condition"] == vars(point.condition)
+        assert kept["condition"] == point.condition.document()
         assert kept["ci95"] == list(point.ci95)
         same = ("name", "accuracy", "tokens_per_forward", "pareto", "pareto_seconds")
         assert [kept[key] for key in same] == [getattr(point, key) for key in same]
@@ -58,7 +56,11 @@ def test_files_hold_every_point_and_score(rows: list[ResultRow], tmp_path: Path)
     lines = table(markdown, "Settings, slow to fast")
     order = [p for name in METHODS for p in found.points if p.name == name]
     for point, line in zip(order, lines, strict=True):
-        assert (line[0], line[2], line[-1]) == (point.name, str(point.condition.block_size), "2")
+        assert (line[0], line[2], line[-1]) == (
+            point.name,
+            str(point.condition.decoding.block_size),
+            "2",
+        )
         shares = [100 * x for x in (point.accuracy, *point.ci95)]
         assert numbers(line[3]) == pytest.approx(shares, abs=0.0501)
         assert numbers(line[4]) == pytest.approx([point.tokens_per_forward], abs=0.00501)
@@ -77,7 +79,7 @@ def test_files_hold_every_point_and_score(rows: list[ResultRow], tmp_path: Path)
 
 
 def test_the_order_of_rows_changes_no_file(rows: list[ResultRow], tmp_path: Path) -> None:
-    some = [row for row in rows if row.method != "alpha" and row.block_size == 4]
+    some = [row for row in rows if row.method != "alpha" and row.decoding.block_size == 4]
     for name, order in (("a", some), ("b", random.Random(1).sample(some, len(some)))):
         write_frontier(tmp_path / name, order, provenance={})
     for path in (tmp_path / "a").iterdir():
@@ -101,56 +103,6 @@ def test_terminal_of_80_columns_shows_every_number(rows: list[ResultRow]) -> Non
         assert f"[{100 * point.ci95[0]:.1f}, {100 * point.ci95[1]:.1f}]" in text
         assert f"{point.tokens_per_forward:.2f}" in text
     assert all(f"{score.aup:.1f}" in text for score in found.scores)
-
-
-def test_figure_draws_points_intervals_and_frontiers(rows: list[ResultRow]) -> None:
-    found = frontier(rows)
-    figure = frontier_figure(found)
-    assert len(figure.axes) == 2
-    for axes, field, flag in zip(
-        figure.axes,
-        ("tokens_per_forward", "tokens_per_second"),
-        ("pareto", "pareto_seconds"),
-        strict=True,
-    ):
-        drawn = [x for x in axes.containers if isinstance(x, ErrorbarContainer)]
-        order = [p for name in METHODS for p in found.points if p.name == name]
-        looks = set()
-        for point, container in zip(order, drawn, strict=True):
-            line, _, (bars,) = container.lines
-            assert line is not None
-            (xy,) = np.asarray(line.get_xydata())
-            assert xy == pytest.approx((getattr(point, field), 100 * point.accuracy))
-            (segment,) = bars.get_segments()
-            assert segment[:, 1] == pytest.approx([100 * end for end in point.ci95])
-            assert (line.get_alpha() == 1) == getattr(point, flag)
-            looks.add(
-                (
-                    point.condition.block_size,
-                    point.condition.remasking,
-                    line.get_marker(),
-                    line.get_fillstyle(),
-                )
-            )
-        # One marker a block size, one filling a remasking.
-        assert len(looks) == 4
-        assert len({look[::2] for look in looks}) == len({look[1::2] for look in looks}) == 2
-        lines = [x for x in axes.lines if x.get_marker() == "None" and x.get_linewidth() == 1.8]
-        for name, line in zip(METHODS, lines, strict=True):
-            best = [p for p in order if p.name == name and getattr(p, flag)]
-            expected = sorted((getattr(p, field), 100 * p.accuracy) for p in best)
-            assert np.allclose(np.asarray(line.get_xydata()), expected)
-    (legend,) = figure.legends
-    labels = [text.get_text() for text in legend.get_texts()]
-    assert labels == [*METHODS, "block size 4", "block size 8", "filled: static", "hollow: dynamic"]
-
-
-def test_more_methods_than_colours_differ_in_dashes(make_rows: Make) -> None:
-    names = tuple(f"method {i}" for i in range(9))
-    figure = frontier_figure(frontier(make_rows(names)))
-    (legend,) = figure.legends
-    looks = {(x.get_color(), x.get_linestyle()) for x in legend.get_lines()[: len(names)]}
-    assert len(looks) == len(names)
 
 
 def test_a_single_point_is_a_frontier(make_rows: Make, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from statistics import mean, stdev
 import pytest
 from rich.console import Console
 
+from t3d.decoding.config import DYNAMIC, DecodingConfig
 from t3d.evaluation.results import ResultRow
 from t3d.report.tables import markdown_tables, method_order, terminal_tables
 
@@ -34,12 +35,13 @@ def parse(markdown: str) -> dict[str, list[list[str]]]:
 
 def column(row: ResultRow) -> str:
     """The header of the accuracy column of a row."""
-    steps = f"{row.denoising_steps} step{'s' if row.denoising_steps > 1 else ''}"
-    if row.confidence_threshold is not None:
-        return f"dynamic > {row.confidence_threshold}<br>≤ {steps}"
-    if row.denoising_steps == row.block_size:
+    d = row.decoding
+    steps = f"{d.denoising_steps} step{'s' if d.denoising_steps > 1 else ''}"
+    if d.remasking == DYNAMIC:
+        return f"dynamic > {d.confidence_threshold}<br>≤ {steps}"
+    if d.denoising_steps == d.block_size:
         return f"1 token/step<br>{steps}, full"
-    return f"{row.block_size // row.denoising_steps} tokens/step<br>{steps}"
+    return f"{d.block_size // d.denoising_steps} tokens/step<br>{steps}"
 
 
 def terminal(rows: list[ResultRow], width: int) -> str:
@@ -53,7 +55,7 @@ def test_every_accuracy_parses_back(make_rows: Make) -> None:
     tables = parse(markdown_tables(rows))
     found = 0
     for row in rows:
-        header, *lines = tables[f"Accuracy, block size {row.block_size}, temperature 0.1"]
+        header, *lines = tables[f"Accuracy, block size {row.decoding.block_size}, temperature 0.1"]
         (line,) = [line for line in lines if line[:2] == [row.method, str(row.seed)]]
         numbers = [float(x) for x in re.findall(r"[\d.]+", line[header.index(column(row))])]
         expected = [100 * row.accuracy, 100 * row.ci95[0], 100 * row.ci95[1]]
@@ -74,7 +76,8 @@ def test_every_speed_parses_back(make_rows: Make) -> None:
     header, *lines = parse(markdown_tables(rows))["Speed, block size 4, temperature 0.1"]
     assert len(lines) == len(rows)
     for row in rows:
-        name = "> 0.9" if row.confidence_threshold else str(4 // row.denoising_steps)
+        d = row.decoding
+        name = "> 0.9" if d.remasking == DYNAMIC else str(4 // d.denoising_steps)
         (line,) = [line for line in lines if line[:3] == [row.method, str(row.seed), name]]
         latency, agreement = row.latency_seconds, row.agreement
         expected = {
@@ -160,7 +163,12 @@ def test_n_is_in_the_note_or_in_the_cells(make_rows: Make) -> None:
 
 def test_tasks_and_temperatures_have_tables_of_their_own(make_rows: Make) -> None:
     rows = make_rows(methods=("t3d",))
-    other = [dataclasses.replace(row, task="gsm8k", temperature=1.0) for row in rows]
+    other = [
+        dataclasses.replace(
+            row, task="gsm8k", decoding=dataclasses.replace(row.decoding, temperature=1.0)
+        )
+        for row in rows
+    ]
     markdown = markdown_tables(rows + other)
     assert re.findall(r"^## (.*)$", markdown, re.M) == ["gsm8k", "mini_gsm", "Checkpoints"]
     assert "### Accuracy, block size 4, temperature 1\n" in markdown
@@ -205,6 +213,51 @@ def test_the_strict_rule_stands_beside_the_answers_alone(make_rows: Make) -> Non
         assert all(
             dict(zip(header, line, strict=True))["faithful<br>(%)"] == "62.5" for line in lines
         )
+
+
+def test_grading_is_the_mean_over_seeds(make_rows: Make) -> None:
+    rows = [
+        dataclasses.replace(row, string_accuracy=0.25 + 0.5 * row.seed, no_answer=0.1, timed_out=0)
+        for row in make_rows(methods=("t3d",), seeds=(0, 1))
+    ]
+    header, *lines = parse(markdown_tables(rows))["Grading, block size 4, temperature 0.1"]
+    assert len(lines) == 4
+    for line in lines:
+        found = dict(zip(header, line, strict=True))
+        assert found["as strings<br>(%)"] == "50.0"
+        assert (found["no answer<br>(%)"], found["timed out<br>(%)"]) == ("10.0", "0.0")
+    correct = {line[header.index("correct<br>(%)")] for line in lines}
+    settings = {row.decoding for row in rows}
+    assert correct == {
+        f"{100 * mean(r.accuracy for r in rows if r.decoding == setting):.1f}"
+        for setting in settings
+    }
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("entropy_bound", 0.5),
+        ("top_p", 0.9),
+        ("top_k", 5),
+        ("window", 2),
+        ("max_new_tokens", 64),
+        ("random_share", 0.25),
+    ],
+)
+def test_settings_that_differ_in_one_field_are_two_columns(
+    make_rows: Make, field: str, value: float
+) -> None:
+    row = make_rows(methods=("t3d",))[0]
+    bounded = "entropy_bounded" if field == "entropy_bound" else "low_confidence_static"
+    one = DecodingConfig(denoising_steps=2, remasking=bounded)
+    settings = (one, dataclasses.replace(one, **{field: value}))
+    rows = [dataclasses.replace(row, decoding=setting) for setting in settings]
+    tables = parse(markdown_tables(rows))
+    header, _ = tables["Accuracy, block size 4, temperature 0.1"]
+    assert len(set(header)) == 4
+    lines = tables["Speed, block size 4, temperature 0.1"]
+    assert len({line[2] for line in lines}) == len(lines) == 3
 
 
 def test_no_rows_are_refused() -> None:

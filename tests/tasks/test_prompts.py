@@ -141,5 +141,5 @@ def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot be read: No such file"):
         load_prompts(tmp_path / "p.txt")
     (tmp_path / "d.txt").mkdir()
-    with pytest.raises(ValueError, match="cannot be read: Is a directory"):
+    with pytest.raises(ValueError, match="cannot be read: no regular file"):
         load_prompts(tmp_path / "d.txt")

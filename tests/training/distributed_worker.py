@@ -18,10 +18,9 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from t3d.decoding.config import DecodingConfig, RolloutConfig
-from t3d.experiment.grid import load
 from t3d.experiment.recipe import DataConfig, RunConfig
 from t3d.experiment.rounds import check_training, record_trajectories, train_student
-from t3d.models import tiny, wrap
+from t3d.models import from_pretrained, tiny, wrap
 from t3d.tasks import get_task
 from t3d.tasks.tokenizer import train_tokenizer
 from t3d.training.config import MethodConfig, Sharding, TrainingConfig
@@ -140,7 +139,7 @@ def rounds(sharding: Sharding, directory: Path) -> None:
     method = MethodConfig("redi")
     # The processes find each other before the first rollout, as in `t3d run`.
     check_training(method, config.training, config.data.num_prompts, directory)
-    record_trajectories(config, load(config.model), progress=False)
+    record_trajectories(config, from_pretrained(config.model), progress=False)
     output = directory / "checkpoints" / "redi"
     train_student(config, method, config.training, output, progress=False)
 

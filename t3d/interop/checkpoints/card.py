@@ -8,8 +8,9 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from t3d.core.files import read_object
 from t3d.evaluation.results import ResultRow, load_results
-from t3d.interop.checkpoints.engines import Consumer, engine_findings, read_object
+from t3d.interop.checkpoints.engines import Consumer, engine_findings
 
 ENGINES: tuple[Consumer, ...] = ("sglang", "lmdeploy")
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from t3d.core.files import parse_json
+from t3d.core.files import read_object
 
 Consumer = Literal["transformers", "sglang", "lmdeploy", "t3d"]
 MASK_TOKEN_ID = 151669
@@ -40,23 +40,6 @@ class Finding:
         the remedy, is enough."""
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        ValueError: if the file is missing or holds something else.
-    """
-    try:
-        document = parse_json(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file; {AGAIN}") from None
-    except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON ({error}); {AGAIN}") from None
-    if not isinstance(document, dict):
-        raise ValueError(f"{path}: not a JSON object; {AGAIN}")
-    return document
-
-
 def engine_findings(directory: Path, stop_token_ids: tuple[int, ...]) -> list[Finding]:
     """Everything that would go wrong in SGLang and in LMDeploy.
 
@@ -64,7 +47,7 @@ def engine_findings(directory: Path, stop_token_ids: tuple[int, ...]) -> list[Fi
         directory: folder with a config.json.
         stop_token_ids: the model's stop tokens; both engines read generation_config.json instead.
     """
-    config = read_object(directory / "config.json")
+    config = read_object(directory / "config.json", AGAIN)
     size = config.get("block_size")
     options: dict[Consumer, str] = {
         "sglang": f"block_size: {size} in the file of --dllm-algorithm-config",
@@ -112,7 +95,7 @@ def _problems(
     if consumer == "sglang":
         yield from _sglang_problems(config)
     try:
-        stops = read_object(directory / "generation_config.json").get("eos_token_id")
+        stops = read_object(directory / "generation_config.json", AGAIN).get("eos_token_id")
     except ValueError as error:
         yield str(error).rpartition(";")[0], AGAIN
         return

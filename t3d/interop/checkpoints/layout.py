@@ -14,10 +14,11 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from t3d.core.dtypes import Dtype
-from t3d.core.files import check_output, write_bytes, write_json
+from t3d.core.files import check_output, read_object, write_bytes, write_json
 from t3d.interop.checkpoints.card import write_card
 from t3d.models import LanguageModel, from_pretrained
 from t3d.models.families import family_of
+from t3d.models.files import read_generation
 from t3d.models.loading import BUILT_IN
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -61,6 +62,7 @@ def export(
     stored = _stored_dtype(str(source)) if dtype is None else dtype
     lm = from_pretrained(
         model,
+        device="cpu",
         dtype=getattr(torch, stored),
         block_size=block_size,
         mask_token_id=mask_token_id,
@@ -115,7 +117,7 @@ def _untie(model: Any) -> None:
 def _finish_config(directory: Path) -> None:
     """Replace transformers 5's keys by those that other engines and transformers 4 read."""
     path = directory / "config.json"
-    document = json.loads(path.read_text(encoding="utf-8"))
+    document = read_object(path)
     name, prefix = document["model_type"], class_prefix(document["model_type"])
     document["architectures"] = [f"{prefix}ForCausalLM"]
     document["auto_map"] = {
@@ -133,16 +135,14 @@ def _finish_config(directory: Path) -> None:
 
 def _finish_generation_config(directory: Path, lm: LanguageModel, source: Path) -> None:
     """Write the source's generation settings, such as calibrated ones, and every stop token."""
-    path = source / "generation_config.json"
-    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     ids = {"eos_token_id": list(lm.stop_token_ids), "pad_token_id": lm.pad_token_id}
-    write_json(directory / "generation_config.json", before | ids)
+    write_json(directory / "generation_config.json", read_generation(source) | ids)
 
 
 def _finish_tokenizer(directory: Path, lm: LanguageModel) -> None:
     """Write tokenizer settings that transformers 4 also understands, with the mask token's name."""
     path = directory / "tokenizer_config.json"
-    document = json.loads(path.read_text(encoding="utf-8"))
+    document = read_object(path)
     for key in ("backend", "is_local", "local_files_only", "name_or_path"):
         document.pop(key, None)
     if document.get("tokenizer_class") == "TokenizersBackend":
@@ -161,7 +161,7 @@ def class_prefix(model_type: str) -> str:
 
 def write_code(directory: Path) -> None:
     """Put a family's configuration and modeling file beside its config.json."""
-    name = json.loads((directory / "config.json").read_text(encoding="utf-8"))["model_type"]
+    name = read_object(directory / "config.json")["model_type"]
     model_class, prefix = family_of(name).model_class, class_prefix(name)
     # The class of transformers from which the family inherits its arithmetic.
     stock = next(c for c in model_class.__mro__ if c.__module__.startswith("transformers.models."))

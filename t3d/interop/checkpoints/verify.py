@@ -13,9 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from t3d.core.files import read_object
 from t3d.interop.checkpoints import probe
 from t3d.interop.checkpoints.card import served_engines
-from t3d.interop.checkpoints.engines import AGAIN, Consumer, Finding, engine_findings, read_object
+from t3d.interop.checkpoints.engines import AGAIN, Consumer, Finding, engine_findings
 from t3d.models import LanguageModel, from_pretrained
 
 TOLERANCE = 1e-4
@@ -37,9 +38,9 @@ def check(directory: Path) -> list[Finding]:
     Raises:
         ValueError: if there is no config.json that can be read.
     """
-    config = read_object(directory / "config.json")
+    config = read_object(directory / "config.json", AGAIN)
     try:
-        lm = from_pretrained(str(directory))
+        lm = from_pretrained(str(directory), device="cpu")
     except ValueError as error:
         return [Finding("t3d", str(error), AGAIN), *engine_findings(directory, ())]
     found = [*_code_findings(directory, config), *_tokenizer_findings(directory)]
@@ -67,8 +68,8 @@ def _code_findings(directory: Path, config: dict[str, object]) -> list[Finding]:
 
 
 def _tokenizer_findings(directory: Path) -> list[Finding]:
-    """Findings where transformers 4 would not load the tokenizer."""
-    settings = read_object(directory / "tokenizer_config.json")
+    """What transformers 4 would not load."""
+    settings = read_object(directory / "tokenizer_config.json", AGAIN)
     found = []
     if settings.get("tokenizer_class") == "TokenizersBackend":
         problem = "tokenizer_class TokenizersBackend is unknown to transformers 4"

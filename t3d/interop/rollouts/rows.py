@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from t3d.core.files import parse_json
+from t3d.core.files import parse_json, read_file
 
 Format = Literal["t3d", "dllm-rl"]
 
@@ -45,7 +45,7 @@ def read_responses(source: Path, format: Format) -> list[Response]:
         ValueError: naming file, entry and key, for whatever is not in that format.
     """
     try:
-        rows = parse_json(source.read_bytes())
+        rows = parse_json(read_file(source))
     except OSError as error:
         raise ValueError(f"{source}: cannot be read: {error.strerror}") from None
     except ValueError as error:

@@ -1,84 +1,38 @@
-"""Noisers against slow references: which states they choose, and how often."""
+"""Visited states against slow references: which are chosen, and how often."""
 
 from __future__ import annotations
 
 import math
-from itertools import chain, combinations
 from typing import Any, Literal
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from t3d.core.blocks import BlockLayout
-from t3d.core.trajectory import Trajectory, TrajectoryBatch, training_row
+from t3d.core.trajectory import Trajectory
 from t3d.decoding.config import DecodingConfig
 from t3d.decoding.oracle import decode_one
 from t3d.decoding.replay import visited_states
 from t3d.decoding.request import Request
 from t3d.decoding.rollout import record
 from t3d.models import tiny
-from t3d.noising import Noiser, RandomMask, TrajectoryState, View, Vocabulary
+from t3d.noising import TrajectoryState
 from t3d.tasks import Example
+from tests.noising.blocks import (
+    MASK,
+    SIZES,
+    VOCABULARY,
+    batch_of,
+    close,
+    keys_of,
+    noised,
+    one_block,
+    trajectories,
+)
 
-VOCABULARY = Vocabulary(size=64, mask_token_id=50)
-MASK = VOCABULARY.mask_token_id
-PAD = 7
 LEVELS = (1.0, 0.75, 0.7, 0.5, 1 / 3, 0.25, 0.125, 0.01)
-SIZES = st.sampled_from([1, 3, 4, 8])
-
-
-@st.composite
-def trajectories(draw: st.DrawFn, block_size: int | None = None) -> Trajectory:
-    """Whatever a decoder could produce: any number of tokens a step, any stop."""
-    size = block_size or draw(SIZES)
-    prompt = draw(st.lists(st.integers(0, 49), min_size=1, max_size=10))
-    head = len(prompt) % size
-    num = draw(st.integers(1, 3)) * size - head
-    step_map: list[int] = []
-    while len(step_map) < num:
-        width = size - (len(prompt) + len(step_map)) % size
-        steps = draw(st.lists(st.integers(0, size - 1), min_size=width, max_size=width))
-        # Every step commits something.
-        step_map += [sorted(set(steps)).index(step) for step in steps]
-    last = len(step_map) - (size - head if num == size - head else size)
-    end = draw(st.integers(last + 1, num))
-    stopped = draw(st.booleans())
-    if stopped:
-        # Decoding ends after the step that completes everything up to the stop token.
-        final = max(step_map[last:end])
-        step_map[last:] = [step if step <= final else -1 for step in step_map[last:]]
-    tokens = draw(st.lists(st.integers(0, 49), min_size=num, max_size=num))
-    return Trajectory(
-        prompt_id="p",
-        prompt_ids=prompt,
-        response_ids=[t if s >= 0 else MASK for t, s in zip(tokens, step_map, strict=True)],
-        initial_ids=[MASK] * num,
-        step_map=step_map,
-        log_probs=[0.0] * num,
-        num_response_tokens=end,
-        finish_reason="stop" if stopped else "length",
-        block_size=size,
-    )
-
-
-def batch_of(items: list[Trajectory]) -> TrajectoryBatch:
-    return TrajectoryBatch.collate([training_row(t, i) for i, t in enumerate(items)], PAD)
-
-
-def keys_of(num: int, seed: int = 0) -> Tensor:
-    return torch.arange(num) * 1_000_003 + seed
-
-
-def noised(
-    noiser: Noiser, items: list[Trajectory], block_size: int, seed: int = 0
-) -> tuple[TrajectoryBatch, View]:
-    batch = batch_of(items)
-    [view] = noiser(batch, BlockLayout(block_size), keys_of(len(items), seed), VOCABULARY, 0.5)
-    return batch, view
 
 
 def slow_view(
@@ -234,28 +188,6 @@ def test_states_recorded_live_from_a_decoder(
     assert num_stopped
 
 
-def one_block(num: int, size: int = 4, prompt: int = 4) -> list[Trajectory]:
-    """`num` times the same block, one token a step from the right."""
-    width = size - prompt % size
-    trajectory = Trajectory(
-        prompt_id="p",
-        prompt_ids=[40] * prompt,
-        response_ids=list(range(width)),
-        initial_ids=[MASK] * width,
-        step_map=list(range(width))[::-1],
-        log_probs=[0.0] * width,
-        num_response_tokens=width,
-        finish_reason="length",
-        block_size=size,
-    )
-    return [trajectory] * num
-
-
-def close(count: float, num: int, probability: float) -> bool:
-    """Within five standard deviations of a binomial's mean."""
-    return abs(count - num * probability) < 5 * math.sqrt(num * probability * (1 - probability))
-
-
 @pytest.mark.parametrize("power", [0.0, 1.0, 8.0])
 def test_levels_are_drawn_in_proportion_to_their_power(power: float):
     num, levels = 4000, (0.25, 1.0, 0.5)
@@ -339,100 +271,6 @@ def test_random_tokens_are_the_share_asked_for_and_any_token_but_the_mask():
     assert all(close(int(c), len(drawn), 1 / 63) for i, c in enumerate(counts) if i != MASK)
 
 
-NOISERS: dict[str, Noiser] = {
-    "random": RandomMask(),
-    "state": TrajectoryState(level_power=1, random_share=0.3),
-}
-
-
-@pytest.mark.parametrize("name", list(NOISERS))
-@given(items=st.lists(trajectories(), min_size=2, max_size=4), size=SIZES, data=st.data())
-def test_a_view_depends_on_nothing_but_its_own_sequence_and_key(
-    name: str, items: list[Trajectory], size: int, data: st.DataObject
-):
-    noiser, layout = NOISERS[name], BlockLayout(size)
-    batch, keys = batch_of(items), keys_of(len(items))
-    [together] = noiser(batch, layout, keys, VOCABULARY, 0.5)
-    order = data.draw(st.permutations(range(len(items))))
-    number = order[0]
-    [alone] = noiser(batch_of([items[number]]), layout, keys[[number]], VOCABULARY, 0.5)
-    width = alone.xt.shape[1]
-    for field in ("xt", "loss_mask", "weight"):
-        assert torch.equal(getattr(together, field)[number, :width], getattr(alone, field)[0])
-    assert (together.xt[number, width:] == MASK).all()
-    assert not together.loss_mask[number, width:].any()
-
-
-@pytest.mark.parametrize("name", list(NOISERS))
-def test_noise_is_fresh_at_every_key(name: str):
-    [long] = one_block(1, size=8, prompt=8)
-    items = [long] * 200
-    _, view = noised(NOISERS[name], items, 8)
-    _, again = noised(NOISERS[name], items, 8)
-    assert torch.equal(view.xt, again.xt)
-    assert len(view.xt.unique(dim=0)) > 20
-
-
-@given(st.lists(trajectories(), min_size=1, max_size=3), SIZES, st.integers(0, 99))
-def test_a_random_mask_leaves_what_follows_the_stop_token_masked(
-    items: list[Trajectory], block_size: int, seed: int
-):
-    batch, view = noised(RandomMask(), items, block_size, seed)
-    width = view.xt.shape[1] - batch.input_ids.shape[1]
-    grow = torch.nn.functional.pad
-    response, target = grow(batch.response, (0, width)), grow(batch.target, (0, width))
-    ids = grow(batch.input_ids, (0, width), value=MASK)
-    inside = torch.arange(view.xt.shape[1]) < batch.length[:, None]
-    expected = view.loss_mask | (response & ~target) | ~inside
-    assert torch.equal(view.xt, ids.masked_fill(expected, MASK))
-    assert not (view.loss_mask & ~target).any()
-    count = target.unflatten(1, (-1, block_size)).sum(-1)
-    masked = view.loss_mask.unflatten(1, (-1, block_size)).sum(-1)
-    assert torch.equal(masked > 0, count > 0)
-    weight = view.weight.unflatten(1, (-1, block_size))
-    expected_weight = (count / masked.clamp(min=1)).float()[..., None].expand(weight.shape)
-    assert torch.equal(weight, expected_weight)
-
-
-def subsets(num: int) -> list[tuple[int, ...]]:
-    return list(chain.from_iterable(combinations(range(num), k) for k in range(1, num + 1)))
-
-
-@pytest.mark.parametrize(("num", "num_views"), [(3, 1), (4, 1), (4, 2)])
-def test_the_expected_random_mask_loss_is_the_nelbo(num: int, num_views: int):
-    """Against the integral over t of (1/t) E[sum of the masked tokens' losses]."""
-    draws = 8000
-    batch = batch_of(one_block(draws, prompt=8 - num))
-    views = RandomMask(num_views)(batch, BlockLayout(4), keys_of(draws), VOCABULARY, 0.5)
-    assert len(views) == num_views
-    generator = np.random.default_rng(0)
-    nelbo = exact = 0.0
-    # The integrand is a polynomial of degree num - 1: three nodes are exact up to degree 5.
-    nodes, node_weights = np.polynomial.legendre.leggauss(3)
-    times = (nodes + 1) / 2
-    for subset in subsets(num):
-        size, losses = len(subset), generator.exponential(size=len(subset))
-        density = times**size * (1 - times) ** (num - size)
-        nelbo += losses.sum() * (node_weights / 2 * density / times).sum()
-        probability = 1 / num / math.comb(num, size)
-        exact += probability * num / size * losses.sum()
-        pattern = torch.tensor([i in subset for i in range(num)])
-        for view in views:
-            chosen = (view.loss_mask[:, 8 - num :] == pattern).all(1)
-            assert close(int(chosen.sum()), draws, probability)
-            # Losses of all views are added up.
-            weight = torch.tensor(num / size / num_views).float()
-            assert (view.weight[chosen, 8 - num :] == weight).all()
-    assert exact == pytest.approx(nelbo, rel=1e-12)
-
-
-def test_views_of_a_random_mask_are_stratified():
-    batch = batch_of(one_block(400))
-    views = RandomMask(num_views=2)(batch, BlockLayout(4), keys_of(400), VOCABULARY, 0.5)
-    counts = torch.stack([view.loss_mask.sum(1) for view in views])
-    assert (counts[0] - counts[1]).abs().unique().tolist() == [2]
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -447,8 +285,3 @@ def test_views_of_a_random_mask_are_stratified():
 def test_settings_that_make_no_sense(settings: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         TrajectoryState(**settings)
-
-
-def test_a_random_mask_has_a_view():
-    with pytest.raises(ValueError, match="num_views must be at least 1, got 0"):
-        RandomMask(num_views=0)
