@@ -54,10 +54,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def check_regular(path: Path) -> None:
-    """That a path that is there is a file; a pipe would wait for who writes.
+    """Check that a path is a regular file, if it exists; reading a pipe would wait for a writer.
 
     Raises:
-        OSError: for anything else.
+        OSError: for a folder, pipe or device.
     """
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "no regular file", str(path))
@@ -116,10 +116,10 @@ def _refuse_constant(name: str) -> None:
 
 
 def first_words(error: BaseException) -> str:
-    """What an error says, as one line of 200 characters at most."""
+    """The message of an error, as one line of at most 200 characters."""
     said = str(error)
     if isinstance(error, OSError) and error.strerror:
-        # Without its number and the path, which who asks tells.
+        # Without number and path, since callers name the path themselves.
         said = error.strerror
     return " ".join((said or type(error).__name__).split())[:200]
 
@@ -151,7 +151,7 @@ def check_output(directory: Path, *own: str) -> None:
 
 
 def check_file(path: Path) -> None:
-    """The rule of outputs that are one file: a name, and no folder, pipe or device has it.
+    """Check an output that is one file: it has a name, which no folder, pipe or device has.
 
     Raises:
         ValueError: for anything else.

@@ -27,7 +27,7 @@ def launched() -> tuple[int, int]:
 
 
 def own_device() -> torch.device:
-    """The GPU of this process, of those that a launcher has started on this machine, or the CPU."""
+    """The GPU that belongs to this process among those of the launcher; the CPU without GPUs."""
     import torch
 
     if not torch.cuda.is_available():

@@ -76,7 +76,7 @@ class Choice:
     speed: Speed
 
     def document(self) -> dict[str, Any]:
-        """Its fields as JSON, rows as in results.json."""
+        """The fields as JSON, with rows as in results.json."""
         candidates = [asdict(one) | {"row": row_document(one.row)} for one in self.candidates]
         rows = {"row": row_document(self.row), "baseline": row_document(self.baseline)}
         return asdict(self) | rows | {"candidates": candidates}

@@ -79,7 +79,7 @@ class GridConfig(EvaluationConfig):
 
     @property
     def grid(self) -> tuple[DecodingConfig, ...]:
-        """The settings, as long as `max_new_tokens` says."""
+        """The settings, with `max_new_tokens` applied."""
         if self.max_new_tokens is None:
             return self.settings
         return tuple(replace(s, max_new_tokens=self.max_new_tokens) for s in self.settings)

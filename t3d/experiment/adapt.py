@@ -56,7 +56,7 @@ def with_teacher(config: Recipe, *, progress: bool) -> Recipe:
             lesson = read_lesson(settings)
         except ValueError:
             if is_new:
-                # What cannot be made claims no directory, which the corrected recipe finds free.
+                # A failed conversion leaves no directory, so that a corrected recipe can use it.
                 shutil.rmtree(mark)
                 shutil.rmtree(converted, ignore_errors=True)
             raise

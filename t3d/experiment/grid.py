@@ -85,7 +85,7 @@ def identify(checkpoint: Path, name: str | None = None) -> Identity:
 def evaluate_into(
     model: str, name: str | None, asked: GridConfig, split: Split, output: Path, *, progress: bool
 ) -> list[Evaluation]:
-    """Evaluate a grid into a directory, with the rows in results.json and all samples beside."""
+    """Evaluate a grid and write its rows to results.json, with all samples beside it."""
     config = replace(asked, settings=asked.grid)
     task, num_workers = config.benchmark(), config.num_workers
     problems = task.examples(split, config.num_problems)
@@ -253,7 +253,7 @@ def _decode_share(
 
 @lru_cache(maxsize=1)
 def _loaded(model: str) -> LanguageModel:
-    """A worker's model, which serves one setting after another."""
+    """A worker's model, loaded once for all settings."""
     return from_pretrained(model)
 
 

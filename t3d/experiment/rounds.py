@@ -190,7 +190,7 @@ def train_student(
                     replace(method, learning_rate=rate * built.round_rate(number)),
                     replace(training, steps=steps, warmup_steps=warmup, seed=seed),
                     directory,
-                    # In the first round a copy of the student.
+                    # In the first round the teacher is a copy of the student, by default.
                     teacher=from_pretrained(config.model) if number and needs_teacher else None,
                     callbacks=_watch(config, student),
                     progress=progress,
@@ -198,7 +198,7 @@ def train_student(
         records.append(read_object(directory / "provenance.json"))
         if number + 1 < built.rounds:
             student = from_pretrained(directory)
-    # The arguments know the processes, even where all rounds were trained before.
+    # The arguments say which process writes, even where all rounds were trained before.
     if training_arguments(training, output).should_save:
         _finish(method, training, records, directories[-1], output)
     PartialState().wait_for_everyone()

@@ -50,7 +50,7 @@ class Watch(TrainingCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         path = Path(args.output_dir) / LOG_FILE
         rows = [row for _, row in read_json_lines(path)] if path.exists() else []
-        # What a killed run saw beyond its last checkpoint will be seen again.
+        # Rows beyond the checkpoint that training resumes from will be written again.
         self.rows = [row for row in rows if row["step"] <= state.global_step]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

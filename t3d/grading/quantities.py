@@ -45,7 +45,7 @@ _CURRENCY = re.compile(
 )
 _SYMBOL = r"[mgshlLNJWVA](?:\s*\^\s*\{?\s*-?[1-4]\s*\}?)?"
 _UNIT = re.compile(rf"(?<=\d)\s+{_SYMBOL}(?:\s*/\s*{_SYMBOL})?(?=\.?$)")
-"""Of one letter; any other one is a factor, as in `5 x`."""
+"""Units of one letter; any other letter is a factor, as in `5 x`."""
 _POWER = re.compile(r"([^\W\d_])\s*\^\s*\{?\s*-?[1-4]\s*\}?")
 _NAME = re.compile(r"\\?[^\W\d_]+\s*=")
 _WORD = re.compile(r"(?<![\\A-Za-z])[^\W\d_]{2,}")

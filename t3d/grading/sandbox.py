@@ -124,7 +124,7 @@ def find_backend() -> Backend:
         for backend in backends:
             try:
                 if backend == "bubblewrap":
-                    # One that hangs would do so up to the limit by the clock.
+                    # A process that hangs would do so until the time limit.
                     subprocess.run(
                         [str(_bubblewrap()), "--version"],
                         stdout=subprocess.DEVNULL,

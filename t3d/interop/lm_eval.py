@@ -50,8 +50,7 @@ _DTYPES = {str(d).removeprefix("torch."): d for d in (torch.float32, torch.bfloa
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 """Names that the harness has for the longest response; the first that is given counts."""
 _NEUTRAL = {"num_beams": 1, "repetition_penalty": 1}
-"""Generation parameters of the harness that t3d does not have, accepted only at the value that
-changes nothing."""
+"""Generation parameters that t3d lacks, accepted only at the value that changes nothing."""
 _KINDS = {"int": int, "int | None": int, "float": (int, float), "Remasking": str}
 _SETTINGS = {field.name: _KINDS[str(field.type)] for field in fields(DecodingConfig)}
 
@@ -245,11 +244,7 @@ class HarnessModel(LM):
         return self.lm.name.replace("/", "__")
 
     def chat_template(self, chat_template: bool | str = False) -> str:
-        """The tokenizer's own template, for the harness's records.
-
-        Raises:
-            ValueError: if a template is asked for by name.
-        """
+        """The tokenizer's own template, for the harness's records; ValueError for another's name."""
         if isinstance(chat_template, str):
             raise ValueError(
                 f"t3d uses the tokenizer's own chat template, not {chat_template!r}; "
@@ -351,7 +346,7 @@ def evaluate_tasks(
                 "include_path adds a folder of your own"
             )
     try:
-        # Otherwise the harness would refuse them after the others were decoded.
+        # Checked here, since the harness would refuse a task only after the others were decoded.
         loaded = manager.load(list(tasks))["tasks"]
     except Exception as error:
         raise ValueError(f"tasks: {first_words(error.__cause__ or error)}; correct it") from error

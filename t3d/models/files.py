@@ -25,7 +25,7 @@ def check_links(directory: Path) -> None:
             if not file.is_file() and not file.is_dir():
                 raise ValueError(f"{file}: no regular file; copy it again")
             continue
-        # Of links in a ring, too, which `Path.resolve` raises errors of its own for.
+        # `Path.resolve` raises errors of other kinds for links in a ring.
         if not Path(os.path.realpath(file)).is_relative_to(home):
             raise ValueError(f"{file}: a link out of its directory; copy the file itself")
         if not file.exists():

@@ -1,4 +1,4 @@
-"""Bounds on what a checkpoint's template and tokenizer may take, which are programs of its own."""
+"""Limits of time, memory and text for a checkpoint's template and tokenizer, which are programs."""
 
 from __future__ import annotations
 
@@ -19,17 +19,20 @@ from t3d.core.files import parse_json
 TEMPLATE_SECONDS = 10.0
 TEMPLATE_BYTES = 2**29
 MAX_TEMPLATE_TEXT = 10**6
-"""Characters around one short question; published templates print some thousands."""
+"""Largest number of characters that a chat template may print around one short question; published
+ones print some thousands."""
 MAX_GROWTH = 1000
-"""Characters that rules of a tokenizer may make of one; those of published ones make three."""
+"""Largest number of characters that a tokenizer's rules may make of one; published ones make
+three."""
 _ONE_AT_A_TIME = threading.Lock()
-"""The limit is the whole process's; two that come and go would leave one behind."""
+"""Lock around the memory limit, which belongs to the whole process: two threads that set and reset
+it at the same time would leave one set."""
 _TEXT_RULES = ("normalizer", "pre_tokenizer", "decoder")
 
 
 @contextmanager
 def bounded_memory(more: int) -> Iterator[None]:
-    """So many bytes may be taken beside those that are; on Linux, elsewhere there is no bound."""
+    """Context in which at most `more` further bytes may be allocated; no limit except on Linux."""
     if sys.platform != "linux":
         yield
         return
@@ -47,12 +50,12 @@ def bounded_memory(more: int) -> Iterator[None]:
 
 
 def render(tokenizer: PreTrainedTokenizerBase, chat: list[dict[str, str]], **options: Any) -> str:
-    """What a chat template of unknown making prints.
+    """The output of a chat template that comes with a checkpoint and may be hostile.
 
     Raises:
-        MemoryError: where it takes more than any prompt needs.
-        TimeoutError: where it does not end; a thread's loop can be told to.
-        ValueError: for more than any prompt.
+        MemoryError: if it takes more memory than any prompt needs.
+        TimeoutError: if it does not end; its thread is then told to stop.
+        ValueError: if it prints more than any prompt has.
     """
     printed: Future[Any] = Future()
 
@@ -77,10 +80,10 @@ def render(tokenizer: PreTrainedTokenizerBase, chat: list[dict[str, str]], **opt
 
 
 def check_growth(path: Path) -> None:
-    """That the rules of a tokenizer.json do not make long texts of short ones, one after another.
+    """Check that the rules of a tokenizer.json, applied in turn, make no long text of a short one.
 
     Raises:
-        ValueError: where they do, as no time or memory would suffice.
+        ValueError: if they do, as no time or memory would suffice.
     """
     if not path.is_file():
         return
@@ -88,7 +91,7 @@ def check_growth(path: Path) -> None:
         document = parse_json(path.read_bytes())
         parts = {name: list(_rules(document[name])) for name in _TEXT_RULES if name in document}
     except (OSError, ValueError, TypeError, RecursionError):
-        # Loading says what is wrong.
+        # A broken file is reported when the tokenizer is loaded.
         return
     for part, rules in parts.items():
         growth = 1
@@ -103,7 +106,7 @@ def check_growth(path: Path) -> None:
 
 
 def _rules(node: Any) -> Iterator[dict[str, Any]]:
-    """All objects of a tree."""
+    """All objects in a JSON document."""
     if isinstance(node, dict):
         yield node
     for part in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():

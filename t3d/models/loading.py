@@ -315,7 +315,7 @@ def from_pretrained(
         loader = PreTrainedTokenizerFast if generic else AutoTokenizer
         # Without this refusal transformers may ask the user whether to run a checkpoint's code.
         tokenizer = loader.from_pretrained(source, trust_remote_code=False)
-        # What its settings hold is read when it is used.
+        # A tokenizer reads some of its settings only when it is used.
         tokenizer.decode(tokenizer("Is it so?", add_special_tokens=False)["input_ids"])
     except Exception as error:
         raise ValueError(

@@ -125,7 +125,7 @@ def _best(estimates: Mapping[str, Estimate | None]) -> set[str]:
 
 
 def _where(condition: Condition, comparison: Comparison) -> str:
-    """The block size, the task where there are several, and what else static settings differ in."""
+    """The block size, the task where there are several, and other differences of the settings."""
     task = f"{condition.task}\n" if len(comparison.num_problems) > 1 else ""
     own = condition.decoding
     details = _labels(comparison, is_static=True)[own].removeprefix(own.label)

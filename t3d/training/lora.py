@@ -178,7 +178,7 @@ def _targets(model: BlockDiffusionLM, name: str, settings: LoraSettings) -> list
     Args:
         name: of the model, for errors.
     """
-    # The head and its logits are the model's own on every floor.
+    # Without the head, since objectives and decoding use the weights of the head itself.
     modules = model.base_model.named_modules()
     layers = {name.rpartition(".")[2] for name, m in modules if isinstance(m, nn.Linear)}
     if settings.target_modules is None:

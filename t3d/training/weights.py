@@ -16,14 +16,14 @@ from t3d.models import LanguageModel
 
 REFERENCE_FILE = "reference.safetensors"
 Library = Callable[[], None]
-"""What transformers' own trainer would do in a method's place."""
+"""Function that does what transformers' own trainer would do in place of a method."""
 
 
 class Weights:
     """The plain case: every process holds all weights, and transformers saves and restores them.
 
-    All processes call all methods. `trainer` is the `DiffusionTrainer`, of which the reference, the
-    optimizer and the schedule are read.
+    All processes call all methods. The parameter `trainer` is the `DiffusionTrainer`, whose
+    reference, optimizer and schedule are read.
     """
 
     def __init__(self, lm: LanguageModel) -> None:

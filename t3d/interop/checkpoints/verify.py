@@ -68,7 +68,7 @@ def _code_findings(directory: Path, config: dict[str, object]) -> list[Finding]:
 
 
 def _tokenizer_findings(directory: Path) -> list[Finding]:
-    """What transformers 4 would not load."""
+    """Findings where transformers 4 would not load the tokenizer."""
     settings = read_object(directory / "tokenizer_config.json", AGAIN)
     found = []
     if settings.get("tokenizer_class") == "TokenizersBackend":
