@@ -244,7 +244,7 @@ class HarnessModel(LM):
         return self.lm.name.replace("/", "__")
 
     def chat_template(self, chat_template: bool | str = False) -> str:
-        """The tokenizer's own template, for the harness's records; ValueError for another's name."""
+        """The tokenizer's own template, for the harness's records; ValueError for another one."""
         if isinstance(chat_template, str):
             raise ValueError(
                 f"t3d uses the tokenizer's own chat template, not {chat_template!r}; "
