@@ -45,6 +45,9 @@ def get_task(
 ) -> Task:
     """A benchmark by name, or questions of one's own by the path of a .jsonl or of a folder.
 
+    >>> t3d.get_task("mini_gsm").examples("test", 1)[0].answer
+    '12'
+
     Args:
         name: one of `TASKS`, or a path that ends in .jsonl, or a folder with train.jsonl,
             dev.jsonl and test.jsonl, as far as there are problems of these splits.

@@ -25,14 +25,14 @@ class Source:
 
     dataset: str
     repository: str
-    """Of data sets, on the Hub."""
+    """Repository of data sets on the Hub."""
     revision: str
     paths: tuple[str, ...]
-    """Within the repository."""
+    """Paths of the files within the repository."""
     convert: Callable[..., list[Record]]
-    """From the rows of each path, in order."""
+    """Function that makes records from the rows of each path, in order."""
     digest: str
-    """`content_digest(read_records(path, {}))` of the file."""
+    """Digest of the file, `content_digest(read_records(path, {}))`."""
 
 
 def _mbpp(parts: Sequence[str], split: str, digest: str) -> Source:

@@ -26,7 +26,7 @@ EVENTS = ("class", "game", "party", "trip", "test", "concert", "picnic", "race")
 WEEK = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 
 MAX_PROBLEMS = 10**7
-"""Of one call, which holds them all in memory."""
+"""Largest number of problems of one call, which holds them all in memory."""
 NUM_STEPS = ((2, 3, 4, 5), (0.3, 0.3, 0.25, 0.15))
 """How many steps a problem may have, and how often."""
 EQUATION = ("{a} {op} {k} = {b}", "{a} {op} {k}, so {b}", "{a} {op} {k}, making {b}")

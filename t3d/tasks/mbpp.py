@@ -12,7 +12,7 @@ from t3d.tasks.records import Needs, Record
 NUM_DEV = 90
 """Problems that end the training file and are kept from training."""
 NUM_SANITIZED_DEV = 43
-"""As many as the published validation problems that are in it."""
+"""Number of the published validation problems that the sanitized file contains."""
 _NEEDS: dict[ProtocolName, Needs] = {
     "t3d": {"time_limit_s": int | float, "prompt_prefix": str, "meta.in_t3d": bool},
     "standard": {

@@ -50,8 +50,8 @@ OPENING = (
     "By {day} we count up to",
     "{name} knows that on {day} it is",
 )
-"""Of very different lengths, so that a number may stand anywhere: where tokens are drawn
-independently, each position takes the likeliest token of another telling."""
+"""Openings of very different lengths, so that a number may stand at any position. Where tokens are
+drawn independently, each position takes the likeliest token of another telling."""
 CLOSING = (".", " now.", " {item} in all.", " {item} for {name}.")
 FINAL = (
     "The answer is \\boxed{{{b}}}.",
