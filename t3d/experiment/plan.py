@@ -5,7 +5,6 @@ Everything is exact, an upper bound that says so, or called unknown.
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +17,7 @@ from t3d.experiment.rounds import check_recipe
 from t3d.models import BlockDiffusionLM
 from t3d.models.families import family_of, on_meta
 from t3d.models.loading import BUILT_IN
+from t3d.training.arguments import uses_deepspeed
 from t3d.training.config import PretrainConfig, TrainingConfig
 from t3d.training.lora import adapter_parameters
 from t3d.training.methods import build_method
@@ -158,7 +158,7 @@ def _training(
 
 def _state(config: TrainingConfig, model: BlockDiffusionLM | None, copies: int) -> str:
     """What is held from step to step, all of it in float32."""
-    if model is None or "deepspeed" in config.trainer or "ACCELERATE_USE_DEEPSPEED" in os.environ:
+    if model is None or uses_deepspeed(config):
         return UNKNOWN
     weights = model.num_parameters()
     trained = weights if config.lora is None else adapter_parameters(model, config.lora)

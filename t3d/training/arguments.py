@@ -98,18 +98,23 @@ def _check_trackers(names: list[str]) -> None:
             raise ValueError(f"report_to: {name} is not installed; install it, or leave it out")
 
 
+def uses_deepspeed(config: TrainingConfig) -> bool:
+    """Whether `accelerate launch` or `trainer` switches DeepSpeed on."""
+    return _is_on(config, "ACCELERATE_USE_DEEPSPEED", "deepspeed")
+
+
+def _is_on(config: TrainingConfig, switch: str, key: str) -> bool:
+    return os.environ.get(switch, "false").lower() == "true" or bool(config.trainer.get(key))
+
+
 def _check_launch(config: TrainingConfig) -> None:
     """Raise ValueError for what `accelerate launch` or `trainer` switches on beside t3d."""
-
-    def on(switch: str, key: str) -> bool:
-        return os.environ.get(switch, "false").lower() == "true" or bool(config.trainer.get(key))
-
-    if on("ACCELERATE_USE_FSDP", "fsdp"):
+    if _is_on(config, "ACCELERATE_USE_FSDP", "fsdp"):
         raise ValueError(
             "FSDP of accelerate: t3d shards a model itself; "
             "launch with t3d/recipes/accelerate/gpus.yaml and set training.sharding to full"
         )
-    if config.sharding == "full" and on("ACCELERATE_USE_DEEPSPEED", "deepspeed"):
+    if config.sharding == "full" and uses_deepspeed(config):
         raise ValueError(
             "sharding: full and DeepSpeed split the same weights; "
             "launch with t3d/recipes/accelerate/gpus.yaml, or set training.sharding to none"

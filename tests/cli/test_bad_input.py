@@ -85,8 +85,16 @@ CALLS = [
     ),
     (("run", "demo", "--methods", "{1: {method: t3d}}"), 2, "--methods, line 1: the key 1 is no"),
     (("run", "demo", "--training.lora", "{rank: 0}"), 1, "lora: rank must be at least 1, got 0"),
-    (("rollout", "--model", "m", "--output", "x", "--num=-1"), 1, "num must not be negative"),
-    (("rollout", "--model", "m", "--output", "x", f"--num={10**20}"), 1, "num: numbers must lie"),
+    (
+        ("rollout", "--model", "m", "--output", "x", "--num_prompts=-1"),
+        1,
+        "num_prompts must not be negative",
+    ),
+    (
+        ("rollout", "--model", "m", "--output", "x", f"--num_prompts={10**20}"),
+        1,
+        "num_prompts: numbers must lie",
+    ),
     (("eval", "--model", "m", "--output", "x", f"--num_workers={10**20}"), 1, "within 64 bits"),
     (
         ("eval", "--model", "m", "--output", "x", f"--num_problems={10**10}"),
@@ -94,7 +102,7 @@ CALLS = [
         "problems of mini_gsm must lie in [0, 10000000], got 10000000000",
     ),
     (
-        ("rollout", "--model", "mini_teacher", "--output", "x", "--num=2"),
+        ("rollout", "--model", "mini_teacher", "--output", "x", "--num_prompts=2"),
         1,
         "max_new_tokens=256 leaves no room for a prompt in the 256 positions of mini_teacher",
     ),

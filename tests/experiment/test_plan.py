@@ -88,6 +88,7 @@ def test_memory_follows_adapters_and_shards(monkeypatch: pytest.MonkeyPatch) -> 
     assert told(sharding="full") == "16.5 MiB over all processes"
     monkeypatch.setattr("t3d.experiment.plan.launched", lambda: (0, 4))
     assert told(sharding="full") == "4.1 MiB a process"
+    monkeypatch.setattr("t3d.experiment.rounds.training_arguments", lambda *args: None)
     assert told(trainer={"deepspeed": "zero.json"}) == "unknown"
 
 

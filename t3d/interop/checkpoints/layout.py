@@ -102,8 +102,8 @@ def _stored_dtype(source: str) -> str:
     """The dtype that config.json states; float32 if none that t3d writes."""
     try:
         document, _ = PreTrainedConfig.get_config_dict(source)
-    except (OSError, ValueError):
-        # A broken config.json is reported later, when the model is loaded.
+    except Exception:
+        # A broken file raises errors of many kinds; loading says what is wrong.
         return "float32"
     stated = document.get("dtype") or document.get("torch_dtype")
     return str(stated) if stated in get_args(Dtype) else "float32"
