@@ -13,7 +13,7 @@ from torch import Tensor
 from t3d.core.rng import fold, uniform
 from t3d.decoding.config import DecodingConfig
 from t3d.decoding.remasking import STRATEGIES, Scores
-from t3d.decoding.sampling import entropies, position_keys, sample
+from t3d.decoding.sampling import entropies, sample
 from t3d.decoding.sequence import Sequence
 
 
@@ -48,7 +48,7 @@ def choose(
 
     @cache
     def keys() -> Tensor:
-        return position_keys(seed, position, step)
+        return fold(seed, position, step)
 
     candidates = sample(
         logits,

@@ -15,7 +15,7 @@ from t3d.core.rng import fold, uniform
 from t3d.core.trajectory import FinishReason
 from t3d.decoding.config import DecodingConfig
 from t3d.decoding.request import Completion, Passes, Request
-from t3d.decoding.sampling import initial_ids, position_keys, sample
+from t3d.decoding.sampling import initial_ids, sample
 from t3d.models.attention import attention_mask
 from t3d.models.block_diffusion import BlockDiffusionLM
 
@@ -115,9 +115,7 @@ def decode_one(
             mask = attention_mask(implementation, grid, grid, model.dtype)
             logits = model(torch.tensor([ids]), mask).logits[0, masked]
             num_passes += 1
-            keys = position_keys(
-                torch.tensor(request.seed), torch.tensor(masked), torch.tensor(step)
-            )
+            keys = fold(torch.tensor(request.seed), torch.tensor(masked), step)
             candidates = sample(
                 logits,
                 uniform(keys),

@@ -29,11 +29,6 @@ class Candidates:
         return self.log_probs.exp()
 
 
-def position_keys(seed: Tensor, position: Tensor, step: Tensor) -> Tensor:
-    """Keys of `t3d.core.rng`, one for each position of each denoising step; int64, broadcast."""
-    return fold(seed, position, step)
-
-
 def initial_ids(
     seed: int,
     positions: range,
@@ -50,7 +45,7 @@ def initial_ids(
     """
     at = torch.arange(positions.start, positions.stop)
     # Step -1 is before all denoising steps, which count from 0.
-    keys = position_keys(torch.tensor(seed), at, torch.tensor(-1))
+    keys = fold(torch.tensor(seed), at, -1)
     token = other_token(fold(keys, 1), vocab_size, {mask_token_id, *banned_token_ids})
     return torch.where(uniform(keys) < random_share, token, mask_token_id).tolist()
 

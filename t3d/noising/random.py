@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 
-from t3d.core.ranges import check_ranges
+from t3d.core.ranges import check_choices, check_ranges
 from t3d.core.rng import uniform
 from t3d.noising.base import LEVEL, SUBSET, NoiserInput, View
 
@@ -33,9 +33,7 @@ class RandomMask:
 
     def __post_init__(self) -> None:
         check_ranges(self, {"[1, inf)": "num_views"})
-        if self.weighting not in get_args(Weighting):
-            known = ", ".join(get_args(Weighting))
-            raise ValueError(f"weighting must be one of {known}, got {self.weighting!r}")
+        check_choices(self, "weighting")
 
     def __call__(self, given: NoiserInput) -> list[View]:
         response, target = given.response, given.target

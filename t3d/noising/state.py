@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from t3d.core.ranges import check_ranges
+from t3d.core.ranges import check_choices, check_ranges
 from t3d.core.rng import other_token, uniform
 from t3d.core.trajectory import NEVER
 from t3d.noising.base import LATER, LEVEL, RANDOM_VIEW, REPLACE, TOKEN, NoiserInput, View
@@ -119,10 +119,7 @@ class TrajectoryState:
         )
         if not self.levels:
             raise ValueError("levels is empty; name at least one")
-        if self.random_in not in get_args(RandomIn):
-            raise ValueError(
-                f"random_in must be one of {', '.join(get_args(RandomIn))}, got {self.random_in!r}"
-            )
+        check_choices(self, "random_in")
 
     def __call__(self, given: NoiserInput) -> list[View]:
         blocks = Blocks.of(given)

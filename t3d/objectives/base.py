@@ -254,7 +254,7 @@ class Context:
 class Objective(Protocol):
     """Function that computes a loss per sequence, [B], and detached scalar metrics."""
 
-    needs_reference: ClassVar[bool]
-    needs_teacher: ClassVar[bool]
+    needs_reference: ClassVar[bool] = False
+    needs_teacher: ClassVar[bool] = False
 
     def __call__(self, context: Context) -> tuple[Tensor, dict[str, Tensor]]: ...

@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from t3d.core.ranges import check_ranges
+from t3d.core.ranges import check_choices, check_ranges
 from t3d.tasks import get_task
 from t3d.tasks.base import Example
 from t3d.tasks.chat import ChatData
@@ -114,19 +114,7 @@ class TrainingConfig:
         )
         if not self.block_sizes:
             raise ValueError("block_sizes is empty; name at least one size")
-        if self.attention not in get_args(Attention):
-            raise ValueError(
-                f"attention must be one of {', '.join(get_args(Attention))}, got {self.attention!r}"
-            )
-        if self.sharding not in get_args(Sharding):
-            raise ValueError(
-                f"sharding must be one of {', '.join(get_args(Sharding))}, got {self.sharding!r}"
-            )
-        if self.optimizer not in get_args(OptimizerName):
-            raise ValueError(
-                f"optimizer must be one of {', '.join(get_args(OptimizerName))}, "
-                f"got {self.optimizer!r}"
-            )
+        check_choices(self, "attention sharding optimizer")
         if self.optimizer == "muon" and (self.sharding == "full" or self.lora is not None):
             key = "lora" if self.lora is not None else "sharding"
             raise ValueError(f"optimizer: muon needs whole matrices; leave out {key}, or use adamw")

@@ -14,8 +14,7 @@ from typing import Any
 
 import torch
 
-from t3d.core.files import hash_file
-from t3d.core.shards import read_object
+from t3d.core.files import hash_file, read_object
 from t3d.core.trajectory import labelled_row
 from t3d.grading.math import last_boxed
 from t3d.models import (

@@ -18,7 +18,7 @@ from t3d.models import LanguageModel
 from t3d.noising import NoiserInput, Vocabulary
 from t3d.objectives import Context, Predictions
 from t3d.training.arguments import training_arguments
-from t3d.training.config import TrainingConfig
+from t3d.training.config import Attention, TrainingConfig
 from t3d.training.data import SortedBatchSampler
 from t3d.training.forward import ModelInputs, assemble, attending
 from t3d.training.lora import AdapterWeights
@@ -48,7 +48,7 @@ class DiffusionTrainer(Trainer):
     ) -> None:
         arguments = training_arguments(config, directory)
         self.lm = lm
-        self.attention = config.attention
+        self.attention: Attention = config.attention
         self.weights = Weights(lm)
         if config.sharding == "full":
             self.weights = ShardedWeights(lm)

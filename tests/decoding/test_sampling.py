@@ -10,13 +10,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from t3d.core.rng import uniform
+from t3d.core.rng import fold, uniform
 from t3d.decoding.sampling import (
     allowed_log_probs,
     entropies,
     initial_ids,
     inverse_cdf,
-    position_keys,
     sample,
     sampling_probs,
 )
@@ -87,7 +86,7 @@ def test_inverse_cdf_never_returns_an_impossible_id_at_the_ends() -> None:
 def test_frequencies_match_the_distribution(top_k: int, top_p: float) -> None:
     num = 20_000
     logits = torch.tensor([0.3, -1.0, 2.0, 1.5, -0.2, 0.9], dtype=torch.float64)
-    keys = position_keys(torch.tensor(11), torch.arange(num), torch.tensor(2))
+    keys = fold(torch.tensor(11), torch.arange(num), torch.tensor(2))
     candidates = sample(
         logits.expand(num, 6), uniform(keys), NONE, temperature=0.7, top_k=top_k, top_p=top_p
     )
@@ -148,7 +147,7 @@ def test_greedy_needs_no_uniforms_and_is_the_limit_of_a_low_temperature() -> Non
 def test_banned_ids_are_never_drawn(temperature: float) -> None:
     logits = torch.zeros(500, 6)
     logits[:, [0, 5]] = 20.0
-    uniforms = uniform(position_keys(torch.tensor(0), torch.arange(500), torch.tensor(0)))
+    uniforms = uniform(fold(torch.tensor(0), torch.arange(500), torch.tensor(0)))
     banned = torch.tensor([0, 5])
     candidates = sample(logits, uniforms, banned, temperature=temperature, top_k=0, top_p=1.0)
     assert not {0, 5} & set(candidates.ids.tolist())
@@ -186,7 +185,7 @@ def test_no_positions_give_no_candidates() -> None:
 
 
 def test_keys_differ_in_seed_position_and_step() -> None:
-    grid = position_keys(torch.arange(4)[:, None, None], torch.arange(5)[:, None], torch.arange(6))
+    grid = fold(torch.arange(4)[:, None, None], torch.arange(5)[:, None], torch.arange(6))
     assert len(set(grid.flatten().tolist())) == 4 * 5 * 6
 
 
