@@ -16,6 +16,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,23 +33,16 @@ def list_of(item: pa.DataType) -> pa.DataType:
     return pa.list_(pa.field("element", item, nullable=False))
 
 
+@dataclass(frozen=True)
 class Shards:
     """Append-only rows of one schema in a directory; every shard is checksummed."""
 
-    def __init__(
-        self, directory: Path, schema: pa.Schema, *, rank: int = 0, world_size: int = 1
-    ) -> None:
-        """
-        Args:
-            directory: where the shards lie, or will lie.
-            schema: schema of all rows.
-            rank: number of this process, which is in the names of the shards that it writes.
-            world_size: number of processes that append at the same time.
-        """
-        self.directory = directory
-        self.schema = schema
-        self.rank = rank
-        self.world_size = world_size
+    directory: Path
+    schema: pa.Schema
+    rank: int = 0
+    """Number of this process, which is in the names of the shards that it writes."""
+    world_size: int = 1
+    """Number of processes that append at the same time."""
 
     def prepare(self) -> None:
         """Make the directory, and remove what killed runs of this rank left half written.

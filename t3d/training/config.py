@@ -7,12 +7,11 @@ a wrong call at once.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
 from t3d.core.ranges import check_choices, check_ranges
-from t3d.tasks import get_task
+from t3d.tasks import get_task, mixture
 from t3d.tasks.base import Example
 from t3d.tasks.chat import ChatData
 
@@ -245,14 +244,8 @@ class PretrainConfig:
         Raises:
             ValueError: for an unknown task, or one whose files are missing or damaged.
         """
-        shares = [
-            get_task(name, data=self.folder).examples(
-                "train", -(-self.num_examples // len(self.tasks)), seed=self.data_seed
-            )
-            for name in self.tasks
-        ]
-        turns = (example for turn in zip_longest(*shares) for example in turn)
-        return [example for example in turns if example is not None][: self.num_examples]
+        task = mixture([get_task(name, data=self.folder) for name in self.tasks])
+        return task.examples("train", self.num_examples, seed=self.data_seed)
 
     @property
     def tasks(self) -> list[str]:

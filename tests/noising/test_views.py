@@ -36,8 +36,8 @@ def test_ids_that_are_banned_are_no_noise() -> None:
     batch = TrajectoryBatch.collate([training_row(t, i) for i, t in enumerate(trajectories(8))], 0)
     banned = tuple(range(5, 50))
     vocabulary, keys = Vocabulary(64, MASK, banned), torch.arange(8)
-    given = NoiserInput(batch, BlockLayout(SIZE), keys, vocabulary, 0.5)
-    (view,) = TrajectoryState(random_share=1.0)(given)
+    inputs = NoiserInput(batch, BlockLayout(SIZE), keys, vocabulary, 0.5)
+    (view,) = TrajectoryState(random_share=1.0)(inputs)
     shown = set(view.xt[view.loss_mask].tolist())
     assert len(shown) > 5
     assert shown.isdisjoint({MASK, *banned})
