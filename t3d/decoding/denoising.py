@@ -50,14 +50,8 @@ def choose(
     def keys() -> Tensor:
         return fold(seed, position, step)
 
-    candidates = sample(
-        logits,
-        None if config.temperature == 0 else uniform(keys()),
-        banned,
-        temperature=config.temperature,
-        top_k=config.top_k,
-        top_p=config.top_p,
-    )
+    draws = None if config.temperature == 0 else uniform(keys())
+    candidates = sample(logits, draws, banned, config)
     scores = Scores(
         config=config,
         confidence=spread(candidates.confidence),

@@ -116,14 +116,7 @@ def decode_one(
             logits = model(torch.tensor([ids]), mask).logits[0, masked]
             num_passes += 1
             keys = fold(torch.tensor(request.seed), torch.tensor(masked), step)
-            candidates = sample(
-                logits,
-                uniform(keys),
-                banned,
-                temperature=config.temperature,
-                top_k=config.top_k,
-                top_p=config.top_p,
-            )
+            candidates = sample(logits, uniform(keys), banned, config)
             confidence = dict(zip(masked, candidates.confidence.tolist(), strict=True))
             noise = dict(zip(masked, uniform(fold(keys, 1)).tolist(), strict=True))
             entropy = {

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from t3d.core.rng import fold, other_token, uniform
+from t3d.decoding.config import DecodingConfig
 
 
 @dataclass(frozen=True)
@@ -97,13 +98,7 @@ def inverse_cdf(probs: Tensor, uniforms: Tensor) -> Tensor:
 
 
 def sample(
-    logits: Tensor,
-    uniforms: Tensor | None,
-    banned: Tensor,
-    *,
-    temperature: float,
-    top_k: int,
-    top_p: float,
+    logits: Tensor, uniforms: Tensor | None, banned: Tensor, config: DecodingConfig
 ) -> Candidates:
     """Draw a candidate for each position; temperature 0 takes the likeliest, lowest id first.
 
@@ -111,13 +106,15 @@ def sample(
         logits: [M, V].
         uniforms: float64 [M] in [0, 1); temperature 0 needs none.
         banned: int64 [K], ids that are never drawn.
+        config: temperature, top_k and top_p.
     """
-    if temperature == 0:
+    if config.temperature == 0:
         # Only the largest logit matters, so the softmax over the vocabulary is left out.
         logits = allowed_logits(logits, banned)
         top, ids = logits.max(-1)
         return Candidates(ids, top - logits.logsumexp(-1))
     assert uniforms is not None
     log_probs = allowed_log_probs(logits, banned)
-    ids = inverse_cdf(sampling_probs(log_probs, temperature, top_k, top_p), uniforms)
+    probs = sampling_probs(log_probs, config.temperature, config.top_k, config.top_p)
+    ids = inverse_cdf(probs, uniforms)
     return Candidates(ids, log_probs.gather(-1, ids[..., None])[..., 0])

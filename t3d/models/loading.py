@@ -29,8 +29,8 @@ from t3d.models.checkpoint import check_checkpoint
 from t3d.models.families import family_of
 from t3d.models.limits import check_growth, render
 from t3d.tasks import Example
+from t3d.tasks.tokenizer import MASK_TOKEN
 
-MASK_TOKEN = "<|MASK|>"
 BUILT_IN = {"mini_teacher": Path(__file__).parent.parent / "assets" / "mini_teacher"}
 """Checkpoints that ship with the package."""
 _GENERIC_TOKENIZERS = ("TokenizersBackend", "PreTrainedTokenizerFast")
