@@ -20,7 +20,7 @@ from t3d.core.trajectory import Trajectory, TrajectoryBatch, training_rows
 from t3d.decoding.rollout import encode_prompts, record
 from t3d.models import LanguageModel
 from t3d.noising import TrajectoryState
-from t3d.noising.base import Vocabulary
+from t3d.noising.base import NoiserInput, Vocabulary
 from t3d.report.figure import INK, SOFT, save
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -150,7 +150,7 @@ def states_picture(lm: LanguageModel) -> Figure:
     batch = TrajectoryBatch.collate(training_rows([trajectory]), lm.pad_token_id)
     vocabulary = Vocabulary(lm.model.config.vocab_size, lm.mask_token_id, lm.banned_token_ids)
     noiser = TrajectoryState(levels=(0.75, 0.5, 0.25), level_power=0.0)
-    [view] = noiser(batch, layout, torch.tensor([3]), vocabulary, 0.0)
+    [view] = noiser(NoiserInput(batch, layout, torch.tensor([3]), vocabulary, 0.0))
     prompt = len(trajectory.prompt_ids)
     start = layout.floor(prompt)
     steps = [None] * (prompt - start) + list(trajectory.step_map)

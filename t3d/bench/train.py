@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
 from torch.profiler import profile
 
 from t3d.bench.roofline import ModelCosts, Rates, peak_bytes, reset_peak, synchronize
@@ -20,7 +19,7 @@ from t3d.bench.subject import device_name, ordinary_ids
 from t3d.core.blocks import BlockLayout
 from t3d.core.trajectory import Trajectory, TrajectoryBatch, training_rows
 from t3d.models import LanguageModel
-from t3d.noising import Noiser, View, Vocabulary
+from t3d.noising import Noiser, NoiserInput, View
 from t3d.training.config import TrainingConfig
 from t3d.training.methods import Method
 from t3d.training.run import fit
@@ -180,16 +179,9 @@ class _Recorder:
     noiser: Noiser
     loads: list[Load] = field(default_factory=list)
 
-    def __call__(
-        self,
-        batch: TrajectoryBatch,
-        layout: BlockLayout,
-        keys: Tensor,
-        vocabulary: Vocabulary,
-        progress: float,
-    ) -> list[View]:
-        views = self.noiser(batch, layout, keys, vocabulary, progress)
-        self.loads.append(Load.of(batch, layout, views))
+    def __call__(self, given: NoiserInput) -> list[View]:
+        views = self.noiser(given)
+        self.loads.append(Load.of(given.batch, given.layout, views))
         return views
 
 

@@ -1,11 +1,11 @@
-"""Checks of the numbers that a user gives: an interval each, which NaN never lies in."""
+"""Checks of what a user gives: numbers by their interval, in which NaN never lies, and choices."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 WORKERS = "[1, 1024]"
 """Interval of the number of worker processes on one machine; each has a pipe, and a system has no
@@ -67,3 +67,20 @@ def check_ranges(config: Any, ranges: Mapping[str, str], *, where: str = "") -> 
                 numbers = value
             for number in numbers:
                 check_number(f"{where}{name}", number, interval, whole="float" not in kind)
+
+
+def check_choices(config: Any, names: str) -> None:
+    """Check that fields of a dataclass have one of the values that their `Literal` lists.
+
+    Args:
+        config: the dataclass.
+        names: names of fields, separated by blanks.
+
+    Raises:
+        ValueError: naming the field.
+    """
+    kinds = get_type_hints(type(config))
+    for name in names.split():
+        value, known = getattr(config, name), get_args(kinds[name])
+        if value not in known:
+            raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")

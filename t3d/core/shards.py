@@ -16,20 +16,16 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from t3d.core import files
-from t3d.core.files import write_bytes, write_json
+from t3d.core.files import make_directory, read_file, read_object, write_bytes, write_json
 
 _PART = re.compile(r"part-(\d{5})-(\d{6})\.(parquet|json)(\.\d+\.partial)?")
-
-
-class StoreError(ValueError):
-    """A store that cannot be used: absent, foreign, damaged or made by something else."""
 
 
 def list_of(item: pa.DataType) -> pa.DataType:
@@ -37,29 +33,22 @@ def list_of(item: pa.DataType) -> pa.DataType:
     return pa.list_(pa.field("element", item, nullable=False))
 
 
+@dataclass(frozen=True)
 class Shards:
     """Append-only rows of one schema in a directory; every shard is checksummed."""
 
-    def __init__(
-        self, directory: Path, schema: pa.Schema, *, rank: int = 0, world_size: int = 1
-    ) -> None:
-        """
-        Args:
-            directory: where the shards lie, or will lie.
-            schema: schema of all rows.
-            rank: number of this process, which is in the names of the shards that it writes.
-            world_size: number of processes that append at the same time.
-        """
-        self.directory = directory
-        self.schema = schema
-        self.rank = rank
-        self.world_size = world_size
+    directory: Path
+    schema: pa.Schema
+    rank: int = 0
+    """Number of this process, which is in the names of the shards that it writes."""
+    world_size: int = 1
+    """Number of processes that append at the same time."""
 
     def prepare(self) -> None:
         """Make the directory, and remove what killed runs of this rank left half written.
 
         Raises:
-            StoreError: if it cannot be made.
+            ValueError: if it cannot be made.
         """
         make_directory(self.directory)
         committed = set(self.paths())
@@ -79,11 +68,11 @@ class Shards:
         """Hold the lock of this rank; every `append` beside which others may start needs it.
 
         Raises:
-            StoreError: while another process writes as this rank, or if nothing can be written.
+            ValueError: while another process writes as this rank, or if nothing can be written.
         """
         with _lock(self._lock_file(self.rank)) as free:
             if not free:
-                raise StoreError(
+                raise ValueError(
                     f"{self.directory}: another process writes as rank {self.rank}; "
                     "wait until it is done, or stop it"
                 )
@@ -129,7 +118,7 @@ class Shards:
         """Every shard's rows, after its checksum and columns were checked.
 
         Raises:
-            StoreError: for a shard that is missing, damaged or foreign.
+            ValueError: for a shard that is missing, damaged or foreign.
         """
         for shard in self.paths():
             yield shard, self._read(shard)
@@ -138,20 +127,20 @@ class Shards:
         mark = _read_mark(shard)
         remedy = f"remove it and {shard.stem}.json and run the same again to fill the gap"
         try:
-            data = files.read_file(shard)
+            data = read_file(shard)
         except OSError as error:
-            raise StoreError(f"{shard}: cannot be read: {error.strerror}; {remedy}") from None
+            raise ValueError(f"{shard}: cannot be read: {error.strerror}; {remedy}") from None
         if hashlib.sha256(data).hexdigest() != mark["sha256"]:
-            raise StoreError(f"{shard}: damaged: its checksum is not the recorded one; {remedy}")
+            raise ValueError(f"{shard}: damaged: its checksum is not the recorded one; {remedy}")
         try:
             table = pq.read_table(pa.BufferReader(data))
         except pa.ArrowException as error:
-            raise StoreError(f"{shard}: not a Parquet file ({error}); {remedy}") from None
+            raise ValueError(f"{shard}: not a Parquet file ({error}); {remedy}") from None
         if not table.schema.equals(self.schema):
             wrong = sorted(_columns(table.schema) ^ _columns(self.schema)) or ["order or nulls"]
-            raise StoreError(f"{shard}: missing or unknown columns: {', '.join(wrong)}; {remedy}")
+            raise ValueError(f"{shard}: missing or unknown columns: {', '.join(wrong)}; {remedy}")
         if table.num_rows != mark["rows"]:
-            raise StoreError(f"{shard}: {table.num_rows} rows, {mark['rows']} recorded; {remedy}")
+            raise ValueError(f"{shard}: {table.num_rows} rows, {mark['rows']} recorded; {remedy}")
         return table
 
 
@@ -162,35 +151,11 @@ def to_parquet(rows: Sequence[dict[str, Any]], schema: pa.Schema) -> bytes:
     return buffer.getvalue().to_pybytes()
 
 
-def make_directory(path: Path) -> None:
-    """Make a directory and its parents.
-
-    Raises:
-        StoreError: if the system refuses.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be made: {error.strerror}") from None
-
-
 def check_keys(file: Path, document: dict[str, Any], expected: set[str]) -> None:
-    """Raise StoreError unless a document has these keys exactly."""
+    """Raise ValueError unless a document has these keys exactly."""
     if document.keys() != expected:
         wrong = ", ".join(sorted(document.keys() ^ expected))
-        raise StoreError(f"{file}: missing or unknown keys: {wrong}")
-
-
-def read_object(file: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        StoreError: if the file holds none.
-    """
-    try:
-        return files.read_object(file)
-    except ValueError as error:
-        raise StoreError(str(error)) from None
+        raise ValueError(f"{file}: missing or unknown keys: {wrong}")
 
 
 @contextmanager
@@ -199,7 +164,7 @@ def _lock(path: Path) -> Iterator[bool]:
     try:
         file = path.open("ab")
     except OSError as error:
-        raise StoreError(f"{path}: cannot be written: {error.strerror}") from None
+        raise ValueError(f"{path}: cannot be written: {error.strerror}") from None
     with file:
         free = True
         try:

@@ -15,8 +15,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from t3d.core.files import check_output, write_json
-from t3d.core.shards import Shards, StoreError, check_keys, list_of, make_directory, read_object
+from t3d.core.files import check_output, make_directory, read_object, write_json
+from t3d.core.shards import Shards, check_keys, list_of
 from t3d.core.trajectory import Trajectory
 
 FORMAT = 2
@@ -97,10 +97,10 @@ class TrajectoryStore:
         """Create an empty store.
 
         Raises:
-            StoreError: if something lies at `path` already.
+            ValueError: if something lies at `path` already.
         """
         if (path / _MANIFEST).exists():
-            raise StoreError(f"{path}: holds a trajectory store already; choose another directory")
+            raise ValueError(f"{path}: holds a trajectory store already; choose another directory")
         return cls.open_or_create(path, manifest)
 
     @classmethod
@@ -108,17 +108,17 @@ class TrajectoryStore:
         """Open an existing store.
 
         Raises:
-            StoreError: if there is none, or not one of this format.
+            ValueError: if there is none, or not one of this format.
         """
         if not path.is_dir():
-            raise StoreError(f"{path}: no such trajectory store; make one with `t3d rollout`")
+            raise ValueError(f"{path}: no such trajectory store; make one with `t3d rollout`")
         file = path / _MANIFEST
         if not file.exists():
-            raise StoreError(f"{path}: not a trajectory store: it has no {_MANIFEST}")
+            raise ValueError(f"{path}: not a trajectory store: it has no {_MANIFEST}")
         document = read_object(file)
         found = document.pop("format", None)
         if found != FORMAT:
-            raise StoreError(
+            raise ValueError(
                 f"{file}: store format {found!r} is not supported, only {FORMAT}; "
                 "roll out again or use the version of t3d that wrote it"
             )
@@ -139,7 +139,7 @@ class TrajectoryStore:
 
         Raises:
             ValueError: as `check_output` does.
-            StoreError: if the store was made with another manifest.
+            ValueError: if the store was made with another manifest.
         """
         if not (path / _MANIFEST).exists():
             check_output(path, _MANIFEST)
@@ -149,7 +149,7 @@ class TrajectoryStore:
         difference = next(store.manifest.differences(manifest), None)
         if difference is not None:
             key, there, wanted = difference
-            raise StoreError(
+            raise ValueError(
                 f"{path}: was made with {key} = {there!r}, not {wanted!r}; "
                 "choose another directory or the settings it was made with"
             )
@@ -181,11 +181,11 @@ class TrajectoryStore:
         """`read`, of a store that holds a row for every prompt.
 
         Raises:
-            StoreError: as `read`, and for a store that lacks rows.
+            ValueError: as `read`, and for a store that lacks rows.
         """
         rows, wanted = self.read(), self.manifest.num_prompts
         if len(rows) != wanted:
-            raise StoreError(
+            raise ValueError(
                 f"{self.path}: holds {len(rows)} of {wanted} trajectories; give the same "
                 "`t3d rollout` command again to complete it"
             )
@@ -197,7 +197,7 @@ class TrajectoryStore:
         Where two runs decoded the same prompt at the same time, the row of the first shard counts.
 
         Raises:
-            StoreError: for a shard that is missing, damaged or foreign.
+            ValueError: for a shard that is missing, damaged or foreign.
         """
         rows: dict[int, Trajectory] = {}
         for _, table in self.shards.tables():

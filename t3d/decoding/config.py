@@ -6,9 +6,9 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from t3d.core.ranges import check_ranges
+from t3d.core.ranges import check_choices, check_ranges
 
 Remasking = Literal[
     "low_confidence_static",
@@ -154,22 +154,15 @@ class DecodingConfig:
                 "(0, 1]": "top_p",
             },
         )
+        check_choices(self, "remasking")
         bound = f"{'block_size' if self.window is None else 'window'}={self.window_size}"
-        problems = {
-            f"window must divide block_size={self.block_size}": (
-                self.block_size % self.window_size > 0
-            ),
-            f"denoising_steps must be at most {bound}, unless remasking is ancestral": (
-                self.denoising_steps > self.window_size and self.remasking != "ancestral"
-            ),
-            f"remasking must be one of {', '.join(get_args(Remasking))}": (
-                self.remasking not in get_args(Remasking)
-            ),
-        }
-        for problem, present in problems.items():
-            if present:
-                name = problem.split()[0]
-                raise ValueError(f"{problem}, got {getattr(self, name)!r}")
+        if self.block_size % self.window_size:
+            raise ValueError(f"window must divide block_size={self.block_size}, got {self.window}")
+        if self.denoising_steps > self.window_size and self.remasking != "ancestral":
+            raise ValueError(
+                f"denoising_steps must be at most {bound}, unless remasking is ancestral, "
+                f"got {self.denoising_steps}"
+            )
 
 
 _IN_LABELS = {"denoising_steps", "remasking", "confidence_threshold", "entropy_bound"}

@@ -9,15 +9,8 @@ from t3d.core.files import write_json
 from t3d.decoding.config import DecodingConfig
 from t3d.models.files import read_generation
 
-_OWN = {
-    "block_size",
-    "denoising_steps",
-    "remasking",
-    "confidence_threshold",
-    "window",
-    "random_share",
-}
-"""Keys of generation_config.json that t3d alone writes."""
+_SHARED = {"temperature", "top_k", "top_p", "max_new_tokens"}
+"""Keys of generation_config.json that other tools write, too."""
 
 
 def write_generation_config(checkpoint: Path, decoding: DecodingConfig) -> None:
@@ -45,13 +38,10 @@ def read_generation_config(checkpoint: Path) -> DecodingConfig | None:
     """
     path = checkpoint / "generation_config.json"
     document = read_generation(checkpoint)
-    if not _OWN & document.keys():
+    names = [field.name for field in fields(DecodingConfig)]
+    values = {name: document[name] for name in names if name in document}
+    if values.keys() <= _SHARED:
         return None
-    values = {
-        field.name: document[field.name]
-        for field in fields(DecodingConfig)
-        if field.name in document
-    }
     try:
         return DecodingConfig(**values)
     except ValueError as error:

@@ -13,7 +13,7 @@ from torch import Tensor
 from t3d.core.rng import fold, uniform
 from t3d.decoding.config import DecodingConfig
 from t3d.decoding.remasking import STRATEGIES, Scores
-from t3d.decoding.sampling import entropies, position_keys, sample
+from t3d.decoding.sampling import entropies, sample
 from t3d.decoding.sequence import Sequence
 
 
@@ -48,16 +48,10 @@ def choose(
 
     @cache
     def keys() -> Tensor:
-        return position_keys(seed, position, step)
+        return fold(seed, position, step)
 
-    candidates = sample(
-        logits,
-        None if config.temperature == 0 else uniform(keys()),
-        banned,
-        temperature=config.temperature,
-        top_k=config.top_k,
-        top_p=config.top_p,
-    )
+    draws = None if config.temperature == 0 else uniform(keys())
+    candidates = sample(logits, draws, banned, config)
     scores = Scores(
         config=config,
         confidence=spread(candidates.confidence),

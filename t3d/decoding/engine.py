@@ -14,6 +14,7 @@ from collections.abc import Sequence as Ordered
 import torch
 
 from t3d.core.blocks import BlockLayout
+from t3d.core.ranges import check_number
 from t3d.decoding.config import DecodingConfig
 from t3d.decoding.denoising import choose
 from t3d.decoding.request import Completion, Event, Request
@@ -63,8 +64,7 @@ class BlockDecoder:
         if cache_tokens is not None:
             bounds["cache_tokens"] = cache_tokens
         for name, value in bounds.items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+            check_number(name, value, "[1, inf)", whole=True)
         vocabulary = range(model.config.vocab_size)
         banned = sorted({mask_token_id, *banned_token_ids})
         for token in banned:

@@ -15,7 +15,7 @@ from t3d.core.rng import fold, uniform
 from t3d.core.trajectory import FinishReason
 from t3d.decoding.config import DecodingConfig
 from t3d.decoding.request import Completion, Passes, Request
-from t3d.decoding.sampling import initial_ids, position_keys, sample
+from t3d.decoding.sampling import initial_ids, sample
 from t3d.models.attention import attention_mask
 from t3d.models.block_diffusion import BlockDiffusionLM
 
@@ -115,17 +115,8 @@ def decode_one(
             mask = attention_mask(implementation, grid, grid, model.dtype)
             logits = model(torch.tensor([ids]), mask).logits[0, masked]
             num_passes += 1
-            keys = position_keys(
-                torch.tensor(request.seed), torch.tensor(masked), torch.tensor(step)
-            )
-            candidates = sample(
-                logits,
-                uniform(keys),
-                banned,
-                temperature=config.temperature,
-                top_k=config.top_k,
-                top_p=config.top_p,
-            )
+            keys = fold(torch.tensor(request.seed), torch.tensor(masked), step)
+            candidates = sample(logits, uniform(keys), banned, config)
             confidence = dict(zip(masked, candidates.confidence.tolist(), strict=True))
             noise = dict(zip(masked, uniform(fold(keys, 1)).tolist(), strict=True))
             entropy = {

@@ -168,15 +168,11 @@ def record(
     example: Example, prompt_ids: list[int], completion: Completion, decoding: DecodingConfig
 ) -> Trajectory:
     """The trajectory of a decoded prompt, as the store keeps it."""
+    response = {name: value for name, value in vars(completion).items() if name != "passes"}
     return Trajectory(
         prompt_id=example.id,
         prompt_ids=prompt_ids,
-        response_ids=completion.response_ids,
-        initial_ids=completion.initial_ids,
-        step_map=completion.step_map,
-        log_probs=completion.log_probs,
-        num_response_tokens=completion.num_response_tokens,
-        finish_reason=completion.finish_reason,
         block_size=decoding.block_size,
         answer=example.answer,
+        **response,
     )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from t3d.core.rng import fold, other_token, uniform
+from t3d.decoding.config import DecodingConfig
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,6 @@ class Candidates:
     def confidence(self) -> Tensor:
         """Untempered probability, [M]."""
         return self.log_probs.exp()
-
-
-def position_keys(seed: Tensor, position: Tensor, step: Tensor) -> Tensor:
-    """Keys of `t3d.core.rng`, one for each position of each denoising step; int64, broadcast."""
-    return fold(seed, position, step)
 
 
 def initial_ids(
@@ -50,7 +46,7 @@ def initial_ids(
     """
     at = torch.arange(positions.start, positions.stop)
     # Step -1 is before all denoising steps, which count from 0.
-    keys = position_keys(torch.tensor(seed), at, torch.tensor(-1))
+    keys = fold(torch.tensor(seed), at, -1)
     token = other_token(fold(keys, 1), vocab_size, {mask_token_id, *banned_token_ids})
     return torch.where(uniform(keys) < random_share, token, mask_token_id).tolist()
 
@@ -102,13 +98,7 @@ def inverse_cdf(probs: Tensor, uniforms: Tensor) -> Tensor:
 
 
 def sample(
-    logits: Tensor,
-    uniforms: Tensor | None,
-    banned: Tensor,
-    *,
-    temperature: float,
-    top_k: int,
-    top_p: float,
+    logits: Tensor, uniforms: Tensor | None, banned: Tensor, config: DecodingConfig
 ) -> Candidates:
     """Draw a candidate for each position; temperature 0 takes the likeliest, lowest id first.
 
@@ -116,13 +106,15 @@ def sample(
         logits: [M, V].
         uniforms: float64 [M] in [0, 1); temperature 0 needs none.
         banned: int64 [K], ids that are never drawn.
+        config: temperature, top_k and top_p.
     """
-    if temperature == 0:
+    if config.temperature == 0:
         # Only the largest logit matters, so the softmax over the vocabulary is left out.
         logits = allowed_logits(logits, banned)
         top, ids = logits.max(-1)
         return Candidates(ids, top - logits.logsumexp(-1))
     assert uniforms is not None
     log_probs = allowed_log_probs(logits, banned)
-    ids = inverse_cdf(sampling_probs(log_probs, temperature, top_k, top_p), uniforms)
+    probs = sampling_probs(log_probs, config.temperature, config.top_k, config.top_p)
+    ids = inverse_cdf(probs, uniforms)
     return Candidates(ids, log_probs.gather(-1, ids[..., None])[..., 0])

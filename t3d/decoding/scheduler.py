@@ -29,6 +29,7 @@ class Work:
         return self.width, self.sequence.config.block_size
 
 
+@dataclass(kw_only=True)
 class Scheduler:
     """Admits sequences in order of arrival into rows of the cache, and plans their passes.
 
@@ -40,18 +41,12 @@ class Scheduler:
         cache_tokens: rows times slots of the cache at most; None for no bound.
     """
 
-    def __init__(
-        self,
-        *,
-        batch_size: int,
-        fused: bool,
-        prefill_chunk: int,
-        cache_tokens: int | None,
-    ) -> None:
-        self.batch_size = batch_size
-        self.fused = fused
-        self.prefill_chunk = prefill_chunk
-        self.cache_tokens = cache_tokens
+    batch_size: int
+    fused: bool
+    prefill_chunk: int
+    cache_tokens: int | None
+
+    def __post_init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:

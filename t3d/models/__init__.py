@@ -46,27 +46,9 @@ _EXPERTS = {
 
 
 @overload
-def tiny(
-    *,
-    family: Literal["sdar"] = "sdar",
-    vocab_size: int = 64,
-    block_size: int = 4,
-    seed: int = 0,
-    dtype: torch.dtype = torch.float64,
-    **config: Any,
-) -> SDARForCausalLM: ...
-
-
+def tiny(*, family: Literal["sdar"] = "sdar", **settings: Any) -> SDARForCausalLM: ...
 @overload
-def tiny(
-    *,
-    family: str,
-    vocab_size: int = 64,
-    block_size: int = 4,
-    seed: int = 0,
-    dtype: torch.dtype = torch.float64,
-    **config: Any,
-) -> BlockDiffusionLM: ...
+def tiny(*, family: str, **settings: Any) -> BlockDiffusionLM: ...
 
 
 def tiny(

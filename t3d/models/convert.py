@@ -29,9 +29,10 @@ from transformers import (
 from t3d.core.files import check_output, first_words, hash_file, write_json
 from t3d.core.provenance import hash_weights, provenance
 from t3d.models.checkpoint import check_checkpoint
-from t3d.models.families import FAMILIES, Family
+from t3d.models.families import FAMILIES, Family, on_meta
 from t3d.models.files import check_links, read_generation
-from t3d.models.loading import MASK_TOKEN, wrap
+from t3d.models.loading import wrap
+from t3d.tasks.tokenizer import MASK_TOKEN
 
 _LOCAL_KEYS = (
     *("_model_name_or_path", "_name_or_path", "architectures", "auto_map", "model_type"),
@@ -281,8 +282,7 @@ def _as_family(model: PreTrainedModel, family: Family, block_size: int, mask_tok
     config = family.config_class.from_dict(
         {**kept, "block_size": block_size, "mask_token_id": mask_token_id}
     )
-    with torch.device("meta"):
-        converted: Any = family.model_class(config)
+    converted: Any = on_meta(config)
     nn.Module.load_state_dict(converted, model.state_dict(), assign=True)
     converted.tie_weights()
     # The generation config holds the stop tokens.

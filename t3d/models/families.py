@@ -66,9 +66,8 @@ def family_of(model_type: object) -> Family:
     Raises:
         ValueError: if t3d has none.
     """
-    for name, family in FAMILIES.items():
-        if name == model_type:
-            return family
+    if isinstance(model_type, str) and model_type in FAMILIES:
+        return FAMILIES[model_type]
     if any(family.autoregressive == model_type for family in FAMILIES.values()):
         raise ValueError(
             f"model_type {model_type!r} is autoregressive; convert it first: t3d convert"

@@ -29,8 +29,8 @@ from t3d.models.checkpoint import check_checkpoint
 from t3d.models.families import family_of
 from t3d.models.limits import check_growth, render
 from t3d.tasks import Example
+from t3d.tasks.tokenizer import MASK_TOKEN
 
-MASK_TOKEN = "<|MASK|>"
 BUILT_IN = {"mini_teacher": Path(__file__).parent.parent / "assets" / "mini_teacher"}
 """Checkpoints that ship with the package."""
 _GENERIC_TOKENIZERS = ("TokenizersBackend", "PreTrainedTokenizerFast")
@@ -100,12 +100,7 @@ class LanguageModel:
         """
         for example in examples:
             self.check_content(example.id, example.question, example.prefix)
-        prompts = self._encode(
-            [
-                self._template(e.question) + e.prefix if e.verbatim is None else e.verbatim
-                for e in examples
-            ]
-        )
+        prompts = self._encode([self._prompt(example) for example in examples])
         for example, ids in zip(examples, prompts, strict=True):
             if self.mask_token_id in ids:
                 raise ValueError(f"{example.id}: the prompt holds the mask token; drop it")
@@ -124,12 +119,16 @@ class LanguageModel:
     def encode_prompt(self, question: str) -> list[int]:
         return self.encode_prompts([question])[0]
 
-    def _template(self, question: str) -> str:
-        message = {"role": "user", "content": question}
+    def _prompt(self, example: Example) -> str:
+        if example.verbatim is not None:
+            return example.verbatim
+        question = {"role": "user", "content": example.question}
+        return self.template([question]) + example.prefix
+
+    def template(self, turns: list[dict[str, str]]) -> str:
+        """A chat as the chat template has it, up to where the assistant's turn begins."""
         return str(
-            self.tokenizer.apply_chat_template(
-                [message], tokenize=False, add_generation_prompt=True
-            )
+            self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         )
 
     def encode_responses(self, texts: Sequence[str]) -> list[list[int]]:

@@ -5,7 +5,7 @@ loss, and their weights. Its random numbers are keyed by sequence, so a view doe
 depend on how sequences are batched.
 """
 
-from t3d.noising.base import Noiser, View, Vocabulary
+from t3d.noising.base import Noiser, NoiserInput, View, Vocabulary
 from t3d.noising.random import ComplementaryMask, RandomMask
 from t3d.noising.state import ComplementaryState, StatePair, TrajectoryState
 from t3d.noising.upstream import UpstreamTrace
@@ -14,6 +14,7 @@ __all__ = [
     "ComplementaryMask",
     "ComplementaryState",
     "Noiser",
+    "NoiserInput",
     "RandomMask",
     "StatePair",
     "TrajectoryState",

@@ -5,7 +5,8 @@ The letter W in shapes is a batch's width L rounded up to whole blocks.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -44,49 +45,55 @@ class View:
     """Positions where x_t hides x0, bool [B, W]; only path consistency has loss elsewhere."""
 
 
+@dataclass(frozen=True)
+class NoiserInput:
+    """The input of a noiser, and the operations that noisers share."""
+
+    batch: TrajectoryBatch
+    layout: BlockLayout
+    keys: Tensor
+    """One key a sequence, int64 [B]."""
+    vocabulary: Vocabulary
+    progress: float
+    """Share of the run's optimizer steps that are done, 0 to 1."""
+
+    def to_blocks(self, values: Tensor, fill: int) -> Tensor:
+        """Cut [B, L] into blocks, [B, N, S]; `fill` stands at the end of the last one."""
+        width = self.layout.ceil(values.shape[1])
+        padded = pad(values, (0, width - values.shape[1]), value=fill)
+        return padded.view(len(values), -1, self.layout.block_size)
+
+    @cached_property
+    def response(self) -> Tensor:
+        """Positions of the response, bool [B, N, S]."""
+        return self.to_blocks(self.batch.response, 0)
+
+    @cached_property
+    def target(self) -> Tensor:
+        """Response positions up to and including the stop token, bool [B, N, S]."""
+        return self.to_blocks(self.batch.target, 0)
+
+    def position_keys(self, width: int, purpose: int) -> Tensor:
+        """Keys for each sequence and absolute position, [B, width]."""
+        return fold(self.keys[:, None], purpose, torch.arange(width, device=self.keys.device))
+
+    def fold(self, part: int) -> NoiserInput:
+        """The same input with other keys."""
+        return replace(self, keys=fold(self.keys, part))
+
+    def view(self, masked: Tensor, loss: Tensor, weight: Tensor) -> View:
+        """A view whose masked positions show x_T; all masks and weights are [B, N, S]."""
+        batch, mask_id = self.batch, self.vocabulary.mask_token_id
+        clean, initial = (
+            self.to_blocks(ids, mask_id).flatten(1) for ids in (batch.input_ids, batch.initial_ids)
+        )
+        masked = masked.flatten(1)
+        inside = torch.arange(clean.shape[1], device=clean.device) < batch.length[:, None]
+        xt = torch.where(masked, initial, clean).masked_fill(~inside, mask_id)
+        return View(xt, loss.flatten(1), weight.flatten(1), masked)
+
+
 class Noiser(Protocol):
-    """Function that makes views of a batch at a block size.
+    """Function that makes views of a batch at a block size."""
 
-    `keys` is int64 [B], one key a sequence; `progress` is the share of the run's optimizer
-    steps that are done, 0 to 1.
-    """
-
-    def __call__(
-        self,
-        batch: TrajectoryBatch,
-        layout: BlockLayout,
-        keys: Tensor,
-        vocabulary: Vocabulary,
-        progress: float,
-    ) -> list[View]: ...
-
-
-def to_blocks(values: Tensor, layout: BlockLayout, fill: int) -> Tensor:
-    """Cut [B, L] into blocks, [B, N, S]; `fill` stands at the end of the last one."""
-    width = layout.ceil(values.shape[1])
-    padded = pad(values, (0, width - values.shape[1]), value=fill)
-    return padded.view(len(values), -1, layout.block_size)
-
-
-def position_keys(keys: Tensor, width: int, purpose: int) -> Tensor:
-    """Keys for each sequence and absolute position, [B] -> [B, width]."""
-    return fold(keys[:, None], purpose, torch.arange(width, device=keys.device))
-
-
-def make_view(
-    batch: TrajectoryBatch,
-    masked: Tensor,
-    loss: Tensor,
-    weight: Tensor,
-    layout: BlockLayout,
-    vocabulary: Vocabulary,
-) -> View:
-    """A view whose masked positions show x_T; all masks and weights are [B, N, S]."""
-    clean, initial = (
-        to_blocks(ids, layout, vocabulary.mask_token_id).flatten(1)
-        for ids in (batch.input_ids, batch.initial_ids)
-    )
-    masked = masked.flatten(1)
-    inside = torch.arange(clean.shape[1], device=clean.device) < batch.length[:, None]
-    xt = torch.where(masked, initial, clean).masked_fill(~inside, vocabulary.mask_token_id)
-    return View(xt, loss.flatten(1), weight.flatten(1), masked)
+    def __call__(self, given: NoiserInput) -> list[View]: ...

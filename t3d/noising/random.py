@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
-from torch import Tensor
 
-from t3d.core.blocks import BlockLayout
-from t3d.core.ranges import check_ranges
-from t3d.core.rng import fold, uniform
-from t3d.core.trajectory import TrajectoryBatch
-from t3d.noising.base import (
-    LEVEL,
-    SUBSET,
-    View,
-    Vocabulary,
-    make_view,
-    position_keys,
-    to_blocks,
-)
+from t3d.core.ranges import check_choices, check_ranges
+from t3d.core.rng import uniform
+from t3d.noising.base import LEVEL, SUBSET, NoiserInput, View
 
 Weighting = Literal["nelbo", "uniform"]
 
@@ -44,28 +33,18 @@ class RandomMask:
 
     def __post_init__(self) -> None:
         check_ranges(self, {"[1, inf)": "num_views"})
-        if self.weighting not in get_args(Weighting):
-            known = ", ".join(get_args(Weighting))
-            raise ValueError(f"weighting must be one of {known}, got {self.weighting!r}")
+        check_choices(self, "weighting")
 
-    def __call__(
-        self,
-        batch: TrajectoryBatch,
-        layout: BlockLayout,
-        keys: Tensor,
-        vocabulary: Vocabulary,
-        progress: float,
-    ) -> list[View]:
-        response = to_blocks(batch.response, layout, 0)
-        target = to_blocks(batch.target, layout, 0)
+    def __call__(self, given: NoiserInput) -> list[View]:
+        response, target = given.response, given.target
         num_blocks = target.shape[1]
         count = target.sum(-1)  # [B, N]
-        level = uniform(position_keys(keys, num_blocks, LEVEL))
+        level = uniform(given.position_keys(num_blocks, LEVEL))
         views = []
         for number in range(self.num_views):
             share = (level + number / self.num_views) % 1.0
             num_masked = 1 + (share * count).long()
-            own = position_keys(fold(keys, number), target[0].numel(), SUBSET)
+            own = given.fold(number).position_keys(target[0].numel(), SUBSET)
             draw = uniform(own).view(target.shape).masked_fill(~target, 2.0)
             loss = target & (draw.argsort(-1).argsort(-1) < num_masked[..., None])
             # Tokens after the stop token are always masked: no decoder knows them before it.
@@ -73,7 +52,7 @@ class RandomMask:
             scale = count if self.weighting == "nelbo" else num_masked
             weight = (scale / (num_masked * self.num_views)).float()[..., None]
             weight = weight.expand(target.shape)
-            views.append(make_view(batch, masked, loss, weight, layout, vocabulary))
+            views.append(given.view(masked, loss, weight))
         return views
 
 
@@ -92,19 +71,11 @@ class ComplementaryMask:
     def __post_init__(self) -> None:
         check_ranges(self, {"(0, 1)": "share"})
 
-    def __call__(
-        self,
-        batch: TrajectoryBatch,
-        layout: BlockLayout,
-        keys: Tensor,
-        vocabulary: Vocabulary,
-        progress: float,
-    ) -> list[View]:
-        response = to_blocks(batch.response, layout, 0)
-        target = to_blocks(batch.target, layout, 0)
-        draw = uniform(position_keys(keys, target[0].numel(), SUBSET)).view(target.shape)
+    def __call__(self, given: NoiserInput) -> list[View]:
+        response, target = given.response, given.target
+        draw = uniform(given.position_keys(target[0].numel(), SUBSET)).view(target.shape)
         weight = torch.ones_like(draw, dtype=torch.float32)
         return [
-            make_view(batch, response & (chosen | ~target), chosen, weight, layout, vocabulary)
+            given.view(response & (chosen | ~target), chosen, weight)
             for chosen in (target & (draw < self.share), target & (draw >= self.share))
         ]

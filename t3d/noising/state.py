@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from t3d.core.blocks import BlockLayout
-from t3d.core.ranges import check_ranges
-from t3d.core.rng import fold, other_token, uniform
-from t3d.core.trajectory import NEVER, TrajectoryBatch
-from t3d.noising.base import (
-    LATER,
-    LEVEL,
-    RANDOM_VIEW,
-    REPLACE,
-    TOKEN,
-    View,
-    Vocabulary,
-    make_view,
-    position_keys,
-    to_blocks,
-)
+from t3d.core.ranges import check_choices, check_ranges
+from t3d.core.rng import other_token, uniform
+from t3d.core.trajectory import NEVER
+from t3d.noising.base import LATER, LEVEL, RANDOM_VIEW, REPLACE, TOKEN, NoiserInput, View
 from t3d.noising.random import RandomMask
 
 RandomIn = Literal["all", "full"]
@@ -40,12 +28,9 @@ class Blocks:
     order: Tensor
 
     @classmethod
-    def of(cls, batch: TrajectoryBatch, layout: BlockLayout) -> Blocks:
-        return cls(
-            to_blocks(batch.response, layout, 0),
-            to_blocks(batch.target, layout, 0),
-            to_blocks(batch.decode_order, layout, -1),
-        )
+    def of(cls, given: NoiserInput) -> Blocks:
+        order = given.to_blocks(given.batch.decode_order, -1)
+        return cls(given.response, given.target, order)
 
     @cached_property
     def committed(self) -> Tensor:
@@ -134,31 +119,21 @@ class TrajectoryState:
         )
         if not self.levels:
             raise ValueError("levels is empty; name at least one")
-        if self.random_in not in get_args(RandomIn):
-            raise ValueError(
-                f"random_in must be one of {', '.join(get_args(RandomIn))}, got {self.random_in!r}"
-            )
+        check_choices(self, "random_in")
 
-    def __call__(
-        self,
-        batch: TrajectoryBatch,
-        layout: BlockLayout,
-        keys: Tensor,
-        vocabulary: Vocabulary,
-        progress: float,
-    ) -> list[View]:
-        blocks = Blocks.of(batch, layout)
+    def __call__(self, given: NoiserInput) -> list[View]:
+        blocks = Blocks.of(given)
         weight = blocks.path_weight()
-        draw = uniform(position_keys(keys, weight.shape[1], LEVEL))  # [B, N]
+        draw = uniform(given.position_keys(weight.shape[1], LEVEL))  # [B, N]
         views = []
         for number in range(self.num_views):
             rho = self._level((draw + number / self.num_views) % 1.0)
             masked = blocks.masked(blocks.nearest(rho))
             loss = masked & blocks.target
-            view = make_view(batch, masked, loss, weight, layout, vocabulary)
+            view = given.view(masked, loss, weight)
             if self.random_share > 0:
                 full = (masked == blocks.response).all(-1, keepdim=True).expand(masked.shape)
-                view = self._replace(view, full.flatten(1), fold(keys, number), vocabulary)
+                view = self._replace(given.fold(number), view, full.flatten(1))
             views.append(view)
         return views
 
@@ -169,16 +144,15 @@ class TrajectoryState:
         chosen = torch.searchsorted(edges, draw * edges[-1], right=True)
         return level[chosen.clamp(max=len(level) - 1)]
 
-    def _replace(self, view: View, full: Tensor, keys: Tensor, vocabulary: Vocabulary) -> View:
-        width = view.xt.shape[1]
-        chosen = uniform(position_keys(keys, width, REPLACE)) < self.random_share
+    def _replace(self, given: NoiserInput, view: View, full: Tensor) -> View:
+        width, vocabulary = view.xt.shape[1], given.vocabulary
+        chosen = uniform(given.position_keys(width, REPLACE)) < self.random_share
         chosen &= view.loss_mask
         if self.random_in == "full":
             chosen &= full
-        own = position_keys(keys, width, TOKEN)
+        own = given.position_keys(width, TOKEN)
         token = other_token(own, vocabulary.size, {vocabulary.mask_token_id, *vocabulary.banned})
-        xt = torch.where(chosen, token, view.xt)
-        return View(xt, view.loss_mask, view.weight, view.masked)
+        return replace(view, xt=torch.where(chosen, token, view.xt))
 
 
 @dataclass(frozen=True)
@@ -200,24 +174,16 @@ class ComplementaryState:
     def __post_init__(self) -> None:
         check_ranges(self, {"[0, 1]": "first_level last_level"})
 
-    def __call__(
-        self,
-        batch: TrajectoryBatch,
-        layout: BlockLayout,
-        keys: Tensor,
-        vocabulary: Vocabulary,
-        progress: float,
-    ) -> list[View]:
-        blocks = Blocks.of(batch, layout)
-        bound = self.first_level + (self.last_level - self.first_level) * progress
-        draw = uniform(position_keys(keys, blocks.order.shape[1], LEVEL))  # [B, N]
+    def __call__(self, given: NoiserInput) -> list[View]:
+        blocks = Blocks.of(given)
+        bound = self.first_level + (self.last_level - self.first_level) * given.progress
+        draw = uniform(given.position_keys(blocks.order.shape[1], LEVEL))  # [B, N]
         state = blocks.masked(blocks.nearest(bound + (self.last_level - bound) * draw))
         weight = torch.ones_like(state, dtype=torch.float32)
         # Tokens after the stop token are always masked: no decoder knows them before it.
         complement = blocks.response & ~(state & blocks.target)
         return [
-            make_view(batch, masked, masked & blocks.target, weight, layout, vocabulary)
-            for masked in (state, complement)
+            given.view(masked, masked & blocks.target, weight) for masked in (state, complement)
         ]
 
 
@@ -230,22 +196,15 @@ class StatePair:
     view 0 masks everything that view 1 masks. View 2 is RandomMask's, for the NELBO.
     """
 
-    def __call__(
-        self,
-        batch: TrajectoryBatch,
-        layout: BlockLayout,
-        keys: Tensor,
-        vocabulary: Vocabulary,
-        progress: float,
-    ) -> list[View]:
-        blocks = Blocks.of(batch, layout)
+    def __call__(self, given: NoiserInput) -> list[View]:
+        blocks = Blocks.of(given)
         state = blocks.first(blocks.target)
         num_states = state.sum(-1)  # [B, N]
         # The states of a block in order of time; the finished block comes last.
         times = blocks.order.masked_fill(~state, NEVER).sort(-1).values
         times = pad(times, (0, 1), value=NEVER)
         early, late = (
-            uniform(position_keys(keys, times.shape[1], purpose)) for purpose in (LEVEL, LATER)
+            uniform(given.position_keys(times.shape[1], purpose)) for purpose in (LEVEL, LATER)
         )
         a = (early * num_states).long()
         b = a + 1 + (late * (num_states - a)).long()
@@ -254,6 +213,5 @@ class StatePair:
         for chosen in (a, b):
             masked = blocks.masked(times.gather(-1, chosen[..., None]).squeeze(-1))
             loss = masked & blocks.target
-            views.append(make_view(batch, masked, loss, weight, layout, vocabulary))
-        own = fold(keys, RANDOM_VIEW)
-        return views + RandomMask()(batch, layout, own, vocabulary, progress)
+            views.append(given.view(masked, loss, weight))
+        return views + RandomMask()(given.fold(RANDOM_VIEW))

@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from t3d.core.blocks import BlockLayout
-from t3d.core.trajectory import NEVER, TrajectoryBatch
-from t3d.noising.base import View, Vocabulary
+from t3d.core.trajectory import NEVER
+from t3d.noising.base import NoiserInput, View
 from t3d.noising.state import Blocks, TrajectoryState
 
 
@@ -23,20 +22,13 @@ class UpstreamTrace(TrajectoryState):
     levels k of the mean cross-entropy of the tokens with pi <= k.
     """
 
-    def __call__(
-        self,
-        batch: TrajectoryBatch,
-        layout: BlockLayout,
-        keys: Tensor,
-        vocabulary: Vocabulary,
-        progress: float,
-    ) -> list[View]:
-        order = batch.decode_order
-        committed = batch.response & (order < NEVER)
+    def __call__(self, given: NoiserInput) -> list[View]:
+        order = given.batch.decode_order
+        committed = given.batch.response & (order < NEVER)
         backwards = torch.where(committed, NEVER - 1 - order, order)
-        backwards = replace(batch, decode_order=backwards)
-        views = super().__call__(backwards, layout, keys, vocabulary, progress)
-        blocks = Blocks.of(batch, layout)
+        batch = replace(given.batch, decode_order=backwards)
+        views = super().__call__(replace(given, batch=batch))
+        blocks = Blocks.of(given)
         target, weight = blocks.target.flatten(1), _prefix_weight(blocks)
         return [replace(view, loss_mask=target, weight=weight) for view in views]
 

@@ -6,7 +6,7 @@ M counts the loss tokens of all sequences and views of a batch.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, Protocol
 
@@ -141,17 +141,18 @@ class Distributions:
         return -(log_probs.exp() * log_probs).sum(-1)
 
 
+@dataclass(frozen=True)
 class Predictions:
     """A model's predictions at the loss tokens, held as hidden states and the head.
 
     The logits of all loss tokens may take more memory than the model; `read` makes them in chunks.
     """
 
-    def __init__(self, hidden: Tensor, head: Callable[[Tensor], Tensor], vocab_size: int) -> None:
-        """`hidden` is [M, H], and the head makes [m, V] of any m rows of it."""
-        self.hidden = hidden
-        self.head = head
-        self.vocab_size = vocab_size
+    hidden: Tensor
+    """Hidden states, [M, H]."""
+    head: Callable[[Tensor], Tensor]
+    """Function that makes logits [m, V] of any m rows of `hidden`."""
+    vocab_size: int
 
     @classmethod
     def of_hidden(cls, hidden: Tensor, weight: Tensor) -> Predictions:
@@ -165,7 +166,7 @@ class Predictions:
 
     def __getitem__(self, chosen: Tensor) -> Predictions:
         """Predictions at some of the tokens, chosen by bool [M] or by their numbers."""
-        return Predictions(self.hidden[chosen], self.head, self.vocab_size)
+        return replace(self, hidden=self.hidden[chosen])
 
     def detach(self) -> Predictions:
         """The same without gradient."""
@@ -254,7 +255,7 @@ class Context:
 class Objective(Protocol):
     """Function that computes a loss per sequence, [B], and detached scalar metrics."""
 
-    needs_reference: ClassVar[bool]
-    needs_teacher: ClassVar[bool]
+    needs_reference: ClassVar[bool] = False
+    needs_teacher: ClassVar[bool] = False
 
     def __call__(self, context: Context) -> tuple[Tensor, dict[str, Tensor]]: ...

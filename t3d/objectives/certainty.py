@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
 from t3d.core.ranges import check_ranges
-from t3d.objectives.base import Context, read
+from t3d.objectives.base import Context, Objective, read
 
 
 @dataclass(frozen=True)
-class CertaintyForcing:
+class CertaintyForcing(Objective):
     """dParallel, arXiv:2509.26488, and d3LLM: scale * sum over views of [CE + beta * H_tau].
 
     CE is the mean over a sequence's loss tokens of a view; H_tau the mean, over those of them
@@ -28,8 +27,6 @@ class CertaintyForcing:
     beta: float = 1.0
     temperature: float = 0.5
     scale: float = 1.0
-    needs_reference: ClassVar[bool] = False
-    needs_teacher: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_ranges(self, {"[0, inf)": "beta", "(0, inf)": "temperature scale"})

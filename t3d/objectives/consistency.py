@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from t3d.core.ranges import check_ranges
-from t3d.objectives.base import Context, Distributions, Predictions, read
+from t3d.objectives.base import Context, Distributions, Objective, Predictions, read
 
 
 @dataclass(frozen=True)
-class Consistency:
+class Consistency(Objective):
     """CDLM, arXiv:2511.19269, on the views a, b and random mask of StatePair.
 
     KL(teacher(.|a) || student(.|a)) on the tokens revealed between a and b
@@ -28,7 +28,6 @@ class Consistency:
 
     consistency_weight: float = 1.0
     nelbo_weight: float = 0.1
-    needs_reference: ClassVar[bool] = False
     needs_teacher: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
-from t3d.objectives.base import Context
+from t3d.objectives.base import Context, Objective
 
 
 @dataclass(frozen=True)
-class Nelbo:
+class Nelbo(Objective):
     """Weighted cross-entropy per response token: the block-diffusion NELBO in nats a token.
 
     MDLM Eq. (10), arXiv:2406.07524, a block at a time (BD3LM, arXiv:2503.09573); the weight
     1/t comes with the noiser's view.
     """
-
-    needs_reference: ClassVar[bool] = False
-    needs_teacher: ClassVar[bool] = False
 
     def __call__(self, context: Context) -> tuple[Tensor, dict[str, Tensor]]:
         tokens = context.tokens
@@ -29,15 +25,12 @@ class Nelbo:
 
 
 @dataclass(frozen=True)
-class CrossEntropy:
+class CrossEntropy(Objective):
     """Mean cross-entropy of a sequence's masked tokens.
 
     On trajectory states it is naive trajectory distillation, T3D Eq. (5), arXiv:2602.12262; on
     random masks ReDi's retraining on its own pairs of noise and response, arXiv:2507.15897.
     """
-
-    needs_reference: ClassVar[bool] = False
-    needs_teacher: ClassVar[bool] = False
 
     def __call__(self, context: Context) -> tuple[Tensor, dict[str, Tensor]]:
         tokens = context.tokens

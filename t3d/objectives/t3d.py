@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from t3d.core.ranges import check_ranges
+from t3d.core.ranges import check_choices, check_ranges
 from t3d.core.rng import uniform
-from t3d.objectives.base import Context, Distributions, LossTokens, grouped_mean, read
+from t3d.objectives.base import Context, Distributions, LossTokens, Objective, grouped_mean, read
 
 Fake = Literal["argmax", "sample", "exact"]
 Reduction = Literal["mean", "sum"]
@@ -19,7 +19,7 @@ Over = Literal["sequence", "block"]
 
 
 @dataclass(frozen=True)
-class TrajectoryDDO:
+class TrajectoryDDO(Objective):
     """T3D Eq. (10): L = L_traj-DDO + lambda * L_path.
 
     L_traj-DDO, Eq. (7) in the authors' generalised form, for D = the mean over a sequence's
@@ -44,14 +44,10 @@ class TrajectoryDDO:
     reduction: Reduction = "mean"
     over: Over = "sequence"
     needs_reference: ClassVar[bool] = True
-    needs_teacher: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_ranges(self, {"[0, inf)": "alpha path_weight", "(0, inf)": "beta"})
-        for name, kind in (("fake", Fake), ("reduction", Reduction), ("over", Over)):
-            value, known = getattr(self, name), get_args(kind)
-            if value not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+        check_choices(self, "fake reduction over")
 
     def __call__(self, context: Context) -> tuple[Tensor, dict[str, Tensor]]:
         tokens = context.tokens

@@ -111,16 +111,28 @@ def grade_math(examples: Sequence[Example], outputs: Sequence[str]) -> list[Grad
 
 
 class CodeBenchmark(Benchmark):
-    """A program that passes its tests; the turn begins inside an open block."""
+    """A program that passes its tests; the turn begins inside an open block.
+
+    What the authors' protocol takes from a record is the same for all; `prefix` and `tests` are
+    those of the standard one.
+    """
+
+    standard_needs: ClassVar[Needs]
+    """What the standard protocol reads of a record."""
+
+    def needs(self) -> Needs:
+        own = {"prompt_prefix": str} if self.protocol == "t3d" else self.standard_needs
+        return {"time_limit_s": int | float, **own}
 
     def example(self, record: Record) -> Example:
-        prefix = self.prefix(record)
+        is_t3d = self.protocol == "t3d"
+        prefix = (record.prompt_prefix or "") if is_t3d else self.prefix(record)
         return Example(
             record.id,
             code_turn(self.question(record)),
             reference=self.worked_answer(record, prefix),
             prefix=prefix,
-            verbatim=t3d_code(record.question, prefix) if self.protocol == "t3d" else None,
+            verbatim=t3d_code(record.question, prefix) if is_t3d else None,
         )
 
     def question(self, record: Record) -> str:
@@ -153,7 +165,8 @@ class CodeBenchmark(Benchmark):
             if program is not None:
                 record = self._record(example.id)
                 assert record.time_limit_s is not None
-                setup, tests = self.tests(record)
+                own = (record.test_setup, record.tests)
+                setup, tests = own if self.protocol == "t3d" else self.tests(record)
                 jobs.append(Program(program, tuple(tests), setup, float(record.time_limit_s)))
         verdicts = iter(grade_programs(jobs, unsafe_exec=self.unsafe_exec))
         grades: list[Grade] = []

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from t3d.core.files import check_regular, first_words
 from t3d.core.ranges import check_ranges
-from t3d.tasks.records import read_json_lines
+from t3d.tasks.records import check_text, read_json_lines
 
 OverLong = Literal["drop", "cut"]
 LONGEST = 1024
@@ -177,7 +177,7 @@ def _parse(name: str, row: dict[str, Any], keys: tuple[str, ...], *, is_chat: bo
         raise ValueError(f"lacks the key {missing!r}")
     if is_chat:
         return _parse_messages(name, row[keys[0]], keys[0])
-    *prompt, response = (_text(row[key], key) for key in keys)
+    *prompt, response = (check_text(row[key], key) for key in keys)
     return Chat(name, [{"role": "user", "content": text} for text in prompt], response)
 
 
@@ -189,11 +189,11 @@ def _parse_messages(name: str, turns: Any, key: str) -> Chat:
         where = f"{key}[{number}]"
         if not isinstance(turn, dict) or not {"role", "content"} <= turn.keys():
             raise ValueError(f"{where} must have 'role' and 'content', is {turn!r:.60}")
-        role = _text(turn["role"], f"{where}.role")
+        role = check_text(turn["role"], f"{where}.role")
         # A system's turn may be empty, an answer may not.
         content = turn["content"]
         if number == len(turns) - 1 or not isinstance(content, str):
-            content = _text(content, f"{where}.content")
+            content = check_text(content, f"{where}.content")
         chat.append({"role": role, "content": content})
     if chat[-1]["role"] != "assistant":
         raise ValueError(
@@ -202,9 +202,3 @@ def _parse_messages(name: str, turns: Any, key: str) -> Chat:
     if len(chat) == 1:
         raise ValueError(f"{key!r} must have a turn before the assistant's")
     return Chat(name, chat[:-1], chat[-1]["content"])
-
-
-def _text(value: Any, key: str) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{key!r} must be a text that is not blank, got {value!r:.60}")
-    return value

@@ -17,36 +17,17 @@ Rows = Sequence[dict[str, Any]]
 _DEFINITION = re.compile(r"^def[ \t]+(\w+)[^\n]*", re.MULTILINE)
 
 
-def _record(
-    name: str, dataset: str, split: str, question: str, source: str, license: str, **keys: Any
-) -> Record:
-    empty = {
-        "answer": None,
-        "prompt_prefix": None,
-        "test_method": None,
-        "tests": [],
-        "test_setup": "",
-        "time_limit_s": None,
-        "entry_point": None,
-        "reference": None,
-        "meta": {},
-    }
-    domain = "code" if keys.get("tests") else "math"
-    return Record(
-        name, dataset, split, domain, question, source=source, license=license, **(empty | keys)
-    )
-
-
 def gsm8k(rows: Rows, *, split: str, source: str) -> list[Record]:
     """`question`, and `answer`: a rationale that ends with `#### N`."""
     return [
-        _record(
-            f"gsm8k/{split}/{index}",
-            "gsm8k",
-            split,
-            row["question"],
-            source,
-            "MIT",
+        Record(
+            id=f"gsm8k/{split}/{index}",
+            dataset="gsm8k",
+            split=split,
+            domain="math",
+            question=row["question"],
+            source=source,
+            license="MIT",
             answer=row["answer"].rpartition("####")[2].strip(),
             reference=row["answer"],
         )
@@ -57,13 +38,14 @@ def gsm8k(rows: Rows, *, split: str, source: str) -> list[Record]:
 def math500(rows: Rows, *, source: str) -> list[Record]:
     """`problem`, `solution`, `answer`, `subject`, `level`, `unique_id`."""
     return [
-        _record(
-            f"math500/{row['unique_id'].removesuffix('.json')}",
-            "math500",
-            "test",
-            row["problem"].strip(),
-            source,
-            "MIT (contested)",
+        Record(
+            id=f"math500/{row['unique_id'].removesuffix('.json')}",
+            dataset="math500",
+            split="test",
+            domain="math",
+            question=row["problem"].strip(),
+            source=source,
+            license="MIT (contested)",
             answer=row["answer"].strip(),
             reference=row["solution"],
             meta={key: row[key] for key in ("level", "subject", "unique_id")},
@@ -75,13 +57,14 @@ def math500(rows: Rows, *, source: str) -> list[Record]:
 def humaneval(rows: Rows, *, source: str) -> list[Record]:
     """`task_id`, `prompt`, `canonical_solution`, `test`, `entry_point`."""
     return [
-        _record(
-            f"humaneval/{row['task_id'].rpartition('/')[2]}",
-            "humaneval",
-            "test",
-            f"You need to complete this code:\n{row['prompt']}\n",
-            source,
-            "MIT",
+        Record(
+            id=f"humaneval/{row['task_id'].rpartition('/')[2]}",
+            dataset="humaneval",
+            split="test",
+            domain="code",
+            question=f"You need to complete this code:\n{row['prompt']}\n",
+            source=source,
+            license="MIT",
             prompt_prefix=f"{CODE_HEADER}{row['prompt']}\n",
             test_method="function",
             tests=[f"\n{row['test']}\ncheck({row['entry_point']})"],
@@ -133,13 +116,14 @@ def _mbpp(row: dict[str, Any], edited: dict[str, Any] | None, split: str, source
         prefix += _with_docstring(definition[0], text)
         lines = "".join(f"    {test}\n" for test in asserts + challenge)
         tests = [f"\n\ndef check(candidate):\n{lines}\ncheck({opened})"]
-    return _record(
-        f"mbpp/{row['task_id']}",
-        "mbpp",
-        split,
-        with_first_test(text, asserts),
-        source,
-        "CC-BY-4.0",
+    return Record(
+        id=f"mbpp/{row['task_id']}",
+        dataset="mbpp",
+        split=split,
+        domain="code",
+        question=with_first_test(text, asserts),
+        source=source,
+        license="CC-BY-4.0",
         prompt_prefix=prefix,
         test_method="function",
         tests=tests,

@@ -14,7 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from t3d.core.files import check_output, write_bytes
+from t3d.core.files import check_output, make_directory, write_bytes
 from t3d.tasks import convert
 from t3d.tasks.records import Needs, Record, content_digest, read_json_lines, read_records, to_jsonl
 
@@ -179,10 +179,7 @@ def _provide(path: Path) -> None:
             f"{path}: what {origin} gives has the digest {found}, not {source.digest}; "
             "give --data FOLDER with files of your own"
         )
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"{path.parent}: cannot be made: {error.strerror}") from None
+    make_directory(path.parent)
     write_bytes(path, to_jsonl(records))
 
 

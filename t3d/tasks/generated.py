@@ -14,7 +14,7 @@ import random
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import islice, product
 
 from t3d.core.ranges import check_number
 from t3d.core.rng import derive_key
@@ -46,14 +46,23 @@ class GeneratedTask(ABC):
     """A benchmark whose problems are made by a program."""
 
     name: str
+    things: tuple[str, ...]
+    """What its problems are about."""
 
     @abstractmethod
     def problem(self, rng: random.Random) -> tuple[str, str, str]:
         """Question, worked answer, final answer."""
 
     @abstractmethod
+    def reads(self, sentences: Sequence[str], name: str, thing: str) -> bool:
+        """Whether the sentences make a problem about this person and this one of `things`."""
+
     def is_problem(self, question: str) -> bool:
         """Whether the generator makes this very question."""
+        sentences = re.split(r"(?<=\.) ", question)
+        return len(sentences) - 2 in NUM_STEPS[0] and any(
+            self.reads(sentences, name, thing) for name, thing in product(NAMES, self.things)
+        )
 
     @abstractmethod
     def holds(self, a: str, op: str, k: str, b: str) -> bool:

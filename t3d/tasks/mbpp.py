@@ -6,21 +6,12 @@ from typing import ClassVar
 
 from t3d.tasks.benchmark import CodeBenchmark, Splits
 from t3d.tasks.convert import called_function, code_prefix, continuation, with_first_test
-from t3d.tasks.protocols import ProtocolName
 from t3d.tasks.records import Needs, Record
 
 NUM_DEV = 90
 """Problems that end the training file and are kept from training."""
 NUM_SANITIZED_DEV = 43
 """Number of the published validation problems that the sanitized file contains."""
-_NEEDS: dict[ProtocolName, Needs] = {
-    "t3d": {"time_limit_s": int | float, "prompt_prefix": str, "meta.in_t3d": bool},
-    "standard": {
-        "time_limit_s": int | float,
-        "meta.asserts": list,
-        "meta.prompt_prefix_fixed": str,
-    },
-}
 
 
 class MBPP(CodeBenchmark):
@@ -37,8 +28,11 @@ class MBPP(CodeBenchmark):
         "test": ("mbpp_test.jsonl", slice(None)),
     }
 
+    standard_needs: ClassVar[Needs] = {"meta.asserts": list, "meta.prompt_prefix_fixed": str}
+
     def needs(self) -> Needs:
-        return _NEEDS[self.protocol]
+        own = {"meta.in_t3d": bool} if self.protocol == "t3d" else {}
+        return {**super().needs(), **own}
 
     def _select(self, records: list[Record], part: slice) -> list[Record]:
         # Cut first, so that no protocol trains on a dev problem of the other.
@@ -48,8 +42,6 @@ class MBPP(CodeBenchmark):
         return chosen
 
     def prefix(self, record: Record) -> str:
-        if self.protocol == "t3d":
-            return record.prompt_prefix or ""
         return record.meta["prompt_prefix_fixed"]
 
     def worked_answer(self, record: Record, prefix: str) -> str | None:
@@ -58,8 +50,6 @@ class MBPP(CodeBenchmark):
         return continuation(prefix, record.reference, holds_preamble=self.protocol == "t3d")
 
     def tests(self, record: Record) -> tuple[str, list[str]]:
-        if self.protocol == "t3d":
-            return record.test_setup, record.tests
         return record.test_setup, record.meta["asserts"]
 
 
@@ -76,8 +66,7 @@ class SanitizedMBPP(MBPP):
         "test": ("mbpp_test.jsonl", slice(None)),
     }
 
-    def needs(self) -> Needs:
-        return {"time_limit_s": int | float, "meta.sanitized": dict | None}
+    standard_needs: ClassVar[Needs] = {"meta.sanitized": dict | None}
 
     def _select(self, records: list[Record], part: slice) -> list[Record]:
         return [record for record in records if record.meta["sanitized"]][part]

@@ -9,9 +9,7 @@ Streams, splits and grading are those of all generated tasks (`t3d.tasks.generat
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Sequence
-from itertools import product
 
 from t3d.tasks.generated import EQUATION, ITEMS, NAMES, NUM_STEPS, WEEK, GeneratedTask
 
@@ -79,26 +77,11 @@ def _after(value: int, op: str, k: int) -> int:
     return {"+": value + k, "-": value - k, "*": value * k}[op]
 
 
-def _reads(sentences: Sequence[str], names: dict[str, str]) -> bool:
-    """Whether the sentences make a problem about this person and these things."""
-    first, *events, last = sentences
-    values = {a for a in range(2, 10) if first in [text.format(a=a, **names) for text in _START]}
-    for day, event in zip(DAYS, events, strict=False):
-        values = {
-            _after(value, op, k)
-            for value in values
-            for kind, amounts in _possible(value).items()
-            for k in amounts
-            for templates, op in [_EVENTS[kind]]
-            if event in [text.format(k=k, day=day, **names) for text in templates]
-        }
-    return bool(values) and last in [text.format(**names) for text in _ASK]
-
-
 class MiniGSM(GeneratedTask):
     """The generated benchmark; see the module's docstring."""
 
     name = "mini_gsm"
+    things = ITEMS
 
     def problem(self, rng: random.Random) -> tuple[str, str, str]:
         names = {"name": rng.choice(NAMES), "item": rng.choice(ITEMS)}
@@ -122,11 +105,20 @@ class MiniGSM(GeneratedTask):
         solution.append(rng.choice(FINAL).format(b=value, **names))
         return " ".join(question), " ".join(solution), str(value)
 
-    def is_problem(self, question: str) -> bool:
-        sentences = re.split(r"(?<=\.) ", question)
-        return len(sentences) - 2 in NUM_STEPS[0] and any(
-            _reads(sentences, {"name": name, "item": item}) for name, item in product(NAMES, ITEMS)
-        )
+    def reads(self, sentences: Sequence[str], name: str, thing: str) -> bool:
+        (first, *events, last), names = sentences, {"name": name, "item": thing}
+        starts = range(2, 10)
+        values = {a for a in starts if first in [text.format(a=a, **names) for text in _START]}
+        for day, event in zip(DAYS, events, strict=False):
+            values = {
+                _after(value, op, k)
+                for value in values
+                for kind, amounts in _possible(value).items()
+                for k in amounts
+                for templates, op in [_EVENTS[kind]]
+                if event in [text.format(k=k, day=day, **names) for text in templates]
+            }
+        return bool(values) and last in [text.format(**names) for text in _ASK]
 
     def holds(self, a: str, op: str, k: str, b: str) -> bool:
         if not (a.isdigit() and k.isdigit() and b.isdigit()):

@@ -6,9 +6,7 @@ Like mini_gsm, every step of a worked answer can be told in many ways of differe
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Sequence
-from itertools import product
 
 from t3d.tasks.generated import EQUATION, EVENTS, NAMES, NUM_STEPS, WEEK, GeneratedTask
 
@@ -80,6 +78,7 @@ class MiniWeek(GeneratedTask):
     """The generated benchmark; see the module's docstring."""
 
     name = "mini_week"
+    things = EVENTS
 
     def problem(self, rng: random.Random) -> tuple[str, str, str]:
         num_steps = rng.choices(NUM_STEPS[0], NUM_STEPS[1])[0]
@@ -98,17 +97,13 @@ class MiniWeek(GeneratedTask):
         solution.append(rng.choice(FINAL).format(b=WEEK[day], **names))
         return " ".join(question), " ".join(solution), WEEK[day]
 
-    def is_problem(self, question: str) -> bool:
-        sentences = re.split(r"(?<=\.) ", question)
-        if len(sentences) - 2 not in NUM_STEPS[0]:
-            return False
+    def reads(self, sentences: Sequence[str], name: str, thing: str) -> bool:
         first, *moves, last = sentences
         days = [_told(k) for k in range(1, MAX_DAYS + 1)]
-        return any(
-            _reads(first, _START, WEEK, name, event)
-            and all(_reads(move, (*_LATER, *_EARLIER), days, name, event) for move in moves)
-            and _reads(last, _ASK, ("",), name, event)
-            for name, event in product(NAMES, EVENTS)
+        return (
+            _reads(first, _START, WEEK, name, thing)
+            and all(_reads(move, (*_LATER, *_EARLIER), days, name, thing) for move in moves)
+            and _reads(last, _ASK, ("",), name, thing)
         )
 
     def holds(self, a: str, op: str, k: str, b: str) -> bool:

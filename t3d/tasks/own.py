@@ -44,7 +44,9 @@ class OwnQuestions:
         read = {file: numbered_prompts(file) for file in dict.fromkeys(self._files.values())}
         owners: dict[str, str] = {}
         for file, rows in read.items():
-            here = {example.question: f"{file.name}, line {number}" for number, example in rows}
+            here = {
+                example.question: f"{file.name}, line {number}" for number, example in rows.items()
+            }
             both = next((question for question in here if question in owners), None)
             if both is not None:
                 raise ValueError(
@@ -53,14 +55,14 @@ class OwnQuestions:
                 )
             owners |= here
         # Many files have one name, but results are told apart by their task's: by its problems.
-        problems = read[[*self._files.values()][-1]]
-        seen = [[e.question, e.answer, e.grader] for _, e in problems]
+        problems = read[[*self._files.values()][-1]].values()
+        seen = [[e.question, e.answer, e.grader] for e in problems]
         digest = hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:8]
         self.name = f"{path.resolve().name}@{digest}"
         self._rows = {split: read[file] for split, file in self._files.items()}
         if protocol == "t3d":
             self._rows = {
-                split: [(n, replace(e, verbatim=t3d_math(e.question))) for n, e in rows]
+                split: {n: replace(e, verbatim=t3d_math(e.question)) for n, e in rows.items()}
                 for split, rows in self._rows.items()
             }
 
@@ -68,7 +70,8 @@ class OwnQuestions:
         """Raises: ValueError if a problem to evaluate has no answer, or one that is never right."""
         if split not in self._rows:
             raise ValueError(f"{self._path}: has no {split}.jsonl; put the split's questions there")
-        chosen = [example for _, example in self._rows[split][:num]]
+        rows = self._rows[split]
+        chosen = list(rows.values())[:num]
         if split == "train":
             return chosen
         file = self._files[split]
@@ -83,7 +86,7 @@ class OwnQuestions:
         if first is not None:
             unfit = by_math[first]
             raise ValueError(
-                f"{file}, line {self._rows[split][unfit][0]}: the answer "
+                f"{file}, line {list(rows)[unfit]}: the answer "
                 f"{chosen[unfit].answer!r} is not equal to itself as mathematics, so every answer "
                 "would be wrong; correct it, or give the line the key 'grader' with the value "
                 "'exact'"

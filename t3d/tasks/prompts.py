@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any, get_args
 
 from t3d.tasks.base import Example, Grader
-from t3d.tasks.records import read_json_lines, read_lines
+from t3d.tasks.records import check_text, parse_lines, read_json_lines, read_lines
 
 
 def load_prompts(path: Path) -> list[Example]:
     """The examples of `numbered_prompts`."""
-    return [example for _, example in numbered_prompts(path)]
+    return list(numbered_prompts(path).values())
 
 
-def numbered_prompts(path: Path) -> list[tuple[int, Example]]:
-    """Line numbers and prompts of a `.jsonl` or `.txt` file, in its order; blank lines are skipped.
+def numbered_prompts(path: Path) -> dict[int, Example]:
+    """Prompts of a `.jsonl` or `.txt` file by line number, in its order; blank lines are skipped.
 
     A line of `.jsonl` is an object with `question` (or `prompt`) and, optionally, `id`, `answer`,
     `reference` and `grader`, which are those of `Example`; other keys are ignored. An id defaults
@@ -28,26 +28,14 @@ def numbered_prompts(path: Path) -> list[tuple[int, Example]]:
     """
     if path.suffix not in (".jsonl", ".txt"):
         raise ValueError(f"{path}: prompts come as .jsonl or .txt, not {path.suffix or 'neither'}")
-    read = read_json_lines if path.suffix == ".jsonl" else read_lines
-    examples: list[tuple[int, Example]] = []
-    lines: dict[str, int] = {}
-    for number, row in read(path):
-        try:
-            default = f"{path.stem}/{number}"
-            is_json = path.suffix == ".jsonl"
-            example = _from_json(row, default) if is_json else Example(default, row.strip())
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}: {error}") from None
-        if example.id in lines:
-            raise ValueError(
-                f"{path}, line {number}: the id {example.id!r} is already that of line "
-                f"{lines[example.id]}"
-            )
-        lines[example.id] = number
-        examples.append((number, example))
-    if not examples:
-        raise ValueError(f"{path}: holds no prompts")
-    return examples
+    is_json = path.suffix == ".jsonl"
+
+    def parse(row: Any, number: int) -> Example:
+        default = f"{path.stem}/{number}"
+        return _from_json(row, default) if is_json else Example(default, row.strip())
+
+    rows = read_json_lines(path) if is_json else read_lines(path)
+    return parse_lines(path, rows, parse, "prompts")
 
 
 def _from_json(row: Any, default_id: str) -> Example:
@@ -56,18 +44,17 @@ def _from_json(row: Any, default_id: str) -> Example:
     key = next((key for key in ("question", "prompt") if key in row), None)
     if key is None:
         raise ValueError(f"needs the key 'question' or 'prompt', has {', '.join(row) or 'none'}")
-    if not isinstance(row[key], str) or not row[key].strip():
-        raise ValueError(f"{key!r} must be a text that is not blank, got {row[key]!r}")
+    question = check_text(row[key], key)
     answer, grader = _scalar(row, "answer"), row.get("grader")
     if answer is not None and not answer.strip():
         raise ValueError("'answer' is blank, which no answer equals; fill it in or drop the key")
     if grader not in (None, *get_args(Grader)):
         raise ValueError(f"'grader' must be {' or '.join(get_args(Grader))}, got {grader!r}")
     reference = row.get("reference")
-    if reference is not None and not (isinstance(reference, str) and reference.strip()):
-        raise ValueError(f"'reference' must be a text that is not blank, got {reference!r:.60}")
+    if reference is not None:
+        check_text(reference, "reference")
     name = _scalar(row, "id")
-    return Example(default_id if name is None else name, row[key], answer, reference, grader=grader)
+    return Example(default_id if name is None else name, question, answer, reference, grader=grader)
 
 
 def _scalar(row: dict[str, Any], key: str) -> str | None:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import UnionType
-from typing import Any
+from types import GenericAlias, UnionType
+from typing import Any, TypeVar, get_origin, get_type_hints
 
 from t3d.core.files import parse_json, read_file
+from t3d.tasks.base import Example
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Record:
     """One line; every key is always there."""
 
@@ -24,23 +25,23 @@ class Record:
     domain: str
     """math or code."""
     question: str
-    answer: str | None
+    answer: str | None = None
     """The gold final answer; null for code."""
-    prompt_prefix: str | None
+    prompt_prefix: str | None = None
     """How T3D's authors begin the assistant's turn; code only."""
-    test_method: str | None
+    test_method: str | None = None
     """`function` for code."""
-    tests: list[str]
+    tests: list[str] = field(default_factory=list)
     """The authors' tests: Python, run one after another after the program."""
-    test_setup: str
+    test_setup: str = ""
     """Python between program and tests."""
-    time_limit_s: float | None
+    time_limit_s: int | float | None = None
     """Seconds for one program with its tests; code only."""
-    entry_point: str | None
+    entry_point: str | None = None
     """The function that the tests call."""
-    reference: str | None
+    reference: str | None = None
     """The gold solution or program."""
-    meta: dict[str, Any]
+    meta: dict[str, Any] = field(default_factory=dict)
     """What only this benchmark has."""
     source: str
     license: str
@@ -50,23 +51,10 @@ Needs = Mapping[str, type | UnionType]
 """Keys with their types; `meta.level` is the key `level` of `meta`."""
 
 SCHEMA: Needs = {
-    "id": str,
-    "dataset": str,
-    "split": str,
-    "domain": str,
-    "question": str,
-    "answer": str | None,
-    "prompt_prefix": str | None,
-    "test_method": str | None,
-    "tests": list,
-    "test_setup": str,
-    "time_limit_s": int | float | None,
-    "entry_point": str | None,
-    "reference": str | None,
-    "meta": dict,
-    "source": str,
-    "license": str,
+    key: get_origin(kind) if isinstance(kind, GenericAlias) else kind
+    for key, kind in get_type_hints(Record).items()
 }
+Problem = TypeVar("Problem", Record, Example)
 
 
 def read_records(path: Path, needs: Needs) -> list[Record]:
@@ -78,39 +66,66 @@ def read_records(path: Path, needs: Needs) -> list[Record]:
     Raises:
         ValueError: naming file, line and key, for whatever is not as the schema has it.
     """
-    records: list[Record] = []
+    rows = read_json_lines(path)
+    return list(parse_lines(path, rows, lambda row, _: _parse(row, needs), "problems").values())
+
+
+def parse_lines(
+    path: Path,
+    rows: Iterable[tuple[int, Any]],
+    parse: Callable[[Any, int], Problem],
+    what: str,
+) -> dict[int, Problem]:
+    """The problems of a file by the numbers of their lines, in its order.
+
+    Args:
+        path: the file.
+        rows: its line numbers and values.
+        parse: makes a problem of a value and its line number.
+        what: the problems' name in messages.
+
+    Raises:
+        ValueError: naming the line for what `parse` refuses and for an id that is there twice; for
+            a file without problems.
+    """
+    found: dict[int, Problem] = {}
     lines: dict[str, int] = {}
-    for number, row in read_json_lines(path):
+    for number, row in rows:
         try:
-            record = _parse(row, needs)
+            problem = parse(row, number)
+            if problem.id in lines:
+                line = lines[problem.id]
+                raise ValueError(f"the id {problem.id!r} is already that of line {line}")
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from None
-        if record.id in lines:
-            raise ValueError(
-                f"{path}, line {number}: the id {record.id!r} is already that of line "
-                f"{lines[record.id]}"
-            )
-        lines[record.id] = number
-        records.append(record)
-    if not records:
-        raise ValueError(f"{path}: holds no problems")
-    return records
+        found[number], lines[problem.id] = problem, number
+    if not found:
+        raise ValueError(f"{path}: holds no {what}")
+    return found
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Line numbers from 1 and lines; blank ones are skipped, and a byte order mark is no text.
+def read_text(path: Path) -> str:
+    """The text of a file; a byte order mark is none.
 
     Raises:
         ValueError: naming the file.
     """
     try:
-        text = read_file(path).decode("utf-8-sig")
+        return read_file(path).decode("utf-8-sig")
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Line numbers from 1 and lines; blank ones are skipped.
+
+    Raises:
+        ValueError: naming the file.
+    """
     # Not splitlines(), which also splits at separators that JSON strings may hold.
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
             yield number, line
 
@@ -151,6 +166,13 @@ def _parse(row: Any, needs: Needs) -> Record:
     if not all(isinstance(test, str) for test in row["tests"]):
         raise ValueError("'tests' must be a list of texts")
     return Record(**{key: row[key] for key in SCHEMA})
+
+
+def check_text(value: Any, key: str) -> str:
+    """A text that is not blank; ValueError, naming the key, for anything else."""
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{key!r} must be a text that is not blank, got {value!r:.60}")
+    return value
 
 
 def to_jsonl(records: Iterable[Record]) -> bytes:

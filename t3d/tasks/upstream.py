@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from t3d.core.files import parse_json, read_file, write_bytes
-from t3d.tasks.records import Record, to_jsonl
+from t3d.core.files import parse_json, write_bytes
+from t3d.tasks.records import Record, read_text, to_jsonl
 
 
 def convert_upstream(source: Path, output: Path, dataset: str) -> int:
@@ -26,10 +26,9 @@ def convert_upstream(source: Path, output: Path, dataset: str) -> int:
     Raises:
         ValueError: naming file, entry and key, for whatever is not in that format.
     """
+    text = read_text(source)
     try:
-        rows = parse_json(read_file(source).decode("utf-8-sig"))
-    except OSError as error:
-        raise ValueError(f"{source}: cannot be read: {error.strerror}") from None
+        rows = parse_json(text)
     except ValueError as error:
         raise ValueError(f"{source}: not JSON ({error})") from None
     if not isinstance(rows, list) or not rows:
@@ -69,10 +68,7 @@ def _convert(row: Any, index: int, dataset: str, split: str, source: str) -> Rec
         prompt_prefix=_value(row, "prefix", str) if is_code else None,
         test_method="function" if is_code else None,
         tests=row["test_list"] if is_code else [],
-        test_setup="",
         time_limit_s=_value(row, "test_time_limit", int | float) if is_code else None,
-        entry_point=None,
-        reference=None,
         meta={key: row[key] for key in ("level", "subject") if key in row}
         | ({"in_t3d": True} if is_code else {}),
         source=source,

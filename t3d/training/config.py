@@ -7,12 +7,11 @@ a wrong call at once.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from t3d.core.ranges import check_ranges
-from t3d.tasks import get_task
+from t3d.core.ranges import check_choices, check_ranges
+from t3d.tasks import get_task, mixture
 from t3d.tasks.base import Example
 from t3d.tasks.chat import ChatData
 
@@ -114,19 +113,7 @@ class TrainingConfig:
         )
         if not self.block_sizes:
             raise ValueError("block_sizes is empty; name at least one size")
-        if self.attention not in get_args(Attention):
-            raise ValueError(
-                f"attention must be one of {', '.join(get_args(Attention))}, got {self.attention!r}"
-            )
-        if self.sharding not in get_args(Sharding):
-            raise ValueError(
-                f"sharding must be one of {', '.join(get_args(Sharding))}, got {self.sharding!r}"
-            )
-        if self.optimizer not in get_args(OptimizerName):
-            raise ValueError(
-                f"optimizer must be one of {', '.join(get_args(OptimizerName))}, "
-                f"got {self.optimizer!r}"
-            )
+        check_choices(self, "attention sharding optimizer")
         if self.optimizer == "muon" and (self.sharding == "full" or self.lora is not None):
             key = "lora" if self.lora is not None else "sharding"
             raise ValueError(f"optimizer: muon needs whole matrices; leave out {key}, or use adamw")
@@ -257,14 +244,8 @@ class PretrainConfig:
         Raises:
             ValueError: for an unknown task, or one whose files are missing or damaged.
         """
-        shares = [
-            get_task(name, data=self.folder).examples(
-                "train", -(-self.num_examples // len(self.tasks)), seed=self.data_seed
-            )
-            for name in self.tasks
-        ]
-        turns = (example for turn in zip_longest(*shares) for example in turn)
-        return [example for example in turns if example is not None][: self.num_examples]
+        task = mixture([get_task(name, data=self.folder) for name in self.tasks])
+        return task.examples("train", self.num_examples, seed=self.data_seed)
 
     @property
     def tasks(self) -> list[str]:

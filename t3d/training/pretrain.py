@@ -14,17 +14,10 @@ from typing import Any
 
 import torch
 
-from t3d.core.files import hash_file
-from t3d.core.shards import read_object
+from t3d.core.files import hash_file, read_object
 from t3d.core.trajectory import labelled_row
 from t3d.grading.math import last_boxed
-from t3d.models import (
-    LanguageModel,
-    SDARConfig,
-    SDARForCausalLM,
-    from_pretrained,
-    wrap,
-)
+from t3d.models import LanguageModel, SDARConfig, SDARForCausalLM, from_pretrained, wrap
 from t3d.models.loading import BUILT_IN
 from t3d.tasks.base import Example
 from t3d.tasks.chat import Chat, ChatData, OverLong, read_chats
@@ -96,17 +89,15 @@ def labelled_rows(
         lm.check_content(example.id, example.reference)
     prompts = lm.encode_examples(examples)
     responses = lm.encode_responses([e.reference or "" for e in examples])
-    return [
-        labelled_row(
-            prompt,
-            response,
-            index,
-            fill_id=lm.pad_token_id,
-            mask_id=lm.mask_token_id,
-            block_size=block_size,
-        )
-        for index, (prompt, response) in enumerate(zip(prompts, responses, strict=True))
-    ]
+    pairs = enumerate(zip(prompts, responses, strict=True))
+    return [_row(lm, *pair, index, block_size) for index, pair in pairs]
+
+
+def _row(
+    lm: LanguageModel, prompt: list[int], response: list[int], index: int, block_size: int
+) -> dict[str, Any]:
+    ids = {"fill_id": lm.pad_token_id, "mask_id": lm.mask_token_id}
+    return labelled_row(prompt, response, index, **ids, block_size=block_size)
 
 
 @dataclass(frozen=True)
@@ -158,16 +149,7 @@ def chat_rows(
                 continue
             response = response[: end - len(prompt)]
             num_cut += 1
-        rows.append(
-            labelled_row(
-                prompt,
-                response,
-                len(rows),
-                fill_id=lm.pad_token_id,
-                mask_id=lm.mask_token_id,
-                block_size=block_size,
-            )
-        )
+        rows.append(_row(lm, prompt, response, len(rows), block_size))
     return rows, RowCounts(len(rows), num_cut, len(chats) - len(rows))
 
 
@@ -176,11 +158,7 @@ def _render(lm: LanguageModel, chat: Chat) -> str:
     if not chat.prompt:
         return ""
     try:
-        return str(
-            lm.tokenizer.apply_chat_template(
-                chat.prompt, tokenize=False, add_generation_prompt=True
-            )
-        )
+        return lm.template(chat.prompt)
     # A template is a program of the checkpoint, which may raise anything.
     except Exception as error:
         raise ValueError(f"{chat.name}: the chat template refuses the turns: {error}") from error
@@ -193,13 +171,7 @@ def _adaptation_rows(
     max_length = data.longest(lm.model.config.max_position_embeddings, lm.name)
     size, batch = max(config.training.block_sizes), config.training.batch_size
     check_block_sizes(lm, [size])
-    rows, counts = chat_rows(
-        lm,
-        chats,
-        size,
-        max_length=max_length,
-        over_long=data.over_long,
-    )
+    rows, counts = chat_rows(lm, chats, size, max_length=max_length, over_long=data.over_long)
     if counts.cut or counts.dropped:
         print(
             f"{data.path}: {counts.rows} rows; max_length={max_length} cut {counts.cut} of "

@@ -18,7 +18,6 @@ from t3d.core.files import write_json
 from t3d.core.progress import Stage, bar
 from t3d.core.provenance import hash_weights, provenance
 from t3d.models import LanguageModel
-from t3d.training.arguments import training_arguments
 from t3d.training.config import TrainingConfig
 from t3d.training.methods import Method
 from t3d.training.trainer import DiffusionTrainer, TrainingCallback
@@ -63,19 +62,7 @@ def fit(
             f"{len(rows)} training sequences are fewer than batch_size={config.batch_size}"
         )
     check_block_sizes(lm, config.block_sizes)
-    arguments = training_arguments(config, directory)
-    trainer = DiffusionTrainer(
-        lm,
-        method,
-        rows,
-        arguments,
-        config.block_sizes,
-        teacher,
-        lora=config.lora,
-        optimizer=config.optimizer,
-        attention=config.attention,
-        sharding=config.sharding,
-    )
+    trainer = DiffusionTrainer(lm, method, rows, config, directory, teacher)
     for callback in (*callbacks, Saving(config.save_seconds)):
         callback.trainer = trainer
         trainer.add_callback(callback)

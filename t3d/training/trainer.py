@@ -9,21 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transformers import (
-    PreTrainedModel,
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-)
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback
 
 from t3d.core.blocks import BlockLayout
 from t3d.core.rng import derive_key, fold
 from t3d.core.trajectory import TrajectoryBatch
 from t3d.models import LanguageModel
-from t3d.noising import Vocabulary
+from t3d.noising import NoiserInput, Vocabulary
 from t3d.objectives import Context, Predictions
-from t3d.training.config import Attention, LoraSettings, OptimizerName, Sharding
+from t3d.training.arguments import training_arguments
+from t3d.training.config import Attention, TrainingConfig
 from t3d.training.data import SortedBatchSampler
 from t3d.training.forward import ModelInputs, assemble, attending
 from t3d.training.lora import AdapterWeights
@@ -47,30 +42,25 @@ class DiffusionTrainer(Trainer):
         lm: LanguageModel,
         method: Method,
         rows: Sequence[dict[str, Any]],
-        arguments: TrainingArguments,
-        block_sizes: list[int],
+        config: TrainingConfig,
+        directory: Path,
         teacher: LanguageModel | None = None,
-        callbacks: list[TrainerCallback] | None = None,
-        lora: LoraSettings | None = None,
-        optimizer: OptimizerName = "adamw",
-        attention: Attention = "auto",
-        sharding: Sharding = "none",
     ) -> None:
+        arguments = training_arguments(config, directory)
         self.lm = lm
-        self.attention: Attention = attention
+        self.attention: Attention = config.attention
         self.weights = Weights(lm)
-        if sharding == "full":
+        if config.sharding == "full":
             self.weights = ShardedWeights(lm)
-        elif lora is not None:
-            self.weights = AdapterWeights(lm, lora, arguments.seed)
+        elif config.lora is not None:
+            self.weights = AdapterWeights(lm, config.lora, arguments.seed)
         super().__init__(
             model=lm.model,
             args=arguments,
             train_dataset=rows,  # type: ignore[arg-type]
             data_collator=lambda rows: TrajectoryBatch.collate(rows, lm.pad_token_id).as_dict(),
             processing_class=lm.tokenizer,
-            callbacks=callbacks,
-            optimizers=(muon(lm.model, arguments) if optimizer == "muon" else None, None),
+            optimizers=(muon(lm.model, arguments) if config.optimizer == "muon" else None, None),
         )
         # transformers' own callback would print every log.
         self.remove_callback(PrinterCallback)
@@ -87,10 +77,9 @@ class DiffusionTrainer(Trainer):
         self.vocabulary = Vocabulary(
             lm.model.config.vocab_size, lm.mask_token_id, lm.banned_token_ids
         )
+        sizes = config.block_sizes
         grows = method.block_schedule == "growing"
-        self.layouts = [
-            BlockLayout(size) for size in (sorted(block_sizes) if grows else block_sizes)
-        ]
+        self.layouts = [BlockLayout(size) for size in (sorted(sizes) if grows else sizes)]
         self.reference: nn.Module | None = None
         self.teacher: nn.Module | None = None
         # Samples are drawn for whole optimizer steps, so that results do not depend on the size
@@ -157,7 +146,9 @@ class DiffusionTrainer(Trainer):
         seed = torch.tensor(derive_key(self.args.seed, "noise"), device=batch.index.device)
         keys = fold(seed, step, batch.index) if self.method.fresh_noise else fold(seed, batch.index)
         layout = self._layout(step, progress)
-        views = self.method.noiser(batch, layout, fold(keys, _VIEW), self.vocabulary, progress)
+        views = self.method.noiser(
+            NoiserInput(batch, layout, fold(keys, _VIEW), self.vocabulary, progress)
+        )
         config = self.accelerator.unwrap_model(model).config
         packed, tokens = assemble(batch, views, layout, config._attn_implementation, torch.float32)
 

@@ -31,7 +31,7 @@ from t3d.bench.train import (
 from t3d.core.blocks import PADDING, BlockLayout, may_attend
 from t3d.core.trajectory import TrajectoryBatch, training_rows
 from t3d.models import LanguageModel, tiny
-from t3d.noising import Vocabulary
+from t3d.noising import NoiserInput, Vocabulary
 from t3d.training.config import MethodConfig, TrainingConfig
 from t3d.training.methods import build_method
 
@@ -80,7 +80,8 @@ def test_a_load_is_what_the_layout_lays_out(
     ]
     batch = TrajectoryBatch.collate(training_rows(trajectories), 0)
     keys = torch.arange(len(lengths))
-    views = build_method(MethodConfig(method)).noiser(batch, layout, keys, Vocabulary(64, 63), 0.5)
+    noised = NoiserInput(batch, layout, keys, Vocabulary(64, 63), 0.5)
+    views = build_method(MethodConfig(method)).noiser(noised)
     grid = layout.training(batch.prompt_length, batch.length, len(views))
     held = grid.stream != PADDING
     seen = may_attend(grid[:, :, None], grid[:, None]) & held[:, :, None] & held[:, None]

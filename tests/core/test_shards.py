@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from t3d.core.files import write_json
-from t3d.core.store import StoreError, TrajectoryStore
+from t3d.core.store import TrajectoryStore
 from tests.core.stores import MANIFEST, filled, mark, numbers, part, row
 
 
@@ -79,7 +79,7 @@ def test_who_writes_as_a_rank_is_alone_and_loses_nothing_to_others(tmp_path: Pat
             alone.append([row(0)])
         same = TrajectoryStore(tmp_path, MANIFEST, rank=1, world_size=2)
         with (
-            pytest.raises(StoreError, match="another process writes as rank 1; wait until"),
+            pytest.raises(ValueError, match="another process writes as rank 1; wait until"),
             same.shards.writing(),
         ):
             raise AssertionError
@@ -177,7 +177,7 @@ def test_any_damage_to_a_shard_is_noticed(
     if _same_json(damaged, content):
         assert numbers(store) == [0, 1, 2]
     else:
-        with pytest.raises(StoreError, match="part-00000-000000"):
+        with pytest.raises(ValueError, match="part-00000-000000"):
             store.read()
     shutil.rmtree(path)
 
@@ -218,6 +218,6 @@ def test_damaged_and_foreign_shards(tmp_path: Path, damage: Any, message: str) -
     store = filled(tmp_path, [0], [1])
     damage(part(store, 1))
     for use in (store.read, store.completed):
-        with pytest.raises(StoreError, match=re.escape(message)) as error:
+        with pytest.raises(ValueError, match=re.escape(message)) as error:
             use()
         assert "part-00000-000001" in str(error.value)

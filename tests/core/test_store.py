@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from t3d.core.store import SCHEMA, StoreError, TrajectoryStore, hash_prompts
+from t3d.core.store import SCHEMA, TrajectoryStore, hash_prompts
 from t3d.core.trajectory import Trajectory
 from tests.core.stores import MANIFEST, filled, numbers, part, row
 
@@ -125,7 +125,7 @@ def test_resume_refuses_other_settings(
     tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
     store = filled(tmp_path, [0])
-    with pytest.raises(StoreError, match=f"was made with {re.escape(message)}"):
+    with pytest.raises(ValueError, match=f"was made with {re.escape(message)}"):
         TrajectoryStore.open_or_create(tmp_path, dataclasses.replace(MANIFEST, **change))
     assert numbers(store) == [0]
 
@@ -144,12 +144,12 @@ def test_prompts_hash_everything_in_order() -> None:
 
 
 def test_no_store(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="no such trajectory store; make one with"):
+    with pytest.raises(ValueError, match="no such trajectory store; make one with"):
         TrajectoryStore.open(tmp_path / "absent")
-    with pytest.raises(StoreError, match=r"not a trajectory store: it has no manifest\.json"):
+    with pytest.raises(ValueError, match=r"not a trajectory store: it has no manifest\.json"):
         TrajectoryStore.open(tmp_path)
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(StoreError, match="no such trajectory store"):
+    with pytest.raises(ValueError, match="no such trajectory store"):
         TrajectoryStore.open(tmp_path / "file")
     with pytest.raises(ValueError, match="file: exists already and is a file"):
         TrajectoryStore.open_or_create(tmp_path / "file", MANIFEST)
@@ -168,7 +168,7 @@ def test_no_store(tmp_path: Path) -> None:
 def test_foreign_manifests(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "manifest.json").write_text(content, encoding="utf-8")
     for use in (TrajectoryStore.open, lambda p: TrajectoryStore.open_or_create(p, MANIFEST)):
-        with pytest.raises(StoreError, match=f"manifest.json: {re.escape(message)}"):
+        with pytest.raises(ValueError, match=f"manifest.json: {re.escape(message)}"):
             use(tmp_path)
 
 
@@ -182,7 +182,7 @@ def test_a_directory_of_something_else_is_left_alone(tmp_path: Path) -> None:
 def test_create_wants_a_new_place(tmp_path: Path) -> None:
     store = TrajectoryStore.create(tmp_path / "deep" / "store", MANIFEST)
     assert (len(store), store.read(), store.completed()) == (0, [], set())
-    with pytest.raises(StoreError, match="holds a trajectory store already"):
+    with pytest.raises(ValueError, match="holds a trajectory store already"):
         TrajectoryStore.create(store.path, MANIFEST)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from t3d.core.rng import derive_key
-from t3d.core.store import StoreError, TrajectoryStore
+from t3d.core.store import TrajectoryStore
 from t3d.decoding.build import make_decoder
 from t3d.decoding.config import RolloutConfig
 from t3d.decoding.request import Request
@@ -174,9 +174,9 @@ def test_a_store_of_another_rollout_is_refused(
 ) -> None:
     rollout(lm, toy_examples(3), tmp_path / "store", CONFIG, progress=False)
     other = RolloutConfig(**{**vars(CONFIG), **change})
-    with pytest.raises(StoreError, match=f"was made with {key}"):
+    with pytest.raises(ValueError, match=f"was made with {key}"):
         rollout(lm, toy_examples(3), tmp_path / "store", other, progress=False)
-    with pytest.raises(StoreError, match="was made with num_prompts = 3, not 4"):
+    with pytest.raises(ValueError, match="was made with num_prompts = 3, not 4"):
         rollout(lm, toy_examples(4), tmp_path / "store", CONFIG, progress=False)
 
 

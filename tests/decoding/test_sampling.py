@@ -10,13 +10,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from t3d.core.rng import uniform
+from t3d.core.rng import fold, uniform
+from t3d.decoding.config import DecodingConfig
 from t3d.decoding.sampling import (
     allowed_log_probs,
     entropies,
     initial_ids,
     inverse_cdf,
-    position_keys,
     sample,
     sampling_probs,
 )
@@ -87,9 +87,12 @@ def test_inverse_cdf_never_returns_an_impossible_id_at_the_ends() -> None:
 def test_frequencies_match_the_distribution(top_k: int, top_p: float) -> None:
     num = 20_000
     logits = torch.tensor([0.3, -1.0, 2.0, 1.5, -0.2, 0.9], dtype=torch.float64)
-    keys = position_keys(torch.tensor(11), torch.arange(num), torch.tensor(2))
+    keys = fold(torch.tensor(11), torch.arange(num), torch.tensor(2))
     candidates = sample(
-        logits.expand(num, 6), uniform(keys), NONE, temperature=0.7, top_k=top_k, top_p=top_p
+        logits.expand(num, 6),
+        uniform(keys),
+        NONE,
+        DecodingConfig(temperature=0.7, top_k=top_k, top_p=top_p),
     )
     counts = candidates.ids.bincount(minlength=6).tolist()
     expected = reference_probs(logits.tolist(), 0.7, top_k, top_p)
@@ -107,7 +110,9 @@ def test_log_probability_is_untempered_and_after_banning(temperature: float) -> 
     logits = torch.tensor([[1.0, 5.0, 0.0, 2.0]])
     banned = torch.tensor([1])
     uniforms = torch.tensor([0.5], dtype=torch.float64)
-    candidates = sample(logits, uniforms, banned, temperature=temperature, top_k=1, top_p=0.5)
+    candidates = sample(
+        logits, uniforms, banned, DecodingConfig(temperature=temperature, top_k=1, top_p=0.5)
+    )
     assert candidates.ids.tolist() == [3]
     expected = 2.0 - math.log(math.exp(1) + math.exp(0) + math.exp(2))
     assert candidates.log_probs.item() == pytest.approx(expected, abs=1e-6)
@@ -137,9 +142,9 @@ def test_a_certain_and_a_uniform_distribution() -> None:
 def test_greedy_needs_no_uniforms_and_is_the_limit_of_a_low_temperature() -> None:
     generator = torch.Generator().manual_seed(0)
     logits, banned = torch.randn(40, 9, generator=generator), torch.tensor([2])
-    greedy = sample(logits, None, banned, temperature=0.0, top_k=0, top_p=1.0)
+    greedy = sample(logits, None, banned, DecodingConfig(temperature=0.0))
     uniforms = torch.rand(40, generator=generator, dtype=torch.float64)
-    cold = sample(logits, uniforms, banned, temperature=1e-4, top_k=0, top_p=1.0)
+    cold = sample(logits, uniforms, banned, DecodingConfig(temperature=1e-4))
     assert torch.equal(greedy.ids, cold.ids)
     torch.testing.assert_close(greedy.log_probs, cold.log_probs)
 
@@ -148,16 +153,19 @@ def test_greedy_needs_no_uniforms_and_is_the_limit_of_a_low_temperature() -> Non
 def test_banned_ids_are_never_drawn(temperature: float) -> None:
     logits = torch.zeros(500, 6)
     logits[:, [0, 5]] = 20.0
-    uniforms = uniform(position_keys(torch.tensor(0), torch.arange(500), torch.tensor(0)))
+    uniforms = uniform(fold(torch.tensor(0), torch.arange(500), torch.tensor(0)))
     banned = torch.tensor([0, 5])
-    candidates = sample(logits, uniforms, banned, temperature=temperature, top_k=0, top_p=1.0)
+    candidates = sample(logits, uniforms, banned, DecodingConfig(temperature=temperature))
     assert not {0, 5} & set(candidates.ids.tolist())
 
 
 def test_greedy_ties_go_to_the_lowest_id() -> None:
     logits = torch.tensor([[0.0, 3.0, 3.0], [1.0, 1.0, 1.0]])
     candidates = sample(
-        logits, torch.full((2,), 0.99).double(), NONE, temperature=0.0, top_k=0, top_p=1.0
+        logits,
+        torch.full((2,), 0.99).double(),
+        NONE,
+        DecodingConfig(temperature=0.0),
     )
     assert candidates.ids.tolist() == [1, 0]
 
@@ -172,7 +180,7 @@ def test_greedy_ties_go_to_the_lowest_id() -> None:
 )
 def test_log_probability_precision(given_dtype: torch.dtype, recorded: torch.dtype) -> None:
     logits = torch.zeros(2, 3, dtype=given_dtype)
-    candidates = sample(logits, torch.zeros(2).double(), NONE, temperature=1.0, top_k=0, top_p=1.0)
+    candidates = sample(logits, torch.zeros(2).double(), NONE, DecodingConfig(temperature=1.0))
     assert candidates.log_probs.dtype == recorded
 
 
@@ -180,13 +188,16 @@ def test_no_positions_give_no_candidates() -> None:
     empty = torch.zeros(0, 5)
     for temperature in (0.0, 1.0):
         candidates = sample(
-            empty, torch.zeros(0).double(), NONE, temperature=temperature, top_k=2, top_p=0.5
+            empty,
+            torch.zeros(0).double(),
+            NONE,
+            DecodingConfig(temperature=temperature, top_k=2, top_p=0.5),
         )
         assert candidates.ids.shape == candidates.log_probs.shape == (0,)
 
 
 def test_keys_differ_in_seed_position_and_step() -> None:
-    grid = position_keys(torch.arange(4)[:, None, None], torch.arange(5)[:, None], torch.arange(6))
+    grid = fold(torch.arange(4)[:, None, None], torch.arange(5)[:, None], torch.arange(6))
     assert len(set(grid.flatten().tolist())) == 4 * 5 * 6
 
 

@@ -17,7 +17,7 @@ from t3d.decoding.request import Completion, Request
 from t3d.decoding.rollout import record
 from t3d.models import tiny
 from t3d.models.attention import attention_mask
-from t3d.noising import TrajectoryState, View, Vocabulary
+from t3d.noising import NoiserInput, TrajectoryState, View, Vocabulary
 from t3d.tasks import Example
 from t3d.training.forward import assemble
 
@@ -183,8 +183,9 @@ def test_a_blocks_logits_do_not_depend_on_how_other_blocks_are_noised():
     batch, _ = decoded(settings(4, max_new_tokens=20))
     keys = torch.arange(len(batch.length))
     noiser = TrajectoryState(levels=(1.0,), random_share=0.2)
-    [full] = noiser(batch, layout, keys, vocabulary, 0.0)
-    [other] = TrajectoryState(levels=(0.25,))(batch, layout, keys, vocabulary, 0.0)
+    noised = NoiserInput(batch, layout, keys, vocabulary, 0.0)
+    [full] = noiser(noised)
+    [other] = TrajectoryState(levels=(0.25,))(noised)
     start = batch.prompt_length // 8 * 8
     first = torch.arange(full.xt.shape[1]) < start[:, None] + 8
     mixed = View(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from t3d.core.blocks import BlockLayout
 from t3d.core.trajectory import Trajectory, TrajectoryBatch, training_row
-from t3d.noising import Noiser, View, Vocabulary
+from t3d.noising import Noiser, NoiserInput, View, Vocabulary
 
 VOCABULARY = Vocabulary(size=64, mask_token_id=50)
 
@@ -70,7 +70,8 @@ def noised(
     noiser: Noiser, items: list[Trajectory], block_size: int, seed: int = 0
 ) -> tuple[TrajectoryBatch, View]:
     batch = batch_of(items)
-    [view] = noiser(batch, BlockLayout(block_size), keys_of(len(items), seed), VOCABULARY, 0.5)
+    keys = keys_of(len(items), seed)
+    [view] = noiser(NoiserInput(batch, BlockLayout(block_size), keys, VOCABULARY, 0.5))
     return batch, view
 
 

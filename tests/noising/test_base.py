@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from t3d.core.blocks import BlockLayout
 from t3d.core.trajectory import Trajectory
-from t3d.noising import Noiser, RandomMask, TrajectoryState
+from t3d.noising import Noiser, NoiserInput, RandomMask, TrajectoryState
 from tests.noising.blocks import (
     MASK,
     SIZES,
@@ -34,10 +34,11 @@ def test_a_view_depends_on_nothing_but_its_own_sequence_and_key(
 ):
     noiser, layout = NOISERS[name], BlockLayout(size)
     batch, keys = batch_of(items), keys_of(len(items))
-    [together] = noiser(batch, layout, keys, VOCABULARY, 0.5)
+    [together] = noiser(NoiserInput(batch, layout, keys, VOCABULARY, 0.5))
     order = data.draw(st.permutations(range(len(items))))
     number = order[0]
-    [alone] = noiser(batch_of([items[number]]), layout, keys[[number]], VOCABULARY, 0.5)
+    batch = batch_of([items[number]])
+    [alone] = noiser(NoiserInput(batch, layout, keys[[number]], VOCABULARY, 0.5))
     width = alone.xt.shape[1]
     for field in ("xt", "loss_mask", "weight"):
         assert torch.equal(getattr(together, field)[number, :width], getattr(alone, field)[0])

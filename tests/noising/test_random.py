@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from t3d.core.blocks import BlockLayout
 from t3d.core.trajectory import Trajectory
-from t3d.noising import RandomMask
+from t3d.noising import NoiserInput, RandomMask
 from tests.noising.blocks import (
     MASK,
     SIZES,
@@ -57,7 +57,8 @@ def test_the_expected_random_mask_loss_is_the_nelbo(num: int, num_views: int):
     """Against the integral over t of (1/t) E[sum of the masked tokens' losses]."""
     draws = 8000
     batch = batch_of(one_block(draws, prompt=8 - num))
-    views = RandomMask(num_views)(batch, BlockLayout(4), keys_of(draws), VOCABULARY, 0.5)
+    noised = NoiserInput(batch, BlockLayout(4), keys_of(draws), VOCABULARY, 0.5)
+    views = RandomMask(num_views)(noised)
     assert len(views) == num_views
     generator = np.random.default_rng(0)
     nelbo = exact = 0.0
@@ -82,7 +83,8 @@ def test_the_expected_random_mask_loss_is_the_nelbo(num: int, num_views: int):
 
 def test_views_of_a_random_mask_are_stratified():
     batch = batch_of(one_block(400))
-    views = RandomMask(num_views=2)(batch, BlockLayout(4), keys_of(400), VOCABULARY, 0.5)
+    noised = NoiserInput(batch, BlockLayout(4), keys_of(400), VOCABULARY, 0.5)
+    views = RandomMask(num_views=2)(noised)
     counts = torch.stack([view.loss_mask.sum(1) for view in views])
     assert (counts[0] - counts[1]).abs().unique().tolist() == [2]
 

@@ -18,7 +18,7 @@ from t3d.decoding.replay import visited_states
 from t3d.decoding.request import Request
 from t3d.decoding.rollout import record
 from t3d.models import tiny
-from t3d.noising import TrajectoryState
+from t3d.noising import NoiserInput, TrajectoryState
 from t3d.tasks import Example
 from tests.noising.blocks import (
     MASK,
@@ -226,15 +226,15 @@ def test_views_of_one_sequence_are_stratified():
     items, layout = one_block(400), BlockLayout(4)
     one = TrajectoryState(levels=(0.25, 1.0), level_power=0)
     two = TrajectoryState(levels=(0.25, 1.0), level_power=0, num_views=2)
-    [single] = one(batch_of(items), layout, keys_of(400), VOCABULARY, 0.5)
-    views = two(batch_of(items), layout, keys_of(400), VOCABULARY, 0.5)
+    inputs = NoiserInput(batch_of(items), layout, keys_of(400), VOCABULARY, 0.5)
+    [single], views = one(inputs), two(inputs)
     assert torch.equal(views[0].xt, single.xt)
     counts = torch.stack([view.loss_mask.sum(1) for view in views])
     assert counts.sort(0).values.unique(dim=1).tolist() == [[1], [4]]
     assert close(int((counts[0] == 4).sum()), 400, 0.5)
     # Random tokens are drawn for each view.
     replacing = TrajectoryState(levels=(1.0,), random_share=0.5, num_views=2)
-    first, second = replacing(batch_of(items), layout, keys_of(400), VOCABULARY, 0.5)
+    first, second = replacing(inputs)
     both = (first.xt != MASK) & (second.xt != MASK) & first.loss_mask
     assert close(int(both.sum()), 1600, 0.25)
 

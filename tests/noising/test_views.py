@@ -17,6 +17,7 @@ from t3d.noising import (
     ComplementaryMask,
     ComplementaryState,
     Noiser,
+    NoiserInput,
     RandomMask,
     StatePair,
     TrajectoryState,
@@ -35,7 +36,8 @@ def test_ids_that_are_banned_are_no_noise() -> None:
     batch = TrajectoryBatch.collate([training_row(t, i) for i, t in enumerate(trajectories(8))], 0)
     banned = tuple(range(5, 50))
     vocabulary, keys = Vocabulary(64, MASK, banned), torch.arange(8)
-    (view,) = TrajectoryState(random_share=1.0)(batch, BlockLayout(SIZE), keys, vocabulary, 0.5)
+    inputs = NoiserInput(batch, BlockLayout(SIZE), keys, vocabulary, 0.5)
+    (view,) = TrajectoryState(random_share=1.0)(inputs)
     shown = set(view.xt[view.loss_mask].tolist())
     assert len(shown) > 5
     assert shown.isdisjoint({MASK, *banned})
@@ -86,7 +88,7 @@ def views_of(
     noiser: Noiser, batch: TrajectoryBatch = BATCH, seed: int = 0, progress: float = 0.5
 ) -> list[View]:
     keys = torch.arange(len(batch.length)) * 1_000_003 + seed
-    return noiser(batch, BlockLayout(SIZE), keys, VOCABULARY, progress)
+    return noiser(NoiserInput(batch, BlockLayout(SIZE), keys, VOCABULARY, progress))
 
 
 def shown_states(view: View) -> list[set[tuple[int, ...]]]:

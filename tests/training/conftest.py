@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from t3d.core.blocks import BlockLayout
 from t3d.core.trajectory import Trajectory, TrajectoryBatch, training_row
 from t3d.models import LanguageModel, tiny, wrap
-from t3d.noising import Noiser, View, Vocabulary
+from t3d.noising import Noiser, NoiserInput, View
 from t3d.objectives import base
 from t3d.tasks import get_task
 from t3d.tasks.tokenizer import MASK_TOKEN, train_tokenizer
@@ -38,18 +37,11 @@ class Recorder:
     progress: list[float] = field(default_factory=list)
     views: list[list[View]] = field(default_factory=list)
 
-    def __call__(
-        self,
-        batch: TrajectoryBatch,
-        layout: BlockLayout,
-        keys: Tensor,
-        vocabulary: Vocabulary,
-        progress: float,
-    ) -> list[View]:
-        views = self.noiser(batch, layout, keys, vocabulary, progress)
-        self.batches.append(batch)
-        self.block_sizes.append(layout.block_size)
-        self.progress.append(progress)
+    def __call__(self, given: NoiserInput) -> list[View]:
+        views = self.noiser(given)
+        self.batches.append(given.batch)
+        self.block_sizes.append(given.layout.block_size)
+        self.progress.append(given.progress)
         self.views.append(views)
         return views
 

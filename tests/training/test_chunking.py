@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from t3d.models import LanguageModel, tiny, wrap
-from t3d.training.arguments import training_arguments
 from t3d.training.config import TrainingConfig
 from t3d.training.run import fit
 from t3d.training.trainer import DiffusionTrainer
@@ -69,8 +68,8 @@ def test_no_tensor_holds_the_logits_of_all_loss_tokens(
     # Its tokenizer names a mask of its own.
     model.config.mask_token_id = None
     lm = wrap(model, bench.tokenizer, "wide")
-    arguments = training_arguments(TrainingConfig(), tmp_path)
-    trainer = DiffusionTrainer(lm, ALL[name], bench.rows(64), arguments, [4])
+    settings = TrainingConfig(block_sizes=[4])
+    trainer = DiffusionTrainer(lm, ALL[name], bench.rows(64), settings, tmp_path)
     head = model.get_output_embeddings()
     assert head is not None
     weight = head.weight

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from t3d.models import LanguageModel
-from t3d.training.arguments import training_arguments
 from t3d.training.config import MethodConfig, TrainingConfig
 from t3d.training.methods import METHODS, Method, build_method
 from t3d.training.run import fit
@@ -63,9 +62,8 @@ def test_an_accumulated_batch_is_a_large_batch(
 
 @pytest.mark.parametrize("name", list(METHODS))
 def test_every_model_runs_at_most_once_a_micro_batch(bench: Any, tmp_path: Path, name: str):
-    lm, settings = bench.model(), config(micro_batch_size=2)
-    arguments = training_arguments(settings, tmp_path)
-    trainer = DiffusionTrainer(lm, METHODS[name], bench.rows(4), arguments, [4])
+    lm, settings = bench.model(), config(micro_batch_size=2, block_sizes=[4])
+    trainer = DiffusionTrainer(lm, METHODS[name], bench.rows(4), settings, tmp_path)
     calls: dict[str, int] = {}
 
     def count(role: str, model: nn.Module | None) -> None:
@@ -86,10 +84,10 @@ def test_the_teacher_is_what_training_started_from(bench: Any, weights: Weights,
     other = bench.model(seed=2)
     before, results = weights(other), []
     for number, teacher in enumerate([None, bench.model(), other]):
-        lm, settings = bench.model(), config(steps=3)
-        arguments = training_arguments(settings, tmp_path / str(number))
+        lm, settings = bench.model(), config(steps=3, block_sizes=[4])
+        directory = tmp_path / str(number)
         trainer = DiffusionTrainer(
-            lm, METHODS["cdlm"], bench.rows(4), arguments, [4], teacher=teacher
+            lm, METHODS["cdlm"], bench.rows(4), settings, directory, teacher=teacher
         )
         trainer.train()
         assert trainer.teacher is not None

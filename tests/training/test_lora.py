@@ -19,7 +19,6 @@ from transformers import TrainerCallback
 
 from t3d.core.provenance import hash_weights
 from t3d.models import LanguageModel, from_pretrained
-from t3d.training.arguments import training_arguments
 from t3d.training.config import LoraSettings, MethodConfig, TrainingConfig
 from t3d.training.distill import distill
 from t3d.training.lora import TARGETS, Adapter, AdapterWeights, FrozenAdapter
@@ -48,8 +47,7 @@ def trainer_of(
     lm: LanguageModel, method: Method, rows: Any, directory: Path, **changes: Any
 ) -> DiffusionTrainer:
     settings = replace(SETTINGS, **changes)
-    arguments = training_arguments(settings, directory)
-    return DiffusionTrainer(lm, method, rows, arguments, [4, 8], lora=settings.lora)
+    return DiffusionTrainer(lm, method, rows, settings, directory)
 
 
 def logits(lm: LanguageModel) -> Tensor:

@@ -20,7 +20,6 @@ from t3d.evaluation.evaluate import evaluate
 from t3d.experiment.watch import Watch
 from t3d.models import LanguageModel, from_pretrained
 from t3d.tasks.base import Example, Grade, Split
-from t3d.training.arguments import training_arguments
 from t3d.training.config import LoraSettings, MethodConfig, TrainingConfig
 from t3d.training.methods import build_method
 from t3d.training.run import fit
@@ -68,15 +67,8 @@ def test_the_logged_gradient_norm_is_that_of_the_trained_weights(bench: Any, tmp
     """Without clipping, so that the callback sees what the log is about."""
     squares, lora = Squares(), LoraSettings(rank=2)
     settings = replace(SETTINGS, steps=3, max_grad_norm=1e9, lora=lora)
-    trainer = DiffusionTrainer(
-        bench.model(),
-        METHOD,
-        bench.rows(8),
-        training_arguments(settings, tmp_path),
-        [4],
-        callbacks=[squares],
-        lora=lora,
-    )
+    trainer = DiffusionTrainer(bench.model(), METHOD, bench.rows(8), settings, tmp_path)
+    trainer.add_callback(squares)
     trainer.train()
     logged = [row["grad_norm"] for row in trainer.state.log_history if "grad_norm" in row]
     assert logged == pytest.approx(squares.norms)

@@ -15,7 +15,6 @@ from t3d.core.blocks import Coordinates
 from t3d.core.trajectory import TrajectoryBatch
 from t3d.models import LanguageModel, tiny
 from t3d.training import forward
-from t3d.training.arguments import training_arguments
 from t3d.training.config import MethodConfig, TrainingConfig
 from t3d.training.forward import attending
 from t3d.training.methods import METHODS, Method, build_method
@@ -37,8 +36,8 @@ Step = Callable[[list[dict[str, Any]]], list[Tensor]]
 def trainer(bench: Any, tmp_path: Path, request: pytest.FixtureRequest) -> DiffusionTrainer:
     """Of a method, with a student that has left its reference and teacher."""
     lm: LanguageModel = bench.model()
-    arguments = training_arguments(TrainingConfig(), tmp_path)
-    trainer = DiffusionTrainer(lm, ALL[request.param], bench.rows(64), arguments, [4])
+    settings = TrainingConfig(block_sizes=[4])
+    trainer = DiffusionTrainer(lm, ALL[request.param], bench.rows(64), settings, tmp_path)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for weight in lm.model.parameters():

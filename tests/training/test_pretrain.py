@@ -127,7 +127,8 @@ def test_problems_of_several_tasks_take_turns():
     found = [[e for e in examples if e.id.startswith(task)] for task in config.tasks]
     assert [e for turn in zip(*found, strict=False) for e in turn] == examples[:6]
     for task, own in zip(config.tasks, found, strict=True):
-        assert own == replace(config, task=task).examples()[: len(own)]
+        alone = replace(config, task=task).examples()
+        assert own == [replace(e, id=f"{task}:{e.id}") for e in alone[: len(own)]]
     assert [len(own) for own in found] == [4, 3]
 
 

@@ -24,10 +24,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import TrainerControl
 
-from t3d.core.blocks import BlockLayout
-from t3d.core.trajectory import TrajectoryBatch
 from t3d.models import LanguageModel
-from t3d.noising import Noiser, View, Vocabulary
+from t3d.noising import Noiser, NoiserInput, View
 from t3d.training import run
 from t3d.training.config import MethodConfig, OptimizerName, TrainingConfig
 from t3d.training.methods import Method, build_method
@@ -59,18 +57,11 @@ class Interrupted:
     noiser: Noiser
     at: int
 
-    def __call__(
-        self,
-        batch: TrajectoryBatch,
-        layout: BlockLayout,
-        keys: Tensor,
-        vocabulary: Vocabulary,
-        progress: float,
-    ) -> list[View]:
+    def __call__(self, given: NoiserInput) -> list[View]:
         self.at -= 1
         if self.at < 0:
             raise PowerCut
-        return self.noiser(batch, layout, keys, vocabulary, progress)
+        return self.noiser(given)
 
 
 def interrupt(

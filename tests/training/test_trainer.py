@@ -17,7 +17,6 @@ from transformers import TrainerCallback
 from t3d.models import LanguageModel
 from t3d.noising import TrajectoryState
 from t3d.objectives import Context, CrossEntropy
-from t3d.training.arguments import training_arguments
 from t3d.training.config import MethodConfig, TrainingConfig
 from t3d.training.methods import Method, build_method
 from t3d.training.run import fit
@@ -148,8 +147,8 @@ def test_the_reference_is_refreshed_at_every_round_and_frozen_between(
         lm,
         build_method(MethodConfig("t3d", reference_every=every)),
         bench.rows(19),
-        training_arguments(settings, tmp_path),
-        settings.block_sizes,
+        settings,
+        tmp_path,
     )
     watch.trainer = trainer
     trainer.add_callback(watch)
@@ -177,10 +176,8 @@ def test_one_student_and_one_reference_pass_with_logits_only_at_loss_positions(
 ):
     lm = bench.model()
     method, recorder = recorded(build_method(MethodConfig("t3d", noiser={"num_views": num_views})))
-    settings = config(steps=2, micro_batch_size=2)
-    trainer = DiffusionTrainer(
-        lm, method, bench.rows(19), training_arguments(settings, tmp_path), [4]
-    )
+    settings = config(steps=2, micro_batch_size=2, block_sizes=[4])
+    trainer = DiffusionTrainer(lm, method, bench.rows(19), settings, tmp_path)
     assert trainer.reference is not None
     student, reference = count_projections(monkeypatch, lm.model, trainer.reference)
     trainer.train()
@@ -259,11 +256,9 @@ def test_metrics_are_averaged_since_the_last_log(bench: Any, tmp_path: Path):
 def test_in_bfloat16_a_fresh_reference_equals_the_student(bench: Any, tmp_path: Path):
     """Master weights stay float32; both models compute in bfloat16."""
     lm = bench.model(dtype=torch.float32)
-    settings = config(steps=1, bf16=True, trainer={"use_cpu": True})
+    settings = config(steps=1, bf16=True, block_sizes=[4], trainer={"use_cpu": True})
     method = build_method(MethodConfig("t3d"))
-    trainer = DiffusionTrainer(
-        lm, method, bench.rows(8), training_arguments(settings, tmp_path), [4]
-    )
+    trainer = DiffusionTrainer(lm, method, bench.rows(8), settings, tmp_path)
     assert trainer.reference is not None
     dtypes: list[torch.dtype] = []
     trainer.reference.get_submodule("model.layers.0.mlp.up_proj").register_forward_hook(

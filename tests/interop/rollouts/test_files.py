@@ -265,7 +265,7 @@ def test_outputs_are_never_mixed_or_overwritten(chars: LanguageModel, tmp_path: 
         run(tmp_path / "empty")
     with pytest.raises(ValueError, match="a.json: exists already"):
         run(source)
-    with pytest.raises(ValueError, match="cannot be made"):
+    with pytest.raises(ValueError, match="no directory can be made there"):
         run(source / "store")
     with pytest.raises(ValueError, match="nowhere.json: cannot be read: No such file"):
         import_rollouts(
