@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -218,7 +219,7 @@ def test_numbers_below_a_narrow_range_stay_apart(make_rows: Make) -> None:
     low, high = figure.axes[0].get_xlim()
     boxes = [t.get_window_extent() for t in labels if low <= t.get_position()[0] <= high]
     assert len(boxes) > 1
-    assert all(one.x1 < two.x0 for one, two in zip(boxes, boxes[1:], strict=False))
+    assert all(one.x1 < two.x0 for one, two in pairwise(boxes))
 
 
 def test_figures_stay_out_of_the_global_plotting_state(make_rows: Make) -> None:
