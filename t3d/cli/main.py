@@ -52,10 +52,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         0; 1 for input that the command cannot use; 2 for a wrong call or recipe; 130 where
         the user or the system stopped it.
     """
+    stops: list[int] = []
+
+    def stop(number: int, _frame: object) -> None:
+        stops.append(number)
+        raise KeyboardInterrupt
+
     if argv is None:
         _silence_libraries()
-        # Clusters stop a job so before they kill it; it ends as tidily as with Ctrl-C.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        # Clusters stop a job so before they kill it; it ends as tidily as with Ctrl-C, which a
+        # shell may have had ignored.
+        signal.signal(signal.SIGTERM, stop)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, stop)
     name, settings = "", {}
     try:
         name, arguments = _command(sys.argv[1:] if argv is None else argv)
@@ -66,6 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"t3d {name}: error: {_sentence(str(error))}; {hint}", file=sys.stderr)
         return 2
     except Exception as error:
+        # A library that was stopped amid its import may swallow that, and fail later.
+        if stops:
+            return _stopped(name)
         told = _beyond_the_machine(error, settings.get("output"))
         if told is None and isinstance(error, OSError) and error.filename is not None:
             told = f"{error.filename}: {error.strerror}; name another path, or mend this one"
@@ -74,11 +86,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"t3d: error: {_short(told or str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        resumable = name in COMMANDS and COMMANDS[name].resumable
-        resume = "; run the same command again to resume" if resumable else ""
-        print(f"\nt3d: stopped{resume}", file=sys.stderr)
-        return 130
+        return _stopped(name)
     return 0
+
+
+def _stopped(name: str) -> int:
+    resumable = name in COMMANDS and COMMANDS[name].resumable
+    resume = "; run the same command again to resume" if resumable else ""
+    print(f"\nt3d: stopped{resume}", file=sys.stderr)
+    return 130
 
 
 def _beyond_the_machine(error: Exception, output: Path | None) -> str | None:

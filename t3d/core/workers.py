@@ -105,14 +105,15 @@ def _start(
 
     The parent holds the other end of the pipe `alive`, which the system closes with it.
     """
+    # A terminal interrupts workers as well; their tracebacks would only confuse the user.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
     import torch
 
     global _messages
     _messages = messages
     # The parent's level of logging holds in its workers, too.
     logging.disable(level)
-    # A terminal interrupts workers as well; their tracebacks would only confuse the user.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     number = numbers.get()
     torch.set_num_threads(threads)
     if num_devices:

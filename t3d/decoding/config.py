@@ -186,9 +186,13 @@ def labels(
         and len({fields[name] for fields in found.values()}) > 1
     ]
     return {
-        setting: setting.label + "".join(f",\n{name} {fields[name]}" for name in names)
+        setting: setting.label + "".join(f",\n{_said(name, fields[name])}" for name in names)
         for setting, fields in found.items()
     }
+
+
+def _said(name: str, value: object) -> str:
+    return f"no {name}" if value is None else f"{name} {value}"
 
 
 def one_line(label: str) -> str:

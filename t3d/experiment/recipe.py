@@ -10,6 +10,7 @@ from t3d.core.ranges import WORKERS, check_ranges
 from t3d.decoding.config import RolloutConfig
 from t3d.evaluation.config import EvaluationConfig, WatchConfig
 from t3d.tasks import ProtocolName, Split, Task, get_task, mixture
+from t3d.tasks.mixture import check_names
 from t3d.training.config import SEEDS, MethodConfig, PretrainConfig, TrainingConfig
 
 
@@ -156,11 +157,13 @@ class RunConfig:
         """The tasks.
 
         Raises:
-            ValueError: for an unknown one, or options that it does not take.
+            ValueError: for an unknown one, options that it does not take, or two of one name.
         """
         data = self.data
         options: dict[str, Any] = {"data": data.folder, "protocol": data.protocol}
-        return [get_task(task, unsafe_exec=data.unsafe_exec, **options) for task in self.tasks]
+        found = [get_task(task, unsafe_exec=data.unsafe_exec, **options) for task in self.tasks]
+        check_names(found)
+        return found
 
 
 @dataclass(frozen=True)

@@ -140,14 +140,21 @@ def prepare(config: RunConfig) -> tuple[LanguageModel, list[Example]]:
     }
     for decoding in decodings | {config.rollout.decoding}:
         encode_prompts(teacher, prompts, decoding)
-    asked = {prompt.question for prompt in prompts} if config.data.prompts is not None else set()
     first: list[Example] = []
     for name, task in zip(config.tasks, config.problem_sets(), strict=True):
         problems = _problems(config, task)
+        # A task's own splits are kept apart where they are made.
+        is_own = config.data.prompts is None and len(config.tasks) == 1
+        asked = {
+            prompt.question
+            for prompt in prompts
+            if not is_own and not prompt.id.startswith(f"{task.name}:")
+        }
         shared = next((problem.id for problem in problems if problem.question in asked), None)
         if shared is not None:
+            source = config.data.prompts or f"the training file of another task than {name}"
             raise ValueError(
-                f"{config.data.prompts}: asks what problem {shared} of {name} asks; "
+                f"{source}: asks what problem {shared} of {name} asks; "
                 "train on other questions than those that are evaluated"
             )
         check_evaluation(teacher, problems, config.evaluation)

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, NullLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from t3d.core.files import write_bytes
 from t3d.decoding.config import DYNAMIC, STATIC
@@ -25,7 +25,13 @@ if TYPE_CHECKING:
 
 INK, SOFT, GRID = "#222222", "#666666", "#e4e4e4"
 _TEXT: dict[str, Any] = {"fontsize": 11, "color": INK}
-_TITLE: dict[str, Any] = {"x": 0.012, "ha": "left", "fontweight": "bold", "color": INK}
+_TITLE: dict[str, Any] = {
+    "x": 0.012,
+    "ha": "left",
+    "fontweight": "bold",
+    "color": INK,
+    "wrap": True,
+}
 _DODGE = 0.05
 """Distance in octaves between methods of one speed, so that their error bars stay apart."""
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
@@ -130,6 +136,7 @@ def frontier_figure(panels: Sequence[Panel]) -> Figure:
             for name, own in panel.items():
                 _draw(axes, own, seconds, style(name)[0], markers)
             axes.margins(x=0.06, y=0.08)
+            axes.xaxis.set_major_locator(MaxNLocator(5))
             _finish(axes)
         several = any(len(p.seeds) > 1 for own in panel.values() for p in own)
         title = f"{title}; bars are 95 % intervals" + ("; means over seeds" if several else "")

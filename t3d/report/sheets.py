@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rich import box
-from rich.console import Group, RenderableType
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -92,7 +93,8 @@ class Sheet:
         table = "\n".join(f"| {line} |" for line in [aligned[0], rule, *aligned[1:]])
         return f"### {self.title}\n\n{table}\n\n{self.note}\n"
 
-    def rich(self) -> RenderableType:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        padding = int(len(self.header) < 10)
         table = Table(
             title=self.title,
             title_justify="left",
@@ -102,18 +104,42 @@ class Sheet:
             box=box.SIMPLE_HEAD,
             show_edge=False,
             pad_edge=False,
-            padding=(0, int(len(self.header) < 10), 0, 0),
+            padding=(0, padding, 0, 0),
             header_style="dim",
         )
-        for i, name in enumerate(self.header):
+        gaps = (len(self.header) - 1) * (1 + padding)
+        widths = self._widths(options.max_width - gaps)
+        for i, (name, width) in enumerate(zip(self.header, widths, strict=True)):
             justify = "left" if i < self.num_names else "right"
-            table.add_column(name, justify=justify, no_wrap=i < 2, overflow="fold")
+            table.add_column(name, justify=justify, overflow="fold", width=width)
         for group in self.groups:
             for row in group:
                 table.add_row(*(cell.rich for cell in row))
             if max(map(len, self.groups)) > 1:
                 table.add_section()
-        return table
+        yield table
+
+    def _widths(self, room: int) -> list[int]:
+        """Of the columns: the widest shrink first, and words of the header break before others."""
+        names = [[name] for name in self.header]
+        rows = [row for group in self.groups for row in group]
+        cells = [[c.rich.plain for c in column] for column in zip(*rows, strict=True)] or names
+        pairs = list(zip(names, cells, strict=True))
+        widths = [_longest(name + own, "\n") for name, own in pairs]
+        for least in (
+            [_longest(name + own) for name, own in pairs],
+            [_longest(own) for own in cells],
+            [1] * len(widths),
+        ):
+            while sum(widths) > room and any(w > low for w, low in zip(widths, least, strict=True)):
+                widest = max(range(len(widths)), key=lambda i: (widths[i] > least[i], widths[i]))
+                widths[widest] -= 1
+        return widths
+
+
+def _longest(texts: Iterable[str], at: str | None = None) -> int:
+    """The cells of the longest part of texts that are split at a separator, or at blanks."""
+    return max(cell_len(part) for text in texts for part in (text.split(at) or [""]))
 
 
 def percent(share: float | None) -> str:
@@ -139,6 +165,6 @@ def render_terminal(sections: Sequence[Section]) -> RenderableType:
     for heading, sheets in sections:
         parts.append(Text(heading, style="bold reverse"))
         for sheet in sheets:
-            parts += ["", sheet.rich()]
+            parts += ["", sheet]
         parts.append("")
     return Group(*parts)

@@ -268,7 +268,7 @@ def calibration_terminal(choice: Choice) -> RenderableType:
         "refused. Bold: the fastest accepted one, chosen."
     )
     header = ["setting", "verdict", "block", "tokens/\nforward", "accuracy\n(%)"]
-    return Sheet("Calibration", [*header, "loss\n(points)", "at\nmost"], [lines], note).rich()
+    return Sheet("Calibration", [*header, "loss\n(points)", "at\nmost"], [lines], note)
 
 
 def _verdict(candidate: Candidate) -> str:

@@ -9,9 +9,24 @@ from itertools import chain
 from t3d.tasks.base import Example, Grade, Split, Task
 
 
+def check_names(tasks: Sequence[Task]) -> None:
+    """Raises: ValueError if two tasks have one name, by which their results are told apart."""
+    names = [task.name for task in tasks]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(
+            f"task: two of them are {twice}, with the same problems to evaluate; name each once"
+        )
+
+
 def mixture(tasks: Sequence[Task]) -> Task:
-    """The task itself where there is one."""
+    """The task itself where there is one.
+
+    Raises:
+        ValueError: if two tasks have one name.
+    """
     assert tasks
+    check_names(tasks)
     return tasks[0] if len(tasks) == 1 else Mixture(tasks)
 
 

@@ -287,3 +287,49 @@ def test_the_answer_alone_is_on_stdout_of_a_pipe(checkpoint: Path) -> None:
     )
     assert process.stderr == ""
     assert process.stdout.strip()
+
+
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
+def test_a_stop_that_a_library_swallows_is_a_stop_all_the_same(number: str) -> None:
+    program = f"""
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+import t3d.cli.main as main
+def swallows(*_):
+    try:
+        os.kill(os.getpid(), signal.{number})
+    except BaseException:
+        pass
+    raise RecursionError("half imported")
+main.parse = lambda *_: (swallows, {{"output": 1}})
+sys.argv = ["t3d", "run", "demo"]
+raise SystemExit(main.main())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 130, done.stderr
+    assert done.stderr.strip() == "t3d: stopped; run the same command again to resume"
+
+
+def test_an_interrupt_while_a_worker_imports_ends_without_its_traceback(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text(
+        "import os, signal, sys\nos.kill(os.getpid(), signal.SIGINT)\n"
+        "def set_num_threads(n): pass\n"
+    )
+    program = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from multiprocessing import Pipe, get_context
+from t3d.core.workers import _start
+numbers = get_context("spawn").SimpleQueue()
+numbers.put(0)
+alive, other = Pipe(duplex=False)
+_start(numbers, numbers, 1, 0, 0, alive)
+"""
+    path = os.pathsep.join([str(tmp_path), os.getcwd()])
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": path},
+    )
+    assert (done.returncode, done.stderr) == (0, "")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 from t3d.decoding.config import STATIC
@@ -187,6 +189,37 @@ def test_a_row_of_panels_a_task_and_temperature(make_rows: Make) -> None:
     ]
     assert len(axes) == 6
     assert all(len(x.containers) == 4 for x in axes)
+
+
+def _is_inside(figure: Figure, text: Text) -> bool:
+    figure.draw_without_rendering()
+    box = text.get_window_extent()
+    return 0 <= box.x0 < box.x1 <= figure.bbox.width
+
+
+@pytest.mark.parametrize("sizes", [(4,), (4, 8)])
+@pytest.mark.parametrize("seeds", [(0,), (0, 1)])
+def test_the_title_is_not_cut_off(
+    make_rows: Make, sizes: tuple[int, ...], seeds: tuple[int, ...]
+) -> None:
+    rows = make_rows(("original", "t3d"), seeds, sizes, n=8)
+    figure = comparison_figure(Comparison([Cell(row, right(row)) for row in rows]))
+    (title,) = [text for text in figure.texts if "Accuracy" in text.get_text()]
+    assert _is_inside(figure, title)
+
+
+def test_numbers_below_a_narrow_range_stay_apart(make_rows: Make) -> None:
+    rows = [
+        dataclasses.replace(row, tokens_per_forward=0.977 + i / 1000)
+        for i, row in enumerate(make_rows(("t3d",))[:2])
+    ]
+    figure = figure_of(rows)
+    figure.draw_without_rendering()
+    labels = [text for text in figure.axes[0].get_xticklabels() if text.get_text()]
+    low, high = figure.axes[0].get_xlim()
+    boxes = [t.get_window_extent() for t in labels if low <= t.get_position()[0] <= high]
+    assert len(boxes) > 1
+    assert all(one.x1 < two.x0 for one, two in pairwise(boxes))
 
 
 def test_figures_stay_out_of_the_global_plotting_state(make_rows: Make) -> None:

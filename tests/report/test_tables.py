@@ -192,6 +192,29 @@ def test_the_terminal_shows_every_number_uncut(make_rows: Make, width: int) -> N
             assert all(word in words for word in cell.split()), cell
 
 
+def test_numbers_stay_whole_beside_settings_of_long_names(make_rows: Make) -> None:
+    rows = [
+        dataclasses.replace(row, decoding=dataclasses.replace(row.decoding, max_new_tokens=length))
+        for length in (48, 96)
+        for row in make_rows(("original", "naive_td"))
+    ]
+    text = terminal(rows, 80)
+    assert all(len(line.rstrip()) <= 80 for line in text.splitlines())
+    for row in rows:
+        for number in (
+            f"{100 * row.accuracy:.1f}",
+            f"{row.tokens_per_second:.1f}",
+            f"{row.tokens_per_forward:.2f}",
+        ):
+            assert re.search(rf"(?<![\d.]){re.escape(number)}(?![\d.])", text), number
+    assert not re.search(r"^\s*\d{1,2}\]", text, re.MULTILINE)
+
+
+def test_a_name_without_end_leaves_the_table_in_the_terminal(make_rows: Make) -> None:
+    rows = [dataclasses.replace(row, method="m" * 200) for row in make_rows(("t3d",))]
+    assert all(len(line.rstrip()) <= 80 for line in terminal(rows, 80).splitlines())
+
+
 def test_two_rows_for_one_cell_are_refused(make_rows: Make) -> None:
     rows = make_rows()
     with pytest.raises(ValueError, match=r"two result rows for task mini_gsm, method .* keep one"):
