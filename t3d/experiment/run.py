@@ -87,7 +87,10 @@ def walk(config: RunConfig, *, progress: bool = True) -> tuple[list[Cell], list[
         config = with_teacher(config, progress=progress)
         teacher, problems = prepare(config)
         recipe = asdict(config)
-        claim(config.output, {key: recipe[key] for key in _SHARED}, teacher.weights_hash)
+        shared = {key: recipe[key] for key in _SHARED}
+        # Students lie in folders of their seeds where seeds are named.
+        shared["by_seed"] = bool(config.seeds)
+        claim(config.output, shared, teacher.weights_hash)
         for name, method in recipe["methods"].items():
             claim(config.output / "methods" / name, method, teacher.weights_hash)
         record = provenance(

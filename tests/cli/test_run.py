@@ -187,6 +187,11 @@ def test_a_method_may_be_added_and_is_the_only_one_trained(
     outcome = t3d("run", path, "--output", output, "--progress", "false")
     assert outcome.code == 1
     assert f"{output}/methods/sft: holds what another recipe made (num_seq" in outcome.err
+    # Folders of seeds would lie within the students that are there.
+    path.write_text(yaml.safe_dump(document), encoding="utf-8")
+    outcome = t3d("compare", path, "--output", output, "--progress", "false")
+    assert outcome.code == 1
+    assert f"{output}: holds what another recipe made (by_seed differ)" in outcome.err
 
 
 def test_a_run_of_two_tasks_trains_on_both_and_evaluates_both(
