@@ -8,8 +8,6 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from rich.console import RenderableType
-
 from t3d.core.files import write_bytes, write_json
 from t3d.decoding.config import STATIC, DecodingConfig, labels, one_line
 from t3d.evaluation.comparison import Comparison, Estimate
@@ -23,7 +21,6 @@ from t3d.report.sheets import (
     order_methods,
     percent,
     render_markdown,
-    render_terminal,
 )
 from t3d.report.tables import IN_TITLES, grading_sheet
 from t3d.report.trajectories import Problem, write_html
@@ -68,26 +65,8 @@ def write_comparison(
     if problems:
         write_html(directory / "trajectories.html", problems)
         text += "[Decoding trajectories](trajectories.html), token by token.\n\n"
-    text += render_markdown(_sections(comparison, recommended))
+    text += render_markdown(comparison_sections(comparison, recommended))
     write_bytes(directory / "report.md", text.encode())
-
-
-def comparison_terminal(cells: Sequence[Cell], recommended: str | None) -> RenderableType:
-    """The tables for a terminal of 80 columns or more.
-
-    Raises:
-        ValueError: for cells that `Comparison` refuses.
-    """
-    return render_terminal(_sections(Comparison(cells), recommended))
-
-
-def comparison_markdown(cells: Sequence[Cell], recommended: str | None) -> str:
-    """The same tables in GitHub's Markdown.
-
-    Raises:
-        ValueError: for cells that `Comparison` refuses.
-    """
-    return render_markdown(_sections(Comparison(cells), recommended))
 
 
 Column = tuple[str, Mapping[str, Entry]]
@@ -297,7 +276,8 @@ def _range(values: Iterable[int]) -> Entry:
     return Entry(f"{low:,}" if low == high else f"{low:,}–{high:,}")
 
 
-def _sections(c: Comparison, recommended: str | None) -> list[Section]:
+def comparison_sections(c: Comparison, recommended: str | None) -> list[Section]:
+    """The tables of a comparison; differences are those to `recommended`, else to the original."""
     temperatures = sorted({one.decoding.temperature for one in c.conditions})
     accuracy: list[Sheet] = []
     speed: list[Sheet] = []
@@ -327,13 +307,11 @@ def _sections(c: Comparison, recommended: str | None) -> list[Section]:
                 where = f"{task}, block size {size}, temperature {temperature:g}"
                 grading += grading_sheet(rows, where)
     problems = ", ".join(f"{num} of {task}" for task, num in sorted(c.num_problems.items()))
-    heading = f"Accuracy, n = {problems}"
-    sections: list[Section] = [(heading, accuracy)] if accuracy else []
-    sections += [("Dynamic decoding", speed)] if speed else []
-    grades: list[Section] = [("Grading", grading)] if grading else []
-    return [
-        *sections,
+    sections: list[Section] = [
+        (f"Accuracy, n = {problems}", accuracy),
+        ("Dynamic decoding", speed),
         (f"Differences to {base}", differences),
-        *grades,
+        ("Grading", grading),
         ("Budget", [_budget_sheet(c, recommended)]),
     ]
+    return [(heading, sheets) for heading, sheets in sections if sheets]
