@@ -178,4 +178,4 @@ def analyze_toy(toy: Toy, *, noise_level: float, num_states: int = 32, exact: bo
 if __name__ == "__main__":
     world = build()
     for level in (1.0, 0.5):
-        print(analyze_toy(world, noise_level=level, exact=True).markdown())
+        print(analyze_toy(world, noise_level=level, exact=True).sheet().markdown())

@@ -5,16 +5,12 @@ Method and estimators: docs/theory.md.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from t3d.analysis.config import AnalysisConfig
@@ -25,10 +21,10 @@ from t3d.core.files import write_bytes, write_json
 from t3d.core.progress import bar
 from t3d.core.trajectory import Trajectory
 from t3d.models import BlockDiffusionLM, LanguageModel
+from t3d.report.sheets import Entry, Sheet
 
 MAX_EXACT_VOCABULARY = 16
 MAX_EXACT_BLOCK = 4
-_CAPTION = "Nats a block, with 95 % bootstrap intervals over states."
 
 
 @dataclass(frozen=True)
@@ -47,23 +43,21 @@ class Measurement:
     """Leave-one-out estimate of the total correlation; equal to `total_correlation` where that is
         exact."""
 
+    @property
+    def columns(self) -> dict[str, Estimate]:
+        """The estimates by their names in a table."""
+        return {
+            "on-policy risk": self.on_policy_risk,
+            "marginal mismatch": self.marginal_mismatch,
+            "total correlation": self.total_correlation,
+            "total correlation, high": self.total_correlation_high,
+        }
+
     def minus(self, other: Measurement, seed: int) -> Measurement:
         """Paired differences over the same states."""
-        return Measurement(
-            f"{self.model} - {other.model}",
-            self.on_policy_risk.minus(other.on_policy_risk, seed),
-            self.marginal_mismatch.minus(other.marginal_mismatch, seed),
-            self.total_correlation.minus(other.total_correlation, seed),
-            self.total_correlation_high.minus(other.total_correlation_high, seed),
-        )
-
-
-_COLUMNS = {
-    "on-policy risk": "on_policy_risk",
-    "marginal mismatch": "marginal_mismatch",
-    "total correlation": "total_correlation",
-    "total correlation, high": "total_correlation_high",
-}
+        pairs = zip(self.columns.values(), other.columns.values(), strict=True)
+        name = f"{self.model} - {other.model}"
+        return Measurement(name, *(mine.minus(theirs, seed) for mine, theirs in pairs))
 
 
 @dataclass(frozen=True)
@@ -77,49 +71,28 @@ class Analysis:
     num_states: int
     config: AnalysisConfig
 
-    def table(self) -> Table:
-        """The measurements as a table for a terminal of at least 80 columns."""
-        table = self._table("\n")
-        table.title, table.caption = self._title, _CAPTION
-        table.title_justify = table.caption_justify = "left"
-        return table
-
-    def markdown(self) -> str:
-        """The same in GitHub's Markdown."""
-        table = self._table(" ")
-        table.box = box.MARKDOWN
-        out = io.StringIO()
-        Console(file=out, width=1000).print(table)
-        lines = [line.strip() for line in out.getvalue().splitlines()]
-        return f"### {self._title}\n\n" + "\n".join(filter(None, lines)) + f"\n\n{_CAPTION}\n"
+    def sheet(self) -> Sheet:
+        """The measurements as a table."""
+        config = self.config
+        # Exact values need no second estimate.
+        names = list(self.measurements[0].columns)[: 3 if config.exact else 4]
+        lines = []
+        for measured in (*self.measurements, *self.differences):
+            estimates = [measured.columns[name] for name in names]
+            intervals = [f"[{e.ci95[0]:.3f}, {e.ci95[1]:.3f}]" for e in estimates]
+            means = [f"{e.mean:.3f}" for e in estimates]
+            lines.append([Entry(measured.model), *map(Entry, means, intervals)])
+        how = "exact" if config.exact else f"{config.num_samples} completions a state"
+        title = f"{self.num_states} states at noise level {config.noise_level:g}, {how}"
+        note = "Nats a block, with 95 % bootstrap intervals over states."
+        return Sheet(title, ["", *names], [lines], note, num_names=1)
 
     def save(self, directory: Path, provenance: dict[str, Any]) -> None:
         """Write analysis.json and analysis.md."""
         directory.mkdir(parents=True, exist_ok=True)
         document = {"provenance": provenance, "analysis": asdict(self)}
         write_json(directory / "analysis.json", document)
-        write_bytes(directory / "analysis.md", self.markdown().encode())
-
-    @property
-    def _title(self) -> str:
-        config = self.config
-        how = "exact" if config.exact else f"{config.num_samples} completions a state"
-        return f"{self.num_states} states at noise level {config.noise_level:g}, {how}"
-
-    def _table(self, between: str) -> Table:
-        """The table; the text `between` separates a mean from its interval."""
-        exact = self.config.exact
-        names = {k: v for k, v in _COLUMNS.items() if not exact or v != "total_correlation_high"}
-        table = Table(box=box.SIMPLE_HEAD)
-        table.add_column("", overflow="fold")
-        for label in names:
-            table.add_column(label, justify="right")
-        for measured in (*self.measurements, *self.differences):
-            estimates: list[Estimate] = [getattr(measured, name) for name in names.values()]
-            intervals = [f"[{e.ci95[0]:.3f}, {e.ci95[1]:.3f}]" for e in estimates]
-            means = [f"{e.mean:.3f}" for e in estimates]
-            table.add_row(measured.model, *map(between.join, zip(means, intervals, strict=True)))
-        return table
+        write_bytes(directory / "analysis.md", self.sheet().markdown().encode())
 
 
 def measure(

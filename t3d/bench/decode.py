@@ -13,7 +13,7 @@ from itertools import zip_longest
 from typing import Any
 
 from t3d.bench.config import DecodeSettings, Engine
-from t3d.bench.roofline import ModelCosts, Rates, Work, peak_bytes, reset_peak, seconds
+from t3d.bench.roofline import Load, ModelCosts, Rates, peak_bytes, reset_peak, seconds
 from t3d.bench.subject import device_name, ordinary_ids
 from t3d.core.blocks import BlockLayout
 from t3d.decoding.config import DecodingConfig
@@ -48,7 +48,7 @@ class DecodeRow:
     peak_memory_bytes: int | None
     """Most memory that the run held, as `peak_bytes` measures it."""
     roofline_share: float
-    """Shortest possible time for the work of `needed_work`, as a share of the measured time."""
+    """Shortest possible time for `needed_passes` in lockstep, as a share of the measured time."""
     ratio_to_ours: float
     """Tokens per second of this engine over those of engine t3d."""
 
@@ -122,7 +122,8 @@ def _measure_setting(
         passes = [
             needed_passes(*pair, settings.block_size) for pair in zip(requests, done, strict=True)
         ]
-        least = sum(map(rates.seconds, needed_work(costs, passes, together)))
+        loads = lockstep(passes, together)
+        least = sum(rates.seconds(costs.num_bytes(load), costs.flops(load)) for load in loads)
         rows.append(
             DecodeRow(
                 engine=engine,
@@ -156,23 +157,12 @@ def passes_per_block(
     return passes / blocks
 
 
-@dataclass(frozen=True)
-class NeededPass:
-    """The part of one forward pass that one request needs."""
+def needed_passes(request: Request, completion: Completion, block_size: int) -> list[Load]:
+    """What one request needs: a pass for each denoising step.
 
-    stored: int
-    """Number of tokens whose keys and values are read from the cache."""
-    tokens: int
-    """Number of tokens that run through the model: finished ones that the cache lacks, and the
-        block."""
-    pairs: int
-    """Number of pairs of a query and a key that it attends to."""
-    logits: int
-    """Number of masked positions, whose logits are computed."""
-
-
-def needed_passes(request: Request, completion: Completion, block_size: int) -> list[NeededPass]:
-    """One pass for each denoising step; the first step of a block also stores finished tokens."""
+    Its block runs through the model, and in the block's first step the finished tokens that the
+    cache lacks; only masked positions need logits.
+    """
     prompt = len(request.prompt_ids)
     first, last = BlockLayout(block_size).span(prompt, len(completion.step_map))
     out, stored = [], 0
@@ -182,26 +172,15 @@ def needed_passes(request: Request, completion: Completion, block_size: int) -> 
         for step in range(max(own) + 1):
             pairs = sum(block_size * (b + block_size) for b in range(stored, end, block_size))
             masked = sum(s >= step for s in own)
-            out.append(NeededPass(stored, end - stored, pairs, masked))
+            out.append(Load(end - stored, pairs, masked, stored))
             stored = block
     return out
 
 
-def needed_work(
-    costs: ModelCosts, passes: Sequence[Sequence[NeededPass]], batch: int
-) -> list[Work]:
-    """The work of batches of `batch` requests that run in lockstep, without any padding.
-
-    A pass reads the weights once, and the cache of every request.
-    """
-    out = []
-    for number in range(0, len(passes), batch):
-        for together in zip_longest(*passes[number : number + batch]):
-            own = [p for p in together if p is not None]
-            tokens = sum(p.tokens for p in own)
-            flops = costs.forward_flops(
-                tokens=tokens, pairs=sum(p.pairs for p in own), logits=sum(p.logits for p in own)
-            )
-            cache = costs.cache_bytes(read=sum(p.stored for p in own), written=tokens)
-            out.append(Work(costs.weight_bytes(tokens) + cache, flops))
-    return out
+def lockstep(passes: Sequence[Sequence[Load]], batch: int) -> list[Load]:
+    """The passes of batches of `batch` requests that run in lockstep, without any padding."""
+    return [
+        sum(filter(None, together), Load())
+        for number in range(0, len(passes), batch)
+        for together in zip_longest(*passes[number : number + batch])
+    ]

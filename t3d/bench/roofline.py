@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import torch
@@ -37,12 +37,20 @@ def synchronize(device: torch.device) -> None:
 
 
 @dataclass(frozen=True)
-class Work:
-    """The least memory traffic and arithmetic of a pass."""
+class Load:
+    """What one pass asks of a model, or several passes together."""
 
-    num_bytes: float
-    """Bytes of weights and cache that move between memory and processor."""
-    flops: float
+    tokens: int = 0
+    """Number of tokens that run through the layers."""
+    pairs: int = 0
+    """Number of pairs of a query and a key that it attends to."""
+    logits: int = 0
+    """Number of positions whose logits are computed."""
+    stored: int = 0
+    """Number of tokens whose keys and values are read from the cache."""
+
+    def __add__(self, other: Load) -> Load:
+        return Load(*map(sum, zip(astuple(self), astuple(other), strict=True)))
 
 
 @dataclass(frozen=True)
@@ -54,9 +62,9 @@ class Rates:
     flops_per_second: float
     """Arithmetic rate of a large matrix product."""
 
-    def seconds(self, work: Work) -> float:
-        """The shortest time for the work: that of memory or arithmetic, whichever is longer."""
-        return max(work.num_bytes / self.bytes_per_second, work.flops / self.flops_per_second)
+    def seconds(self, num_bytes: float, flops: float) -> float:
+        """The shortest time for a pass: that of memory or arithmetic, whichever is longer."""
+        return max(num_bytes / self.bytes_per_second, flops / self.flops_per_second)
 
 
 def measure_rates(
@@ -123,28 +131,24 @@ class ModelCosts:
             bytes_per_number=model.dtype.itemsize,
         )
 
-    def forward_flops(self, *, tokens: int, pairs: int, logits: int) -> float:
+    def flops(self, load: Load) -> float:
         """Multiplications and additions of a forward pass.
 
-        2 (body + active experts) tokens + 4 query_width pairs + 2 head logits.
-
-        Args:
-            tokens: number of tokens that run through the layers.
-            pairs: number of pairs of a query and a key that it attends to; score and weighted sum
-                take 2 operations each for every element.
-            logits: number of positions whose logits are computed.
+        2 (body + active experts) tokens + 4 query_width pairs + 2 head logits: of a pair, score and
+        weighted sum take 2 operations each for every element.
         """
         active = self.body + self.active_share * self.experts
-        return 2 * active * tokens + 4 * self.query_width * pairs + 2 * self.head * logits
+        attention = 4 * self.query_width * load.pairs
+        return 2 * active * load.tokens + attention + 2 * self.head * load.logits
+
+    def num_bytes(self, load: Load) -> float:
+        """Bytes that a pass moves: weights, and keys and values that it reads and writes."""
+        return self.weight_bytes(load.tokens) + self.cached_token * (load.stored + load.tokens)
 
     def weight_bytes(self, tokens: int) -> float:
         """Bytes of the weights that a pass of `tokens` tokens reads, each once."""
         read = min(1.0, self.active_share * tokens)
         return self.bytes_per_number * (self.body + self.head + read * self.experts)
-
-    def cache_bytes(self, *, read: int, written: int) -> int:
-        """Bytes of the keys and values that a pass reads and writes; both are numbers of tokens."""
-        return self.cached_token * (read + written)
 
 
 def reset_peak(device: torch.device) -> None:

@@ -7,71 +7,70 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
+from rich.console import RenderableType
 
 from t3d.bench.decode import DecodeRow
 from t3d.bench.roofline import Rates
 from t3d.bench.train import TrainRow
 from t3d.core.files import write_json
 from t3d.core.provenance import package_versions
+from t3d.report.sheets import Entry, Sheet
 
-"""As `--rates` of `t3d run` looks for them."""
 
-
-def decode_table(rows: Sequence[DecodeRow], rates: Rates) -> Table:
-    """One line a row, a section a setting."""
-    table = _table(
-        f"Decoding {rows[0].model}, blocks of {rows[0].block_size}, {_where(rows[0])}",
+def decode_table(rows: Sequence[DecodeRow], rates: Rates) -> RenderableType:
+    """One line a row, a group a setting."""
+    settings = groupby(rows, key=lambda row: (row.batch_size, row.denoising_steps))
+    groups = [
+        [
+            [
+                Entry(row.engine),
+                Entry(str(row.batch_size)),
+                Entry(str(row.denoising_steps)),
+                Entry(f"{row.tokens_per_second:,.1f}"),
+                Entry("" if row.latency_s is None else f"{1000 * row.latency_s:,.0f}"),
+                Entry(f"{row.passes_per_block:.2f}"),
+                Entry(_gigabytes(row.peak_memory_bytes)),
+                Entry(f"{100 * row.roofline_share:.0f}"),
+                Entry(f"{row.ratio_to_ours:.2f}"),
+            ]
+            for row in group
+        ]
+        for _, group in settings
+    ]
+    header = ["engine", "batch", "steps", "tokens/s", "latency\n(ms)", "passes/\nblock"]
+    header += ["peak\n(GB)", "bound\n(%)", "of t3d\n(x)"]
+    title = f"Decoding {rows[0].model}, blocks of {rows[0].block_size}, {_where(rows[0])}"
+    note = (
         "bound: the share of the speed that memory or arithmetic allow at what a large copy "
         f"({rates.bytes_per_second / 1e9:.0f} GB/s) and a large matrix product "
-        f"({rates.flops_per_second / 1e9:,.0f} GFLOP/s) reach here",
+        f"({rates.flops_per_second / 1e9:,.0f} GFLOP/s) reach here"
     )
-    names = ("batch", "steps", "tokens/s", "latency\n(ms)", "passes/\nblock", "peak\n(GB)")
-    _columns(table, "engine", *names, "bound\n(%)", "of t3d\n(x)")
-    before = None
-    for row in rows:
-        setting = (row.batch_size, row.denoising_steps)
-        if before not in (None, setting):
-            table.add_section()
-        before = setting
-        table.add_row(
-            row.engine,
-            str(row.batch_size),
-            str(row.denoising_steps),
-            f"{row.tokens_per_second:,.1f}",
-            "" if row.latency_s is None else f"{1000 * row.latency_s:,.0f}",
-            f"{row.passes_per_block:.2f}",
-            _gigabytes(row.peak_memory_bytes),
-            f"{100 * row.roofline_share:.0f}",
-            f"{row.ratio_to_ours:.2f}",
-        )
-    return table
+    return Sheet(title, header, groups, note, num_names=1).rich()
 
 
-def train_table(row: TrainRow, rates: Rates) -> Table:
+def train_table(row: TrainRow, rates: Rates) -> RenderableType:
     """A table of one line."""
-    table = _table(
-        f"Training {row.model}, {_where(row)}",
+    columns = {
+        "method": row.method,
+        "batch": str(row.batch_size),
+        "micro-\nbatch": str(row.micro_batch_size),
+        "trajectories/s": f"{row.trajectories_per_second:.3g}",
+        "tokens/s": f"{row.tokens_per_second:,.0f}",
+        "peak\n(GB)": _gigabytes(row.peak_memory_bytes),
+        "MFU\n(%)": f"{100 * row.mfu:.0f}",
+    }
+    note = (
         "MFU: the share of what a large matrix product reaches here "
-        f"({rates.flops_per_second / 1e9:,.0f} GFLOP/s)",
+        f"({rates.flops_per_second / 1e9:,.0f} GFLOP/s)"
     )
-    names = ("batch", "micro-\nbatch", "trajectories/s", "tokens/s", "peak\n(GB)", "MFU\n(%)")
-    _columns(table, "method", *names)
-    table.add_row(
-        row.method,
-        str(row.batch_size),
-        str(row.micro_batch_size),
-        f"{row.trajectories_per_second:.3g}",
-        f"{row.tokens_per_second:,.0f}",
-        _gigabytes(row.peak_memory_bytes),
-        f"{100 * row.mfu:.0f}",
-    )
-    return table
+    line = [Entry(text) for text in columns.values()]
+    title = f"Training {row.model}, {_where(row)}"
+    return Sheet(title, list(columns), [[line]], note, num_names=1).rich()
 
 
 def save(path: Path, rows: Sequence[DecodeRow | TrainRow], rates: Rates) -> None:
@@ -96,22 +95,3 @@ def _where(row: DecodeRow | TrainRow) -> str:
 
 def _gigabytes(number: int | None) -> str:
     return "unknown" if number is None else f"{number / 1e9:.2f}"
-
-
-def _table(title: str, caption: str) -> Table:
-    return Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        caption=caption,
-        caption_justify="left",
-        box=SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-    )
-
-
-def _columns(table: Table, name: str, *numbers: str) -> None:
-    table.add_column(name)
-    for number in numbers:
-        table.add_column(number, justify="right")

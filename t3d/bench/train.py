@@ -14,7 +14,7 @@ from typing import Any
 
 from torch.profiler import profile
 
-from t3d.bench.roofline import ModelCosts, Rates, peak_bytes, reset_peak, synchronize
+from t3d.bench.roofline import Load, ModelCosts, Rates, peak_bytes, reset_peak, synchronize
 from t3d.bench.subject import device_name, ordinary_ids
 from t3d.core.blocks import BlockLayout
 from t3d.core.trajectory import Trajectory, TrajectoryBatch, training_rows
@@ -119,34 +119,17 @@ class _Profile(TrainingCallback):
             self._profile.export_chrome_trace(str(self.path))
 
 
-@dataclass(frozen=True)
-class Load:
-    """The work of a model for the training layouts of one or several batches."""
-
-    tokens: int
-    """Number of columns of the clean and the noised copies, without padding."""
-    pairs: int
-    """Number of pairs of a query and a key that it attends to."""
-    logits: int
-    """Number of loss tokens, whose logits are computed."""
-
-    @classmethod
-    def of(cls, batch: TrajectoryBatch, layout: BlockLayout, views: Sequence[View]) -> Load:
-        """The load of the layout that `BlockLayout.training` describes."""
-        size, tokens, pairs = layout.block_size, 0, 0
-        for prompt, length in zip(batch.prompt_length.tolist(), batch.length.tolist(), strict=True):
-            first, last = (n // size for n in (layout.floor(prompt), layout.ceil(length)))
-            # Block j sees j + 1 blocks, itself included; the last one has no clean copy.
-            tokens += size * (last - 1 + len(views) * (last - first))
-            seen = last * (last - 1) // 2
-            seen += len(views) * (last * (last + 1) - first * (first + 1)) // 2
-            pairs += size**2 * seen
-        return cls(tokens, pairs, sum(int(view.loss_mask.sum()) for view in views))
-
-    def __add__(self, other: Load) -> Load:
-        return Load(
-            self.tokens + other.tokens, self.pairs + other.pairs, self.logits + other.logits
-        )
+def training_load(batch: TrajectoryBatch, layout: BlockLayout, views: Sequence[View]) -> Load:
+    """The load of the clean and the noised copies in the layout of `BlockLayout.training`."""
+    size, tokens, pairs = layout.block_size, 0, 0
+    for prompt, length in zip(batch.prompt_length.tolist(), batch.length.tolist(), strict=True):
+        first, last = (n // size for n in (layout.floor(prompt), layout.ceil(length)))
+        # Block j sees j + 1 blocks, itself included; the last one has no clean copy.
+        tokens += size * (last - 1 + len(views) * (last - first))
+        seen = last * (last - 1) // 2
+        seen += len(views) * (last * (last + 1) - first * (first + 1)) // 2
+        pairs += size**2 * seen
+    return Load(tokens, pairs, sum(int(view.loss_mask.sum()) for view in views))
 
 
 def step_flops(
@@ -164,9 +147,9 @@ def step_flops(
     Args:
         frozen: number of frozen models: reference and teacher, if any.
     """
-    weights = costs.forward_flops(tokens=load.tokens, pairs=0, logits=0)
-    attention = costs.forward_flops(tokens=0, pairs=load.pairs, logits=0)
-    head = costs.forward_flops(tokens=0, pairs=0, logits=load.logits)
+    weights = costs.flops(Load(tokens=load.tokens))
+    attention = costs.flops(Load(pairs=load.pairs))
+    head = costs.flops(Load(logits=load.logits))
     student = (2 if lora else 3) * (weights + head) + 3 * attention
     again = weights + attention if checkpointing else 0
     return student + frozen * (weights + attention + head) + again
@@ -181,7 +164,7 @@ class _Recorder:
 
     def __call__(self, given: NoiserInput) -> list[View]:
         views = self.noiser(given)
-        self.loads.append(Load.of(given.batch, given.layout, views))
+        self.loads.append(training_load(given.batch, given.layout, views))
         return views
 
 
@@ -236,7 +219,7 @@ def measure(
     peak = peak_bytes(device)
     taken = statistics.median(clock.seconds[1 : training.steps])
     passes = len(recorder.loads) // config.steps
-    measured = sum(recorder.loads[passes : passes * training.steps], Load(0, 0, 0))
+    measured = sum(recorder.loads[passes : passes * training.steps], Load())
     objective = method.objective
     flops = step_flops(
         costs,

@@ -13,8 +13,8 @@ from t3d.analysis.config import AnalysisConfig
 from t3d.cli.common import distinct_rows, print_paths, show
 from t3d.core.files import check_output, write_json
 from t3d.core.provenance import provenance
-from t3d.decoding.config import DecodingConfig
 from t3d.evaluation.config import GridConfig, Speed
+from t3d.interop.harness import HarnessConfig
 from t3d.tasks import Split
 
 
@@ -49,10 +49,11 @@ def eval_command(
     config = GridConfig(**settings)
 
     from t3d.experiment.grid import evaluate_into
-    from t3d.report.tables import terminal_tables
+    from t3d.report.sheets import render_terminal
+    from t3d.report.tables import result_sections
 
     evaluations = evaluate_into(model, name, config, split, output, progress=progress)
-    show(terminal_tables([evaluation.row for evaluation in evaluations]))
+    show(render_terminal(result_sections([evaluation.row for evaluation in evaluations])))
     print_paths(output, "results.json", "samples.parquet")
 
 
@@ -73,11 +74,14 @@ def frontier_command(runs: list[Path], output: Path) -> None:
     check_output(output, "frontier.json")
     rows = distinct_rows(runs)
 
-    from t3d.report.frontier import frontier_terminal, write_frontier
+    from t3d.evaluation.frontier import frontier
+    from t3d.report.frontier import frontier_sections, write_frontier
+    from t3d.report.sheets import render_terminal
 
     record = provenance(config={"runs": runs}, seed=0, model="", weights_hash=None)
-    write_frontier(output, rows, provenance=record)
-    show(frontier_terminal(rows))
+    found = frontier(rows)
+    write_frontier(output, found, provenance=record)
+    show(render_terminal(frontier_sections(found)))
     print_paths(output, "frontier.md", "frontier.png", "frontier.json")
 
 
@@ -133,22 +137,7 @@ def calibrate_command(
         print_paths(Path(model), "generation_config.json")
 
 
-def lm_eval_command(
-    model: str,
-    tasks: list[str],
-    output: Path,
-    decoding: DecodingConfig = DecodingConfig(),  # noqa: B008, the command line shows its fields
-    batch_size: int = 32,
-    limit: int | None = None,
-    num_fewshot: int | None = None,
-    include_path: Path | None = None,
-    apply_chat_template: bool = True,
-    log_samples: bool = False,
-    confirm_run_unsafe_code: bool = False,
-    seed: int = 0,
-    *,
-    progress: bool = True,
-) -> None:
+def lm_eval_command(model: str, output: Path, *, progress: bool = True, **settings: Any) -> None:
     """Run generative tasks of lm-evaluation-harness on a checkpoint.
 
     Needs `pip install 't3d[lm-eval]'`. See docs/lm_eval.md.
@@ -159,19 +148,11 @@ def lm_eval_command(
 
     Args:
         model: a checkpoint directory, a Hub name, or mini_teacher.
-        tasks: names of the harness's tasks.
         output: directory of lm_eval.json.
-        decoding: how answers are decoded; a task's own length and temperature take precedence.
-        batch_size: problems decoded at the same time.
-        limit: problems of each task at most.
-        num_fewshot: examples in the prompt; by default the task's own number.
-        include_path: folder with task files of your own.
-        apply_chat_template: whether prompts go through the model's chat template.
-        log_samples: keep every prompt and answer in lm_eval_samples.json.
-        confirm_run_unsafe_code: for tasks that run generated programs, outside our sandbox.
-        seed: of candidate sampling.
         progress: show progress bars.
     """
+    config = HarnessConfig(**settings)
+
     from lm_eval.utils import make_table
 
     from t3d.interop.lm_eval import RESULTS, SAMPLES, evaluate_tasks
@@ -179,24 +160,11 @@ def lm_eval_command(
 
     # The harness prints to stdout, which belongs to the results.
     with redirect_stdout(sys.stderr):
-        found = evaluate_tasks(
-            from_pretrained(model),
-            tasks,
-            decoding,
-            output,
-            batch_size=batch_size,
-            seed=seed,
-            limit=limit,
-            num_fewshot=num_fewshot,
-            include_path=include_path,
-            apply_chat_template=apply_chat_template,
-            log_samples=log_samples,
-            confirm_run_unsafe_code=confirm_run_unsafe_code,
-            progress=progress,
+        table = make_table(
+            evaluate_tasks(from_pretrained(model), config, output, progress=progress)
         )
-        table = make_table(found)
     print(table)
-    print_paths(output, RESULTS, *[SAMPLES] * log_samples)
+    print_paths(output, RESULTS, *[SAMPLES] * config.log_samples)
 
 
 def analyze_command(
@@ -243,5 +211,5 @@ def analyze_command(
     weights_hash = models[0].weights_hash
     record = provenance(config=asked, seed=config.seed, model=teacher, weights_hash=weights_hash)
     analysis.save(output, record)
-    show(analysis.table())
+    show(analysis.sheet().rich())
     print_paths(output, "analysis.json", "analysis.md")

@@ -29,10 +29,11 @@ def report_command(runs: list[Path], output: Path | None = None) -> None:
         check_output(output, "report.md")
     rows = distinct_rows(runs)
 
-    from t3d.report.page import write_report
-    from t3d.report.tables import terminal_tables
+    from t3d.report.frontier import write_report
+    from t3d.report.sheets import render_terminal
+    from t3d.report.tables import result_sections
 
-    tables = terminal_tables(rows)
+    tables = render_terminal(result_sections(rows))
     if output is not None:
         write_report(output, rows)
     show(tables)
@@ -96,7 +97,7 @@ def generate_command(
     from t3d.decoding.defaults import read_generation_config
     from t3d.decoding.request import Request
     from t3d.models.loading import from_pretrained
-    from t3d.report.trajectories import render_terminal, view_of
+    from t3d.report.trajectories import render_responses, view_of
 
     lm = from_pretrained(model)
     known = _only_tasks(model)
@@ -127,7 +128,7 @@ def generate_command(
             block_size=decoding.block_size,
             grade=grade,
         )
-        Console(stderr=True).print(render_terminal(problem.question, [view]), "")
+        Console(stderr=True).print(render_responses(problem.question, [view]), "")
     if grade is None:
         print(output)
     else:

@@ -73,10 +73,12 @@ def _walk(
     config: RunConfig, dry_run: bool, rates: Path | None, smoke: bool, progress: bool
 ) -> None:
     """The one path of `run` and `compare`."""
+    from t3d.evaluation.comparison import Comparison
     from t3d.experiment.plan import SMOKE, plan, shrink
     from t3d.experiment.run import walk
-    from t3d.report.comparison import comparison_terminal
-    from t3d.report.trajectories import render_terminal
+    from t3d.report.comparison import comparison_sections
+    from t3d.report.sheets import render_terminal
+    from t3d.report.trajectories import render_responses
 
     if smoke:
         config = shrink(config)
@@ -91,14 +93,14 @@ def _walk(
         return
     if smoke:
         print(SMOKE)
-    show(comparison_terminal(cells, config.recommended))
+    show(render_terminal(comparison_sections(Comparison(cells), config.recommended)))
     if problems:
         question, _, views = problems[0]
         settings = config.evaluation.settings
         fewest = min(range(len(settings)), key=lambda i: settings[i].denoising_steps)
         # The original at full steps, then every method at the fewest.
         full = views[:1] if fewest else []
-        show(render_terminal(question, [*full, *views[fewest :: len(settings)]]), "")
+        show(render_responses(question, [*full, *views[fewest :: len(settings)]]), "")
     names = ["results.json", "comparison.json", "report.md", "accuracy.png", "trajectories.html"]
     print_paths(config.output, *(name for name in names if (config.output / name).exists()))
 

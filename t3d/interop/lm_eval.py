@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -27,6 +27,7 @@ from t3d.decoding.build import make_decoder
 from t3d.decoding.config import DecodingConfig
 from t3d.decoding.request import Completion, Request
 from t3d.evaluation.metrics import decoding_metrics
+from t3d.interop.harness import HarnessConfig
 from t3d.models.loading import LanguageModel, from_pretrained
 from t3d.tasks import Example
 
@@ -292,38 +293,11 @@ register_model("t3d")(HarnessModel)
 
 
 def evaluate_tasks(
-    lm: LanguageModel,
-    tasks: Sequence[str],
-    decoding: DecodingConfig,
-    output: Path,
-    *,
-    batch_size: int = 32,
-    seed: int = 0,
-    limit: float | None = None,
-    num_fewshot: int | None = None,
-    include_path: Path | None = None,
-    apply_chat_template: bool = True,
-    gen_kwargs: Mapping[str, Any] | None = None,
-    log_samples: bool = False,
-    confirm_run_unsafe_code: bool = False,
-    progress: bool = True,
+    lm: LanguageModel, config: HarnessConfig, output: Path, *, progress: bool = True
 ) -> dict[str, Any]:
     """Evaluate generative tasks of the harness; its results, also in `output / RESULTS`.
 
-    Args:
-        tasks: names of the harness's tasks, groups and tags, or task YAML files.
-        decoding: decoding setting, which a task's generation parameters may override; most have
-            do_sample: false, which is temperature 0, and many have max_gen_toks.
-        output: directory of the results, created if it does not exist.
-        batch_size: largest number of sequences in a forward pass.
-        seed: seed of candidate sampling, and of the harness's few-shot examples.
-        limit: largest number of problems a task; below 1, a share of them.
-        num_fewshot: worked examples before each problem, where the task does not fix them.
-        include_path: a folder with more task YAML files.
-        apply_chat_template: give the problems as a user's turn instead of verbatim.
-        gen_kwargs: generation parameters that win over the tasks' own.
-        log_samples: also write every problem with its output and grade to `output / SAMPLES`.
-        confirm_run_unsafe_code: allow tasks that run the code that the model writes.
+    Most tasks have do_sample: false, which is temperature 0, and many have max_gen_toks.
 
     Raises:
         ValueError: for unknown tasks, tasks that are not generative, generation parameters
@@ -335,11 +309,11 @@ def evaluate_tasks(
     from lm_eval.tasks import TaskManager
 
     # Only groups and tags may need the harness's own tasks, which are 14000 files to parse.
-    manager = TaskManager(include_path=include_path, include_defaults=False)
-    if not set(tasks) <= set(manager.all_subtasks):
+    manager = TaskManager(include_path=config.include_path, include_defaults=False)
+    if not set(config.tasks) <= set(manager.all_subtasks):
         print("t3d: reading the harness's index of tasks, about half a minute", file=sys.stderr)
-        manager = TaskManager(include_path=include_path)
-    for name in tasks:
+        manager = TaskManager(include_path=config.include_path)
+    for name in config.tasks:
         if name not in manager.all_tasks and not Path(name).is_file():
             raise ValueError(
                 f"lm-evaluation-harness has no task {name!r}; `lm_eval ls tasks` lists them, and "
@@ -347,7 +321,7 @@ def evaluate_tasks(
             )
     try:
         # Checked here, since the harness would refuse a task only after the others were decoded.
-        loaded = manager.load(list(tasks))["tasks"]
+        loaded = manager.load(config.tasks)["tasks"]
     except Exception as error:
         raise ValueError(f"tasks: {first_words(error.__cause__ or error)}; correct it") from error
     for name, task in loaded.items():
@@ -357,31 +331,29 @@ def evaluate_tasks(
                 "likelihood; a masked diffusion model runs generate_until tasks only"
             )
     make_directory(output)
+    model = HarnessModel(
+        lm, config.decoding, batch_size=config.batch_size, seed=config.seed, progress=progress
+    )
     results = simple_evaluate(
-        model=HarnessModel(lm, decoding, batch_size=batch_size, seed=seed, progress=progress),
-        tasks=list(tasks),
+        model=model,
+        tasks=config.tasks,
         task_manager=manager,
-        batch_size=batch_size,
-        limit=limit,
-        num_fewshot=num_fewshot,
-        apply_chat_template=apply_chat_template,
-        fewshot_as_multiturn=apply_chat_template,
-        gen_kwargs=dict(gen_kwargs or {}),
-        log_samples=log_samples,
-        confirm_run_unsafe_code=confirm_run_unsafe_code,
-        fewshot_random_seed=seed,
+        batch_size=config.batch_size,
+        limit=config.limit,
+        num_fewshot=config.num_fewshot,
+        apply_chat_template=config.apply_chat_template,
+        fewshot_as_multiturn=config.apply_chat_template,
+        gen_kwargs=dict(config.gen_kwargs),
+        log_samples=config.log_samples,
+        confirm_run_unsafe_code=config.confirm_run_unsafe_code,
+        fewshot_random_seed=config.seed,
     )
     assert results is not None, "one process"
     document = json.loads(json.dumps(results, default=handle_non_serializable))
-    asked = {"tasks": list(tasks), "limit": limit, "num_fewshot": num_fewshot}
-    asked |= {"apply_chat_template": apply_chat_template, "gen_kwargs": dict(gen_kwargs or {})}
     document["provenance"] = provenance(
-        config=asked | {"decoding": asdict(decoding)},
-        seed=seed,
-        model=lm.name,
-        weights_hash=lm.weights_hash,
+        config=asdict(config), seed=config.seed, model=lm.name, weights_hash=lm.weights_hash
     )
-    if log_samples:
+    if config.log_samples:
         write_json(output / SAMPLES, document.pop("samples"))
     write_json(output / RESULTS, document)
     return document

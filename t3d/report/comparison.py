@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from rich.console import RenderableType
-
 from t3d.core.files import write_bytes, write_json
 from t3d.decoding.config import STATIC, DecodingConfig, labels, one_line
 from t3d.evaluation.comparison import Comparison, Estimate
-from t3d.evaluation.results import (
-    ORIGINAL,
-    Cell,
-    Condition,
-    ResultRow,
-    save_results,
-)
+from t3d.evaluation.results import ORIGINAL, Cell, Condition, save_results
 from t3d.report.figure import comparison_figure, save
 from t3d.report.sheets import (
     NONE,
@@ -29,7 +21,6 @@ from t3d.report.sheets import (
     order_methods,
     percent,
     render_markdown,
-    render_terminal,
 )
 from t3d.report.tables import IN_TITLES, grading_sheet
 from t3d.report.trajectories import Problem, write_html
@@ -74,37 +65,62 @@ def write_comparison(
     if problems:
         write_html(directory / "trajectories.html", problems)
         text += "[Decoding trajectories](trajectories.html), token by token.\n\n"
-    text += render_markdown(_sections(comparison, recommended))
+    text += render_markdown(comparison_sections(comparison, recommended))
     write_bytes(directory / "report.md", text.encode())
 
 
-def comparison_terminal(cells: Sequence[Cell], recommended: str | None) -> RenderableType:
-    """The tables for a terminal of 80 columns or more.
-
-    Raises:
-        ValueError: for cells that `Comparison` refuses.
-    """
-    return render_terminal(_sections(Comparison(cells), recommended))
+Column = tuple[str, Mapping[str, Entry]]
+"""A column's name, and each method's entry in it."""
 
 
-def comparison_markdown(cells: Sequence[Cell], recommended: str | None) -> str:
-    """The same tables in GitHub's Markdown.
+def _lines(
+    c: Comparison, columns: Sequence[Column], recommended: str | None, *, without: str = ""
+) -> list[list[Entry]]:
+    """The lines of a table, one a method, with its name before the columns."""
+    return [
+        [
+            Entry(method, "(recommended)" if method == recommended else ""),
+            *(entries[method] for _, entries in columns),
+        ]
+        for method in order_methods(c.methods)
+        if method != without
+    ]
 
-    Raises:
-        ValueError: for cells that `Comparison` refuses.
-    """
-    return render_markdown(_sections(Comparison(cells), recommended))
+
+def _method_sheet(
+    c: Comparison,
+    title: str,
+    columns: Sequence[Column],
+    note: str,
+    recommended: str | None,
+    *,
+    without: str = "",
+) -> Sheet:
+    """A table of one line a method."""
+    header = ["method", *(name for name, _ in columns)]
+    lines = _lines(c, columns, recommended, without=without)
+    return Sheet(title, header, [lines], note, num_names=1)
 
 
-def _name(method: str, recommended: str | None) -> Entry:
-    return Entry(method, "(recommended)" if method == recommended else "")
+def _accuracies(c: Comparison, name: str, conditions: Sequence[Condition]) -> Column:
+    """The accuracies over some conditions; bold is the highest, if there are several."""
+    found = {method: c.accuracy(method, *conditions) for method in c.methods}
+    values = [estimate.value for estimate in found.values() if estimate is not None]
+    top = max(values) if len(values) > 1 else None
+    return name, {m: _share(e, e is not None and e.value == top) for m, e in found.items()}
 
 
-def _accuracy(estimate: Estimate | None, bold: bool = False) -> Entry:
+def _share(estimate: Estimate | None, bold: bool = False) -> Entry:
     if estimate is None:
         return Entry(NONE)
     interval = f"[{percent(estimate.low)}, {percent(estimate.high)}]"
     return Entry(percent(estimate.value), interval, bold)
+
+
+def _differences(c: Comparison, name: str, base: str, one: Condition) -> Column:
+    """The differences to one method, which has none to itself."""
+    others = {m: None if m == base else c.difference(m, base, one) for m in c.methods}
+    return name, {m: _signed(estimate, mark=True) for m, estimate in others.items()}
 
 
 def _signed(estimate: Estimate | None, *, mark: bool = False, digits: int = 1) -> Entry:
@@ -115,13 +131,6 @@ def _signed(estimate: Estimate | None, *, mark: bool = False, digits: int = 1) -
         f"{100 * x:+z.{digits}f}" for x in (estimate.value, estimate.low, estimate.high)
     )
     return Entry((_MARKS[estimate.sign] if mark else "") + value, f"[{low}, {high}]")
-
-
-def _best(estimates: Mapping[str, Estimate | None]) -> set[str]:
-    """The methods of the highest value, where there are several to choose from."""
-    values = {method: e.value for method, e in estimates.items() if e is not None}
-    top = max(values.values(), default=None)
-    return {m for m, value in values.items() if value == top} if len(values) > 1 else set()
 
 
 def _where(condition: Condition, comparison: Comparison) -> str:
@@ -143,36 +152,32 @@ def _place(condition: Condition) -> tuple[Any, ...]:
 
 
 def _few_step_sheet(c: Comparison, temperature: float, recommended: str | None) -> Sheet:
-    groups: list[list[list[Entry]]] = []
     speeds = {s: found for (t, s), found in c.speeds.items() if t == temperature and s > 1}
     # Settings of one speed that differ in anything else have separate columns.
-    columns: dict[tuple[Any, ...], str] = {}
-    for one in sorted((one for found in speeds.values() for one in found), key=_place):
-        columns[_place(one)] = _where(one, c)
+    ordered = sorted((one for found in speeds.values() for one in found), key=_place)
+    places = {_place(one): _where(one, c) for one in ordered}
+    header = ["tokens/\nstep", "method", *places.values(), "mean", "improvement\n(%)"]
+    groups = []
     for speed, conditions in speeds.items():
-        group: list[list[Entry]] = []
-        place = {_place(one): [one] for one in conditions}
         # An empty list of conditions has no statistics: a dash.
-        settings = [place.get(column, []) for column in columns] + [conditions]
-        found = [{m: c.accuracy(m, *setting) for m in c.methods} for setting in settings]
-        best = [_best(estimates) for estimates in found]
-        for method in order_methods(c.methods):
-            entries = [
-                _accuracy(estimates[method], method in top)
-                for estimates, top in zip(found, best, strict=True)
-            ]
-            names = [Entry(f"{speed:.3g}"), _name(method, recommended)]
-            improved = None if method == ORIGINAL else c.improvement(method, *conditions)
-            group.append([*names, *entries, _signed(improved, digits=0)])
-        groups.append(group)
+        columns = [
+            _accuracies(c, name, [one for one in conditions if _place(one) == place])
+            for place, name in places.items()
+        ]
+        better = {m: None if m == ORIGINAL else c.improvement(m, *conditions) for m in c.methods}
+        columns += [
+            _accuracies(c, "mean", conditions),
+            ("improvement", {m: _signed(e, digits=0) for m, e in better.items()}),
+        ]
+        lines = _lines(c, columns, recommended)
+        groups.append([[Entry(f"{speed:.3g}"), *line] for line in lines])
     note = (
         "Accuracy in %, mean over seeds. Mean: over the columns before it. Improvement: that mean "
         "relative to the original's, in %. Bold: the highest of a column. "
         f"{_intervals(c)}"
     )
-    header = ["tokens/\nstep", "method", *columns.values()]
     title = f"Static few-step decoding, temperature {temperature:g}"
-    return Sheet(title, [*header, "mean", "improvement\n(%)"], groups, note)
+    return Sheet(title, header, groups, note)
 
 
 def _intervals(c: Comparison) -> str:
@@ -185,120 +190,94 @@ def _intervals(c: Comparison) -> str:
 
 
 def _full_step_sheet(c: Comparison, conditions: list[Condition], recommended: str | None) -> Sheet:
-    found = [{m: c.accuracy(m, one) for m in c.methods} for one in conditions]
-    best = [_best(estimates) for estimates in found]
-    lines = []
-    for method in order_methods(c.methods):
-        line = [_name(method, recommended)]
-        for one, estimates, top in zip(conditions, found, best, strict=True):
-            line.append(_accuracy(estimates[method], method in top))
-            other = None if method == ORIGINAL else c.difference(method, ORIGINAL, one)
-            line.append(_signed(other, mark=True))
-        lines.append(line)
-    header = ["method"]
+    columns: list[Column] = []
     for one in conditions:
-        header += [_where(one, c), "minus\noriginal"]
+        columns.append(_accuracies(c, _where(one, c), [one]))
+        columns.append(_differences(c, "minus\noriginal", ORIGINAL, one))
     title = f"Full-step decoding, temperature {conditions[0].decoding.temperature:g}"
     note = (
         "One token a step: accuracy in % and its difference to the original's in points. "
         "▲, ▼: the interval of the difference excludes 0. Bold: the highest of a column. "
         f"{_intervals(c)}"
     )
-    return Sheet(title, header, [lines], note, num_names=1)
+    return _method_sheet(c, title, columns, note, recommended)
 
 
 def _gap_sheet(c: Comparison, conditions: list[Condition], recommended: str | None) -> Sheet:
-    lines = [
-        [_name(method, recommended), *(_accuracy(c.gap_closed(method, one)) for one in conditions)]
-        for method in order_methods(c.methods)
-        if method != ORIGINAL
-    ]
-    header = [
-        f"{_where(one, c)}\n{one.decoding.tokens_per_step:.3g} tokens/step" for one in conditions
-    ]
+    columns: list[Column] = []
+    for one in conditions:
+        name = f"{_where(one, c)}\n{one.decoding.tokens_per_step:.3g} tokens/step"
+        columns.append((name, {m: _share(c.gap_closed(m, one)) for m in c.methods}))
     title = f"Share of the few-step gap closed, temperature {conditions[0].decoding.temperature:g}"
     note = (
         "(accuracy - original) / (original at full steps - original) in %: 0 is the original at "
         "the same setting, 100 its full-step accuracy."
     )
-    return Sheet(title, ["method", *header], [lines], note, num_names=1)
+    return _method_sheet(c, title, columns, note, recommended, without=ORIGINAL)
 
 
 def _dynamic_sheet(c: Comparison, condition: Condition, recommended: str | None) -> Sheet:
-    accuracy = {method: c.accuracy(method, condition) for method in c.methods}
-    best = _best(accuracy)
-    lines = []
-    for method in order_methods(c.methods):
-        rows = c.rows(method, condition)
-        numbers = [Entry(text) for text in (_speed_numbers(rows) if rows else [NONE] * 5)]
-        share = _accuracy(accuracy[method], method in best)
-        lines.append([_name(method, recommended), *numbers, share])
-    header = ["method", "tokens/\ns", "latency\n(s)", "steps", "length", "tokens/\nforward"]
-    how = one_line(_labels(c, is_static=False)[condition.decoding])
-    title = f"{condition.task}, block size {condition.decoding.block_size}, {how}"
+    rows = {method: c.rows(method, condition) for method in c.methods}
+
+    def means(name: str, field: str, digits: int) -> Column:
+        entries = {}
+        for method, own in rows.items():
+            values = [getattr(row, field) for row in own if getattr(row, field) is not None]
+            entries[method] = Entry(f"{mean(values):.{digits}f}" if values else NONE)
+        return name, entries
+
+    columns = [
+        means("tokens/\ns", "tokens_per_second", 1),
+        means("latency\n(s)", "latency_seconds", 3),
+        means("steps", "average_steps", 1),
+        means("length", "average_length", 1),
+        means("tokens/\nforward", "tokens_per_forward", 2),
+        _accuracies(c, "accuracy\n(%)", [condition]),
+    ]
+    d = condition.decoding
+    how = one_line(_labels(c, is_static=False)[d])
+    title = f"{condition.task}, block size {d.block_size}, {how}, temperature {d.temperature:g}"
     note = (
         "Means over seeds. Tokens count up to and including the stop token; latency is measured "
         "at batch 1; steps are denoising passes and length is tokens, both a response."
     )
-    title += f", temperature {condition.decoding.temperature:g}"
-    return Sheet(title, [*header, "accuracy\n(%)"], [lines], note, num_names=1)
-
-
-def _speed_numbers(rows: Sequence[ResultRow]) -> list[str]:
-    latency = [row.latency_seconds for row in rows if row.latency_seconds is not None]
-    return [
-        f"{mean(row.tokens_per_second for row in rows):.1f}",
-        f"{mean(latency):.3f}" if latency else NONE,
-        f"{mean(row.average_steps for row in rows):.1f}",
-        f"{mean(row.average_length for row in rows):.1f}",
-        f"{mean(row.tokens_per_forward for row in rows):.2f}",
-    ]
+    return _method_sheet(c, title, columns, note, recommended)
 
 
 def _difference_sheet(c: Comparison, conditions: list[Condition], base: str) -> Sheet:
     """Conditions of one task, temperature and block size."""
-    lines = [
-        [Entry(m), *(_signed(c.difference(m, base, one), mark=True) for one in conditions)]
-        for m in order_methods(c.methods)
-        if m != base
-    ]
-    one = conditions[0]
-    d = one.decoding
-    title = f"{one.task}, block size {d.block_size}, temperature {d.temperature:g}"
+    names = labels((one.decoding for one in conditions), beside=IN_TITLES)
+    columns = [_differences(c, names[one.decoding], base, one) for one in conditions]
+    d = conditions[0].decoding
+    title = f"{conditions[0].task}, block size {d.block_size}, temperature {d.temperature:g}"
     note = (
         f"Accuracy minus that of {base}, in points, paired by problem and by seed where both have "
         f"the same. ▲: above {base}, ▼: below it, where the interval excludes 0; intervals are "
         f"not corrected for their number. {_intervals(c)}"
     )
-    names = labels((one.decoding for one in conditions), beside=IN_TITLES)
-    header = ["method", *names.values()]
-    return Sheet(title, header, [lines], note, num_names=1)
+    return _method_sheet(c, title, columns, note, None, without=base)
 
 
 def _budget_sheet(c: Comparison, recommended: str | None) -> Sheet:
-    lines = []
-    for method in order_methods(c.methods):
-        rows = c.rows(method)
-        seeds = sorted({row.seed for row in rows})
-        lines.append(
-            [
-                _name(method, recommended),
-                Entry(", ".join(map(str, seeds))),
-                Entry(_range([row.optimizer_steps for row in rows])),
-                Entry(_range([row.tokens_seen for row in rows])),
-            ]
-        )
-    header = ["method", "seeds", "optimizer\nsteps", "tokens\nseen"]
+    rows = {method: c.rows(method) for method in c.methods}
+    seeds = {m: sorted({row.seed for row in own}) for m, own in rows.items()}
+    columns: list[Column] = [
+        ("seeds", {m: Entry(", ".join(map(str, own))) for m, own in seeds.items()}),
+        ("optimizer\nsteps", {m: _range(r.optimizer_steps for r in o) for m, o in rows.items()}),
+        ("tokens\nseen", {m: _range(r.tokens_seen for r in o) for m, o in rows.items()}),
+    ]
     note = "What each seed was trained with; a range where seeds differ."
-    return Sheet("Training budget", header, [lines], note)
+    return replace(_method_sheet(c, "Training budget", columns, note, recommended), num_names=2)
 
 
-def _range(values: Sequence[int]) -> str:
-    low, high = min(values), max(values)
-    return f"{low:,}" if low == high else f"{low:,}–{high:,}"
+def _range(values: Iterable[int]) -> Entry:
+    ordered = sorted(values)
+    low, high = ordered[0], ordered[-1]
+    return Entry(f"{low:,}" if low == high else f"{low:,}–{high:,}")
 
 
-def _sections(c: Comparison, recommended: str | None) -> list[Section]:
+def comparison_sections(c: Comparison, recommended: str | None) -> list[Section]:
+    """The tables of a comparison; differences are those to `recommended`, else to the original."""
     temperatures = sorted({one.decoding.temperature for one in c.conditions})
     accuracy: list[Sheet] = []
     speed: list[Sheet] = []
@@ -328,13 +307,11 @@ def _sections(c: Comparison, recommended: str | None) -> list[Section]:
                 where = f"{task}, block size {size}, temperature {temperature:g}"
                 grading += grading_sheet(rows, where)
     problems = ", ".join(f"{num} of {task}" for task, num in sorted(c.num_problems.items()))
-    heading = f"Accuracy, n = {problems}"
-    sections: list[Section] = [(heading, accuracy)] if accuracy else []
-    sections += [("Dynamic decoding", speed)] if speed else []
-    grades: list[Section] = [("Grading", grading)] if grading else []
-    return [
-        *sections,
+    sections: list[Section] = [
+        (f"Accuracy, n = {problems}", accuracy),
+        ("Dynamic decoding", speed),
         (f"Differences to {base}", differences),
-        *grades,
+        ("Grading", grading),
         ("Budget", [_budget_sheet(c, recommended)]),
     ]
+    return [(heading, sheets) for heading, sheets in sections if sheets]

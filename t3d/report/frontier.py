@@ -1,4 +1,4 @@
-"""The speed-accuracy frontier as tables and files."""
+"""Rows and their speed-accuracy frontier as pages of a figure and tables."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import RenderableType
-
 from t3d.core.files import write_bytes, write_json
 from t3d.decoding.config import labels, one_line
-from t3d.evaluation.frontier import ALPHA, TOLERANCE, Frontier, Point, Score, frontier
+from t3d.evaluation.frontier import ALPHA, TOLERANCE, Frontier, Point, Score, points_of
 from t3d.evaluation.results import ResultRow
 from t3d.report.figure import Panel, frontier_figure, save
 from t3d.report.sheets import (
@@ -21,36 +19,38 @@ from t3d.report.sheets import (
     order_methods,
     percent,
     render_markdown,
-    render_terminal,
 )
+from t3d.report.tables import result_sections
 
 FORMAT = 2
 
 
-def write_frontier(
-    output: Path, rows: Sequence[ResultRow], *, provenance: Mapping[str, Any]
-) -> None:
-    """Write `frontier.json`, `frontier.png` and `frontier.md` into a directory, each atomically.
+def write_report(directory: Path, rows: Sequence[ResultRow]) -> None:
+    """Write `accuracy.png` and `report.md`, each atomically.
 
     Raises:
-        ValueError: for rows that `t3d.evaluation.frontier.frontier` refuses.
+        ValueError: if there are no rows, or two for one checkpoint, task and setting.
     """
-    found = frontier(rows)
+    sections = result_sections(rows)
+    _write_page(directory / "report.md", "Results", "accuracy.png", points_of(rows), sections)
+
+
+def write_frontier(output: Path, found: Frontier, *, provenance: Mapping[str, Any]) -> None:
+    """Write `frontier.json`, `frontier.png` and `frontier.md` into a directory, each atomically."""
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / "frontier.json", _document(found, provenance))
-    save(frontier_figure(panels(found.points)), output / "frontier.png")
-    figure = "![Accuracy against decoding speed](frontier.png)"
-    text = f"# Frontier\n\n{figure}\n\n{render_markdown(_sections(found))}"
-    write_bytes(output / "frontier.md", text.encode())
+    sections = frontier_sections(found)
+    _write_page(output / "frontier.md", "Frontier", "frontier.png", found.points, sections)
 
 
-def frontier_terminal(rows: Sequence[ResultRow]) -> RenderableType:
-    """The tables for a terminal of 80 columns or more.
-
-    Raises:
-        ValueError: for rows that `t3d.evaluation.frontier.frontier` refuses.
-    """
-    return render_terminal(_sections(frontier(rows)))
+def _write_page(
+    path: Path, title: str, picture: str, points: Sequence[Point], sections: Sequence[Section]
+) -> None:
+    """Write the figure of points beside a page that shows it above tables."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save(frontier_figure(panels(points)), path.with_name(picture))
+    figure = f"![Accuracy against decoding speed]({picture})"
+    write_bytes(path, f"# {title}\n\n{figure}\n\n{render_markdown(sections)}".encode())
 
 
 def _document(found: Frontier, provenance: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,7 +85,8 @@ def _title(where: tuple[str, float], group: Mapping[str, Sequence[Point]]) -> st
     return f"{where[0]}, temperature {where[1]:g}, n = {' or '.join(map(str, counts))}"
 
 
-def _sections(found: Frontier) -> list[Section]:
+def frontier_sections(found: Frontier) -> list[Section]:
+    """One for each task and temperature."""
     scores = {(score.task, score.temperature, score.name): score for score in found.scores}
     return [
         (

@@ -18,8 +18,6 @@ from t3d.report.sheets import (
     Sheet,
     order_methods,
     percent,
-    render_markdown,
-    render_terminal,
 )
 
 if TYPE_CHECKING:
@@ -36,11 +34,6 @@ _SPEED_HEADER = (
     "cut\n(%)",
     "agree\n(%)",
 )
-
-
-def method_order(rows: Iterable[ResultRow]) -> list[str]:
-    """The methods in the order of every table and legend; unknown ones follow by name."""
-    return order_methods(row.method for row in rows)
 
 
 IN_TITLES = ("block_size", "temperature")
@@ -61,7 +54,7 @@ def _paces(settings: Mapping[DecodingConfig, str]) -> dict[DecodingConfig, str]:
 
 def _accuracy_sheet(rows: Sequence[ResultRow], where: str) -> Sheet:
     settings = _settings(rows)
-    methods = method_order(rows)
+    methods = order_methods(row.method for row in rows)
 
     def found(method: str, setting: DecodingConfig) -> list[ResultRow]:
         """One row a seed."""
@@ -127,12 +120,12 @@ def _accuracy_sheet(rows: Sequence[ResultRow], where: str) -> Sheet:
 
 
 def _speed_sheet(rows: Sequence[ResultRow], where: str) -> Sheet:
-    rank = {method: i for i, method in enumerate(method_order(rows))}
+    order = order_methods(row.method for row in rows)
     groups = []
     for setting, pace in _paces(_settings(rows)).items():
         group = []
         same = [row for row in rows if row.decoding.effective == setting]
-        for row in sorted(same, key=lambda row: (rank[row.method], row.seed)):
+        for row in sorted(same, key=lambda row: (order.index(row.method), row.seed)):
             latency = row.latency_seconds
             numbers = (
                 f"{row.tokens_per_forward:.2f}",
@@ -165,7 +158,7 @@ def grading_sheet(rows: Sequence[ResultRow], where: str) -> list[Sheet]:
     names = ["accuracy", "string_accuracy", *["faithful"] * strict, "no_answer", "timed_out"]
     lines = []
     for setting, pace in _paces(_settings(rows)).items():
-        for method in method_order(rows):
+        for method in order_methods(row.method for row in rows):
             same = [r for r in rows if (r.method, r.decoding.effective) == (method, setting)]
             if same:
                 shares = ([getattr(row, name) for row in same] for name in names)
@@ -189,19 +182,23 @@ def grading_sheet(rows: Sequence[ResultRow], where: str) -> list[Sheet]:
 
 
 def _checkpoint_sheet(rows: Sequence[ResultRow]) -> Sheet:
-    rank = {method: i for i, method in enumerate(method_order(rows))}
     found = {(r.method, r.seed, r.model, r.optimizer_steps, r.tokens_seen) for r in rows}
     lines = [
         [Entry(text) for text in (m, str(seed), model, f"{steps:,}", f"{tokens:,}")]
-        for m, seed, model, steps, tokens in sorted(found, key=lambda row: (rank[row[0]], row[1:]))
+        for method in order_methods(row.method for row in rows)
+        for m, seed, model, steps, tokens in sorted(line for line in found if line[0] == method)
     ]
     header = ["method", "seed", "model", "optimizer\nsteps", "tokens\nseen"]
     note = "Training that lies behind each checkpoint; tokens seen are those of all its steps."
     return Sheet("What was evaluated", header, [lines], note, num_names=3)
 
 
-def _sections(rows: Sequence[ResultRow]) -> list[Section]:
-    """One for each task, then the checkpoints."""
+def result_sections(rows: Sequence[ResultRow]) -> list[Section]:
+    """One for each task, then the checkpoints.
+
+    Raises:
+        ValueError: if there are no rows, or two for one checkpoint, task and setting.
+    """
     if not rows:
         raise ValueError("there are no result rows to report; make some with `t3d eval`")
     keys = set()
@@ -227,20 +224,6 @@ def _sections(rows: Sequence[ResultRow]) -> list[Section]:
             sheets += grading_sheet(same, where)
         out.append((task, sheets))
     return [*out, ("Checkpoints", [_checkpoint_sheet(rows)])]
-
-
-def markdown_tables(rows: Sequence[ResultRow]) -> str:
-    """Tables in GitHub's Markdown, a section a task.
-
-    Raises:
-        ValueError: if there are no rows, or two for one checkpoint, task and setting.
-    """
-    return render_markdown(_sections(rows))
-
-
-def terminal_tables(rows: Sequence[ResultRow]) -> RenderableType:
-    """The same tables for a terminal of 80 columns or more."""
-    return render_terminal(_sections(rows))
 
 
 def calibration_terminal(choice: Choice) -> RenderableType:

@@ -145,7 +145,7 @@ def _rich_text(view: TrajectoryView, num_steps: int) -> Text:
     return text
 
 
-def render_terminal(question: str, views: Sequence[TrajectoryView]) -> RenderableType:
+def render_responses(question: str, views: Sequence[TrajectoryView]) -> RenderableType:
     """The responses to one question, for a terminal."""
     num_steps = _num_steps(views)
     legend = Text.assemble(("step ", "dim"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, get_args
 
 import pytest
@@ -14,15 +15,14 @@ from hypothesis import strategies as st
 from t3d.bench import decode as bench
 from t3d.bench.config import DecodeSettings, Engine
 from t3d.bench.decode import (
-    NeededPass,
+    lockstep,
     make_engine,
     measure,
     needed_passes,
-    needed_work,
     passes_per_block,
     random_requests,
 )
-from t3d.bench.roofline import ModelCosts, Rates
+from t3d.bench.roofline import Load, ModelCosts, Rates
 from t3d.decoding.config import DecodingConfig
 from t3d.decoding.engine import BlockDecoder
 from t3d.decoding.request import Request
@@ -34,9 +34,9 @@ RATES = Rates(bytes_per_second=1e9, flops_per_second=1e9)
 
 
 @contextmanager
-def recorded(model: BlockDiffusionLM) -> Iterator[list[NeededPass]]:
+def recorded(model: BlockDiffusionLM) -> Iterator[list[Load]]:
     """What the layers and the head are given, one sequence at a time."""
-    seen: list[NeededPass] = []
+    seen: list[Load] = []
 
     def layers(_: Any, given: tuple[Any, ...], settings: dict[str, Any]) -> None:
         ids, _, position, *_ = given
@@ -44,11 +44,10 @@ def recorded(model: BlockDiffusionLM) -> Iterator[list[NeededPass]]:
         stored, tokens = int(position.min()), ids.shape[1]
         [group] = settings["groups"]
         pairs = int(group.mask[:, :, :tokens].sum())
-        seen.append(NeededPass(stored, tokens, pairs, -1))
+        seen.append(Load(tokens, pairs, -1, stored))
 
     def head(_: Any, given: tuple[torch.Tensor]) -> None:
-        last = seen.pop()
-        seen.append(NeededPass(last.stored, last.tokens, last.pairs, len(given[0])))
+        seen.append(replace(seen.pop(), logits=len(given[0])))
 
     handles = [
         model.base_model.register_forward_pre_hook(layers, with_kwargs=True),
@@ -80,20 +79,20 @@ def test_needed_passes_are_those_of_the_fused_engine(
     assert needed_passes(request, completion, size) == seen
 
 
-passes = st.builds(NeededPass, *[st.integers(0, 50)] * 4)
+passes = st.builds(Load, *[st.integers(0, 50)] * 4)
 
 
 @given(requests=st.lists(st.lists(passes, min_size=1, max_size=5), min_size=1, max_size=7))
 def test_requests_in_lockstep_share_the_weights_and_nothing_else(
-    requests: list[list[NeededPass]],
+    requests: list[list[Load]],
 ) -> None:
-    alone = needed_work(COSTS, requests, 1)
-    together = needed_work(COSTS, requests, len(requests))
+    alone = lockstep(requests, 1)
+    together = lockstep(requests, len(requests))
     assert len(alone) == sum(map(len, requests))
     assert len(together) == max(map(len, requests))
-    assert sum(w.flops for w in together) == pytest.approx(sum(w.flops for w in alone))
+    assert sum(map(COSTS.flops, together)) == pytest.approx(sum(map(COSTS.flops, alone)))
     weights = COSTS.weight_bytes(1)
-    cache = [sum(w.num_bytes for w in work) - len(work) * weights for work in (alone, together)]
+    cache = [sum(map(COSTS.num_bytes, work)) - len(work) * weights for work in (alone, together)]
     assert cache[0] == pytest.approx(cache[1])
 
 

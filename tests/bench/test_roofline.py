@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from t3d.bench.roofline import (
+    Load,
     ModelCosts,
     Rates,
-    Work,
     measure_rates,
     peak_bytes,
     reset_peak,
@@ -65,10 +65,10 @@ def test_forward_flops_are_those_that_torch_counts(family: str, tied: bool) -> N
     costs = ModelCosts.of(model)
     with torch.no_grad():
         counted = run(model)
-    assert costs.forward_flops(**WORK) == pytest.approx(counted, rel=CLOSE)
+    assert costs.flops(Load(**WORK)) == pytest.approx(counted, rel=CLOSE)
     # Every term is large enough to be missed.
     for term in WORK:
-        alone = costs.forward_flops(**{**dict.fromkeys(WORK, 0), term: WORK[term]})
+        alone = costs.flops(Load(**{term: WORK[term]}))
         assert alone > 1.5 * CLOSE * counted
 
 
@@ -96,13 +96,15 @@ def test_cache_bytes_are_those_of_the_cache() -> None:
     model = tiny(dtype=torch.float16)
     cache = SlotCache(model.config, 1, 7, dtype=model.dtype, device=CPU)
     held = sum(t.numel() * t.element_size() for t in (*cache.keys, *cache.values))
-    assert ModelCosts.of(model).cache_bytes(read=4, written=3) == held
+    costs = ModelCosts.of(model)
+    moved = costs.num_bytes(Load(tokens=3, stored=4))
+    assert moved - costs.weight_bytes(3) == held
 
 
 def test_the_slower_of_memory_and_arithmetic_bounds() -> None:
     rates = Rates(bytes_per_second=10.0, flops_per_second=100.0)
-    assert rates.seconds(Work(20.0, 100.0)) == 2
-    assert rates.seconds(Work(20.0, 500.0)) == 5
+    assert rates.seconds(20.0, 100.0) == 2
+    assert rates.seconds(20.0, 500.0) == 5
 
 
 def test_rates_are_positive_numbers() -> None:

@@ -16,17 +16,17 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 from torch.utils.flop_counter import FlopCounterMode
 
 from t3d.bench import train as bench
-from t3d.bench.roofline import ModelCosts, Rates
+from t3d.bench.roofline import Load, ModelCosts, Rates
 from t3d.bench.subject import ordinary_ids
 from t3d.bench.train import (
     PROMPT,
     RESPONSE,
     ROLLOUT_BLOCK,
-    Load,
     TrainRow,
     measure,
     random_trajectories,
     step_flops,
+    training_load,
 )
 from t3d.core.blocks import PADDING, BlockLayout, may_attend
 from t3d.core.trajectory import TrajectoryBatch, training_rows
@@ -85,7 +85,7 @@ def test_a_load_is_what_the_layout_lays_out(
     grid = layout.training(batch.prompt_length, batch.length, len(views))
     held = grid.stream != PADDING
     seen = may_attend(grid[:, :, None], grid[:, None]) & held[:, :, None] & held[:, None]
-    load = Load.of(batch, layout, views)
+    load = training_load(batch, layout, views)
     assert load.tokens == int(held.sum())
     assert load.pairs == int(seen.sum())
     assert load.logits == sum(int(view.loss_mask.sum()) for view in views)

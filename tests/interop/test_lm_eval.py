@@ -22,6 +22,7 @@ from lm_eval.tasks import TaskManager
 from t3d.decoding.build import make_decoder
 from t3d.decoding.config import DecodingConfig
 from t3d.decoding.request import Request
+from t3d.interop.harness import HarnessConfig
 from t3d.interop.lm_eval import RESULTS, SAMPLES, HarnessModel, _generation, evaluate_tasks
 from t3d.models import LanguageModel, from_pretrained
 from t3d.tasks import get_task
@@ -83,8 +84,8 @@ def evaluated(
     output = tmp_path_factory.mktemp("output") / "new"
     # What the task says wins: 96 tokens, greedily.
     decoding = replace(GREEDY, temperature=0.7)
-    options: dict[str, Any] = {"include_path": tasks, "log_samples": True, "progress": False}
-    return evaluate_tasks(lm, ["mini"], decoding, output, **options), output
+    config = HarnessConfig(["mini"], decoding, include_path=tasks, log_samples=True)
+    return evaluate_tasks(lm, config, output, progress=False), output
 
 
 def _unexpected(*_: object) -> None:
@@ -346,7 +347,7 @@ def test_tasks_are_checked_before_anything_is_decoded(
     monkeypatch.setattr(TaskManager.__init__, "__defaults__", OWN_TASKS)
     monkeypatch.setattr(HarnessModel, "generate_until", _unexpected)
     with pytest.raises(ValueError, match=message):
-        evaluate_tasks(lm, names, GREEDY, tmp_path / "output", include_path=tasks)
+        evaluate_tasks(lm, HarnessConfig(names, GREEDY, include_path=tasks), tmp_path / "output")
     assert not (tmp_path / "output").exists()
 
 

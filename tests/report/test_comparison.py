@@ -16,8 +16,9 @@ from rich.console import Console
 from t3d.decoding.config import DYNAMIC, STATIC, DecodingConfig, Remasking
 from t3d.evaluation.comparison import Comparison, Estimate
 from t3d.evaluation.results import Cell, Condition, ResultRow, load_results
-from t3d.report.comparison import comparison_markdown, comparison_terminal, write_comparison
-from t3d.report.tables import markdown_tables, terminal_tables
+from t3d.report.comparison import comparison_sections, write_comparison
+from t3d.report.sheets import render_markdown, render_terminal
+from t3d.report.tables import result_sections
 
 Make = Callable[..., list[ResultRow]]
 METHODS = ("alpha", "t3d", "original", "dparallel")
@@ -39,6 +40,10 @@ def make_cells(rows: list[ResultRow]) -> list[Cell]:
 @pytest.fixture
 def cells(make_rows: Make) -> list[Cell]:
     return make_cells(make_rows(METHODS, seeds=(0, 1, 2), block_sizes=(4, 8), n=60))
+
+
+def comparison_markdown(cells: list[Cell], recommended: str | None) -> str:
+    return render_markdown(comparison_sections(Comparison(cells), recommended))
 
 
 def parse(markdown: str) -> dict[str, list[list[str]]]:
@@ -261,8 +266,8 @@ def test_files_are_whole(cells: list[Cell], tmp_path: Path) -> None:
     assert {row.method for row in rows if row.recommended} == {"alpha"}
     assert {dataclasses.replace(row, recommended=None) for row in rows} == {x.row for x in cells}
     # The tables of single runs read them, too.
-    assert markdown_tables(rows) == markdown_tables([x.row for x in cells])
-    Console(file=io.StringIO()).print(terminal_tables(rows))
+    assert result_sections(rows) == result_sections([x.row for x in cells])
+    Console(file=io.StringIO()).print(render_terminal(result_sections(rows)))
     document = json.loads((directory / "comparison.json").read_text())
     assert document["provenance"] == {"seed": 7}
     assert document["recommended"] == "alpha"
@@ -293,7 +298,8 @@ def test_nothing_is_written_without_cells(tmp_path: Path) -> None:
 
 def test_terminal_of_80_columns_shows_every_number(cells: list[Cell]) -> None:
     out = io.StringIO()
-    Console(file=out, width=80).print(comparison_terminal(cells, "alpha"))
+    sections = comparison_sections(Comparison(cells), "alpha")
+    Console(file=out, width=80).print(render_terminal(sections))
     text = out.getvalue()
     assert max(map(len, text.splitlines())) <= 80
     assert "(recommended)" in text

@@ -13,7 +13,8 @@ from rich.console import Console
 
 from t3d.evaluation.frontier import frontier
 from t3d.evaluation.results import ResultRow
-from t3d.report.frontier import frontier_terminal, write_frontier
+from t3d.report.frontier import frontier_sections, write_frontier
+from t3d.report.sheets import render_terminal
 
 Make = Callable[..., list[ResultRow]]
 METHODS = ("original", "t3d", "alpha")
@@ -40,7 +41,7 @@ def numbers(entry: str) -> list[float]:
 def test_files_hold_every_point_and_score(rows: list[ResultRow], tmp_path: Path) -> None:
     found = frontier(rows)
     output = tmp_path / "new" / "frontier"
-    write_frontier(output, rows, provenance={"seed": 7})
+    write_frontier(output, found, provenance={"seed": 7})
     names = {"frontier.json", "frontier.md", "frontier.png"}
     assert {path.name for path in output.iterdir()} == names
     document = json.loads((output / "frontier.json").read_text(encoding="utf-8"))
@@ -81,20 +82,14 @@ def test_files_hold_every_point_and_score(rows: list[ResultRow], tmp_path: Path)
 def test_the_order_of_rows_changes_no_file(rows: list[ResultRow], tmp_path: Path) -> None:
     some = [row for row in rows if row.method != "alpha" and row.decoding.block_size == 4]
     for name, order in (("a", some), ("b", random.Random(1).sample(some, len(some)))):
-        write_frontier(tmp_path / name, order, provenance={})
+        write_frontier(tmp_path / name, frontier(order), provenance={})
     for path in (tmp_path / "a").iterdir():
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
 
 
-def test_nothing_is_written_without_rows(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no result rows"):
-        write_frontier(tmp_path / "x", [], provenance={})
-    assert not (tmp_path / "x").exists()
-
-
 def test_terminal_of_80_columns_shows_every_number(rows: list[ResultRow]) -> None:
     out = io.StringIO()
-    Console(file=out, width=80).print(frontier_terminal(rows))
+    Console(file=out, width=80).print(render_terminal(frontier_sections(frontier(rows))))
     text = out.getvalue()
     assert max(map(len, text.splitlines())) <= 80
     found = frontier(rows)
@@ -106,7 +101,7 @@ def test_terminal_of_80_columns_shows_every_number(rows: list[ResultRow]) -> Non
 
 
 def test_a_single_point_is_a_frontier(make_rows: Make, tmp_path: Path) -> None:
-    write_frontier(tmp_path, make_rows(("t3d",))[:1], provenance={})
+    write_frontier(tmp_path, frontier(make_rows(("t3d",))[:1]), provenance={})
     ((*_, forward, second),) = table(
         (tmp_path / "frontier.md").read_text(encoding="utf-8"), "Settings, slow to fast"
     )

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from t3d.evaluation.results import ResultRow
-from t3d.report.page import write_report
-from t3d.report.tables import markdown_tables
+from t3d.report.frontier import write_report
+from t3d.report.sheets import render_markdown
+from t3d.report.tables import result_sections
 
 
 def test_a_report_is_whole(make_rows: Callable[..., list[ResultRow]], tmp_path: Path) -> None:
@@ -17,7 +18,7 @@ def test_a_report_is_whole(make_rows: Callable[..., list[ResultRow]], tmp_path: 
     write_report(out, rows)
     assert {p.name for p in out.iterdir()} == {"report.md", "accuracy.png"}
     report = (out / "report.md").read_text(encoding="utf-8")
-    assert markdown_tables(rows) in report
+    assert render_markdown(result_sections(rows)) in report
     assert re.findall(r"\]\((.*?)\)", report) == ["accuracy.png"]
 
 

@@ -11,10 +11,15 @@ from rich.console import Console
 
 from t3d.decoding.config import DYNAMIC, DecodingConfig
 from t3d.evaluation.results import ResultRow
-from t3d.report.tables import markdown_tables, method_order, terminal_tables
+from t3d.report.sheets import order_methods, render_markdown, render_terminal
+from t3d.report.tables import result_sections
 
 Make = Callable[..., list[ResultRow]]
 ORDER = ["original", "sft", "redi", "dparallel", "naive_td", "t3d", "alpha", "zebra"]
+
+
+def markdown_tables(rows: list[ResultRow]) -> str:
+    return render_markdown(result_sections(rows))
 
 
 def parse(markdown: str) -> dict[str, list[list[str]]]:
@@ -46,7 +51,7 @@ def column(row: ResultRow) -> str:
 
 def terminal(rows: list[ResultRow], width: int) -> str:
     out = io.StringIO()
-    Console(file=out, width=width).print(terminal_tables(rows))
+    Console(file=out, width=width).print(render_terminal(result_sections(rows)))
     return out.getvalue()
 
 
@@ -103,7 +108,7 @@ def test_checkpoints_parse_back(make_rows: Make) -> None:
 
 def test_methods_and_settings_are_ordered(make_rows: Make) -> None:
     rows = make_rows()
-    assert method_order(rows) == ORDER
+    assert order_methods(row.method for row in rows) == ORDER
     header, *lines = parse(markdown_tables(rows))["Accuracy, block size 4, temperature 0.1"]
     assert [line[0] for line in lines] == ORDER
     assert [name.split("<br>")[0] for name in header[2:]] == [

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from t3d.decoding.request import Completion, Passes
-from t3d.report.trajectories import Problem, TrajectoryView, render_terminal, view_of, write_html
+from t3d.report.trajectories import Problem, TrajectoryView, render_responses, view_of, write_html
 from t3d.tasks import Grade
 
 VOID = {"meta"}
@@ -91,7 +91,7 @@ def page(problems: list[Problem]) -> Page:
 
 def plain(views: list[TrajectoryView], question: str = "How many?", width: int = 200) -> str:
     out = io.StringIO()
-    Console(file=out, width=width).print(render_terminal(question, views))
+    Console(file=out, width=width).print(render_responses(question, views))
     return out.getvalue()
 
 
@@ -241,7 +241,7 @@ def test_terminal_shows_tokens_blocks_and_verdict() -> None:
 
 
 def test_terminal_colours_by_step() -> None:
-    made = render_terminal("q", [view(["a", "b", "c"], 0, step_map=[0, 1, 0])])
+    made = render_responses("q", [view(["a", "b", "c"], 0, step_map=[0, 1, 0])])
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, color_system="truecolor", width=80)
     console.print(made)
