@@ -31,9 +31,10 @@ from t3d.decoding.oracle import decode_one
 from t3d.decoding.request import Request
 from t3d.interop.checkpoints.layout import export
 from t3d.interop.checkpoints.verify import expected, probe_inputs, run_probe
-from t3d.models import LanguageModel, from_pretrained, tiny, wrap
+from t3d.models import LanguageModel, from_pretrained, wrap
 from t3d.tasks import get_task
 from t3d.tasks.tokenizer import train_tokenizer
+from t3d.testing import tiny
 
 TOLERANCE = 1e-5
 NEW = 24

@@ -22,9 +22,10 @@ from rich.table import Table
 
 from t3d.core.files import write_json
 from t3d.core.store import TrajectoryStore
-from t3d.models import tiny, wrap
+from t3d.models import wrap
 from t3d.tasks import get_task
 from t3d.tasks.tokenizer import train_tokenizer
+from t3d.testing import tiny
 
 SHARD = 4
 

@@ -22,8 +22,9 @@ from t3d.decoding.config import DecodingConfig
 from t3d.decoding.engine import BlockDecoder
 from t3d.decoding.oracle import decode_one
 from t3d.decoding.request import Request
-from t3d.models import SDARConfig, SDARForCausalLM, tiny
+from t3d.models import SDARConfig, SDARForCausalLM
 from t3d.models.attention import attention_mask
+from t3d.testing import tiny
 
 SDAR_1_7B = {
     "vocab_size": 151936,

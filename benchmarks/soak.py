@@ -20,7 +20,7 @@ from t3d.core.files import write_json
 from t3d.decoding.config import DecodingConfig
 from t3d.decoding.engine import BlockDecoder
 from t3d.decoding.request import Completion, Request
-from t3d.models import tiny
+from t3d.testing import tiny
 
 MASK = 63
 SETTINGS = [

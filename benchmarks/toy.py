@@ -24,7 +24,8 @@ from t3d.analysis.full_steps import sample_paths
 from t3d.analysis.states import Denoiser, State, select_states
 from t3d.core.rng import derive_key
 from t3d.core.trajectory import Trajectory
-from t3d.models import BlockDiffusionLM, tiny
+from t3d.models import BlockDiffusionLM
+from t3d.testing import tiny
 
 BLOCK_SIZE = 4
 NUM_DIGITS = 6

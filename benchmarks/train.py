@@ -26,9 +26,10 @@ from t3d.bench.roofline import peak_bytes
 from t3d.bench.train import PROMPT, RESPONSE, Clock, random_trajectories
 from t3d.core.files import write_json
 from t3d.core.trajectory import Trajectory, training_rows
-from t3d.models import from_pretrained, tiny, wrap
+from t3d.models import from_pretrained, wrap
 from t3d.tasks import get_task
 from t3d.tasks.tokenizer import train_tokenizer
+from t3d.testing import tiny
 from t3d.training.config import MethodConfig, TrainingConfig
 from t3d.training.methods import build_method
 from t3d.training.run import fit

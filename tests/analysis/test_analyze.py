@@ -24,9 +24,10 @@ from t3d.core.trajectory import Trajectory
 from t3d.decoding.config import DecodingConfig, RolloutConfig
 from t3d.decoding.replay import visited_states
 from t3d.decoding.rollout import rollout
-from t3d.models import LanguageModel, from_pretrained, tiny, wrap
+from t3d.models import LanguageModel, from_pretrained, wrap
 from t3d.tasks import get_task
 from t3d.tasks.tokenizer import train_tokenizer
+from t3d.testing import tiny
 
 
 def trajectory(rng: random.Random, name: int, block_size: int = 4) -> Trajectory:

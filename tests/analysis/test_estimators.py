@@ -20,7 +20,8 @@ from t3d.analysis.states import Denoiser, State
 from t3d.decoding.config import DecodingConfig
 from t3d.decoding.oracle import decode_one
 from t3d.decoding.request import Request
-from t3d.models import SDARForCausalLM, tiny
+from t3d.models import SDARForCausalLM
+from t3d.testing import tiny
 
 S = 3
 MASK = 6

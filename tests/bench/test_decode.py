@@ -26,7 +26,8 @@ from t3d.bench.roofline import Load, ModelCosts, Rates
 from t3d.decoding.config import DecodingConfig
 from t3d.decoding.engine import BlockDecoder
 from t3d.decoding.request import Request
-from t3d.models import BlockDiffusionLM, LanguageModel, tiny
+from t3d.models import BlockDiffusionLM, LanguageModel
+from t3d.testing import tiny
 
 MODEL = tiny()
 COSTS = ModelCosts.of(MODEL)

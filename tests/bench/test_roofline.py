@@ -19,7 +19,8 @@ from t3d.bench.roofline import (
     peak_bytes,
     reset_peak,
 )
-from t3d.models import FAMILIES, BlockDiffusionLM, tiny
+from t3d.models import FAMILIES, BlockDiffusionLM
+from t3d.testing import tiny
 
 CPU = torch.device("cpu")
 # Rotary frequencies and weights of norms are not told apart: together a few percent here.

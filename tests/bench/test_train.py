@@ -30,8 +30,9 @@ from t3d.bench.train import (
 )
 from t3d.core.blocks import PADDING, BlockLayout, may_attend
 from t3d.core.trajectory import TrajectoryBatch, training_rows
-from t3d.models import LanguageModel, tiny
+from t3d.models import LanguageModel
 from t3d.noising import NoiserInput, Vocabulary
+from t3d.testing import tiny
 from t3d.training.config import MethodConfig, TrainingConfig
 from t3d.training.methods import build_method
 

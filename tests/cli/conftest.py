@@ -12,9 +12,10 @@ import torch
 import yaml
 
 from t3d.cli.main import main
-from t3d.models import tiny, wrap
+from t3d.models import wrap
 from t3d.tasks import get_task
 from t3d.tasks.tokenizer import train_tokenizer
+from t3d.testing import tiny
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ import yaml
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from t3d.cli.main import main
-from t3d.models import tiny, wrap
+from t3d.models import wrap
 from t3d.tasks import get_task
 from t3d.tasks.tokenizer import train_tokenizer
+from t3d.testing import tiny
 from tests.models.llama_gguf import write_gguf
 
 SHORT = "--decoding.max_new_tokens 8 --decoding.temperature 0"

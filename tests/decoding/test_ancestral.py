@@ -18,7 +18,7 @@ import torch
 from t3d.decoding.config import DecodingConfig
 from t3d.decoding.engine import BlockDecoder
 from t3d.decoding.request import Completion, Request
-from t3d.models import tiny
+from t3d.testing import tiny
 
 NUM_WORDS, MASK = 3, 3
 MODEL = tiny(vocab_size=4, block_size=4, initializer_range=1.0)

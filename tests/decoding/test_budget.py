@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from t3d.decoding.budget import cache_bytes_per_token, cache_tokens, fitting_cache
 from t3d.decoding.cache import SlotCache
 from t3d.decoding.config import DecodingConfig
-from t3d.models import tiny
+from t3d.testing import tiny
 
 SIZES = st.integers(0, 2**40)
 
@@ -55,7 +55,7 @@ from t3d.decoding.config import DecodingConfig
 from t3d.decoding.engine import BlockDecoder
 from t3d.decoding.request import Request
 from t3d.decoding.budget import fitting_cache
-from t3d.models import tiny
+from t3d.testing import tiny
 
 torch.set_num_threads(1)
 model = tiny(dtype=torch.float32, num_hidden_layers=8, num_key_value_heads=4, head_dim=512,

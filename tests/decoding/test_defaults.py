@@ -11,9 +11,10 @@ from transformers import GenerationConfig
 
 from t3d.decoding.config import DecodingConfig
 from t3d.decoding.defaults import read_generation_config, write_generation_config
-from t3d.models import from_pretrained, tiny, wrap
+from t3d.models import from_pretrained, wrap
 from t3d.tasks import get_task
 from t3d.tasks.tokenizer import train_tokenizer
+from t3d.testing import tiny
 
 
 def test_a_calibrated_checkpoint_loads_and_names_its_settings(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import torch
 from t3d.decoding.config import DecodingConfig
 from t3d.decoding.engine import BlockDecoder
 from t3d.decoding.request import Completion, Passes, Request
-from t3d.models import tiny
+from t3d.testing import tiny
 
 MODEL = tiny(vocab_size=50, max_position_embeddings=128)
 MASK = 49

@@ -7,7 +7,7 @@ import torch
 from t3d.decoding.config import DecodingConfig
 from t3d.decoding.oracle import decode_one
 from t3d.decoding.request import Completion, Request
-from t3d.models import tiny
+from t3d.testing import tiny
 
 MODEL = tiny(vocab_size=50, block_size=2)
 MASK = 49

@@ -20,7 +20,7 @@ from t3d.decoding.engine import BlockDecoder
 from t3d.decoding.packing import PackedLinear, packable, packed_bytes
 from t3d.decoding.request import Request
 from t3d.decoding.view import ViewMaker
-from t3d.models import tiny
+from t3d.testing import tiny
 
 HEADS, KEY_HEADS, SIZE, ROWS, SLOTS = 6, 2, 4, 5, 32
 

@@ -23,9 +23,10 @@ from t3d.evaluation.evaluate import (
     evaluate,
 )
 from t3d.evaluation.samples import Sample, read_samples, write_samples
-from t3d.models import LanguageModel, tiny, wrap
+from t3d.models import LanguageModel, wrap
 from t3d.tasks import Example, Grade, get_task
 from t3d.tasks.tokenizer import train_tokenizer
+from t3d.testing import tiny
 
 TASK = get_task("mini_gsm")
 PROBLEMS = TASK.examples("dev", 7)

@@ -18,8 +18,9 @@ from t3d.decoding.remasking import STRATEGIES
 from t3d.decoding.replay import visited_states
 from t3d.decoding.request import Completion, Event, Passes, Request
 from t3d.decoding.rollout import record
-from t3d.models import SDARForCausalLM, tiny
+from t3d.models import SDARForCausalLM
 from t3d.tasks import Example
+from t3d.testing import tiny
 
 VOCABULARY = 50
 MASK = 49

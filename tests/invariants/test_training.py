@@ -15,10 +15,10 @@ from t3d.decoding.engine import BlockDecoder
 from t3d.decoding.oracle import decode_one
 from t3d.decoding.request import Completion, Request
 from t3d.decoding.rollout import record
-from t3d.models import tiny
 from t3d.models.attention import attention_mask
 from t3d.noising import NoiserInput, TrajectoryState, View, Vocabulary
 from t3d.tasks import Example
+from t3d.testing import tiny
 from t3d.training.forward import assemble
 
 MASK = 49

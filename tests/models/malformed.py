@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from t3d.models import tiny, wrap
+from t3d.models import wrap
 from t3d.models.families import FAMILIES
 from t3d.tasks import get_task
 from t3d.tasks.tokenizer import train_tokenizer
+from t3d.testing import tiny
 
 Damage = Callable[[Path], object]
 Change = Callable[[Any], object]

@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from t3d.models import from_pretrained, tiny
+from t3d.models import from_pretrained
 from t3d.models.checkpoint import check_checkpoint, tensor_shapes
 from t3d.models.families import FAMILIES, family_of
+from t3d.testing import tiny
 from tests.models.malformed import (
     EMBEDDING,
     FITTING,

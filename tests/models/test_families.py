@@ -21,10 +21,11 @@ from t3d.decoding.config import DecodingConfig
 from t3d.decoding.engine import BlockDecoder
 from t3d.decoding.oracle import decode_one
 from t3d.decoding.request import Request
-from t3d.models import FAMILIES, BlockDiffusionLM, family_of, from_pretrained, tiny, wrap
+from t3d.models import FAMILIES, BlockDiffusionLM, family_of, from_pretrained, wrap
 from t3d.models.attention import additive_mask, attention_mask, dense_mask
 from t3d.tasks import get_task
 from t3d.tasks.tokenizer import train_tokenizer
+from t3d.testing import tiny
 from t3d.training.config import MethodConfig, TrainingConfig
 from t3d.training.methods import build_method
 from t3d.training.run import fit

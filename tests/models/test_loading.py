@@ -15,9 +15,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from t3d.core.provenance import hash_weights
-from t3d.models import LanguageModel, from_pretrained, tiny, wrap
+from t3d.models import LanguageModel, from_pretrained, wrap
 from t3d.tasks import Example, get_task
 from t3d.tasks.tokenizer import train_tokenizer
+from t3d.testing import tiny
 from tests.models.malformed import config, edit
 
 Damage = Callable[[Path], object]

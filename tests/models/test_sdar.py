@@ -14,8 +14,9 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from t3d.core.blocks import BlockLayout, Coordinates
-from t3d.models import SDARConfig, SDARForCausalLM, tiny
+from t3d.models import SDARConfig, SDARForCausalLM
 from t3d.models.attention import additive_mask, attention_mask, dense_mask
+from t3d.testing import tiny
 
 VOCABULARY = 64
 

@@ -13,11 +13,12 @@ from t3d.decoding.build import generate, make_decoder
 from t3d.decoding.config import DecodingConfig
 from t3d.decoding.request import Request
 from t3d.interop.rollouts.importing import import_rollouts
-from t3d.models import LanguageModel, from_pretrained, tiny, wrap
+from t3d.models import LanguageModel, from_pretrained, wrap
 from t3d.noising.base import Vocabulary
 from t3d.tasks import Example
 from t3d.tasks.chat import Chat
 from t3d.tasks.tokenizer import CHAT_TEMPLATE, train_tokenizer
+from t3d.testing import tiny
 from t3d.training.pretrain import chat_rows, labelled_rows
 
 PADDED = 30

@@ -17,9 +17,9 @@ from t3d.decoding.oracle import decode_one
 from t3d.decoding.replay import visited_states
 from t3d.decoding.request import Request
 from t3d.decoding.rollout import record
-from t3d.models import tiny
 from t3d.noising import NoiserInput, TrajectoryState
 from t3d.tasks import Example
+from t3d.testing import tiny
 from tests.noising.blocks import (
     MASK,
     SIZES,

@@ -13,11 +13,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from t3d.core.trajectory import Trajectory, TrajectoryBatch, training_row
-from t3d.models import LanguageModel, tiny, wrap
+from t3d.models import LanguageModel, wrap
 from t3d.noising import Noiser, NoiserInput, View
 from t3d.objectives import base
 from t3d.tasks import get_task
 from t3d.tasks.tokenizer import MASK_TOKEN, train_tokenizer
+from t3d.testing import tiny
 
 
 @pytest.fixture(scope="session")

@@ -20,9 +20,10 @@ from torch.nn.parallel import DistributedDataParallel
 from t3d.decoding.config import DecodingConfig, RolloutConfig
 from t3d.experiment.recipe import DataConfig, RunConfig
 from t3d.experiment.rounds import check_training, record_trajectories, train_student
-from t3d.models import from_pretrained, tiny, wrap
+from t3d.models import from_pretrained, wrap
 from t3d.tasks import get_task
 from t3d.tasks.tokenizer import train_tokenizer
+from t3d.testing import tiny
 from t3d.training.config import MethodConfig, Sharding, TrainingConfig
 from t3d.training.methods import build_method
 from t3d.training.run import fit

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from t3d.models import LanguageModel, tiny, wrap
+from t3d.models import LanguageModel, wrap
+from t3d.testing import tiny
 from t3d.training.config import TrainingConfig
 from t3d.training.run import fit
 from t3d.training.trainer import DiffusionTrainer

@@ -13,7 +13,8 @@ from transformers import Trainer
 
 from t3d.core.blocks import Coordinates
 from t3d.core.trajectory import TrajectoryBatch
-from t3d.models import LanguageModel, tiny
+from t3d.models import LanguageModel
+from t3d.testing import tiny
 from t3d.training import forward
 from t3d.training.config import MethodConfig, TrainingConfig
 from t3d.training.forward import attending

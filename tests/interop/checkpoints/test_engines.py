@@ -11,7 +11,7 @@ import pytest
 
 from t3d.core.files import write_json
 from t3d.interop.checkpoints.engines import engine_findings
-from t3d.models import tiny
+from t3d.testing import tiny
 
 
 def edit(path: Path, **values: Any) -> None:

@@ -21,9 +21,10 @@ from t3d.evaluation.results import save_results
 from t3d.interop.checkpoints.engines import Finding
 from t3d.interop.checkpoints.layout import export
 from t3d.interop.checkpoints.verify import check, claims, expected, probe_inputs, run_probe
-from t3d.models import LanguageModel, from_pretrained, tiny, wrap
+from t3d.models import LanguageModel, from_pretrained, wrap
 from t3d.tasks import get_task
 from t3d.tasks.tokenizer import train_tokenizer
+from t3d.testing import tiny
 from tests.row import make_row
 
 MODELS: dict[str, dict[str, Any]] = {

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from t3d.interop.checkpoints.layout import write_code
-from t3d.models import tiny
+from t3d.testing import tiny
 
 SIZE, LENGTH = 4, 12
 NAMES = ("cache", "past_key_values")

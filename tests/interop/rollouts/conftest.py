@@ -15,9 +15,10 @@ from transformers import PreTrainedTokenizerFast
 
 from t3d.core.store import Manifest, TrajectoryStore
 from t3d.core.trajectory import Trajectory
-from t3d.models import LanguageModel, tiny, wrap
+from t3d.models import LanguageModel, wrap
 from t3d.tasks import get_task
 from t3d.tasks.tokenizer import CHAT_TEMPLATE, train_tokenizer
+from t3d.testing import tiny
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|MASK|>"]
 

@@ -1,0 +1,219 @@
+"""The checkpoints of a recipe, and the processes that train and evaluate them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from t3d.core.progress import Plan, hear, stage
+from t3d.core.workers import launched, pool
+from t3d.decoding.config import DecodingConfig
+from t3d.evaluation.evaluate import Identity
+from t3d.evaluation.results import ORIGINAL
+from t3d.experiment.grid import evaluate_settings, identify, stage_names
+from t3d.experiment.recipe import RunConfig
+from t3d.experiment.rounds import (
+    Part,
+    parts,
+    record_trajectories,
+    rollout_stage,
+    student_work,
+    teacher_rollouts,
+    train_student,
+)
+from t3d.models import LanguageModel, from_pretrained
+from t3d.tasks import Example, Task
+
+
+def problems_of(config: RunConfig, task: Task) -> list[Example]:
+    return task.examples(config.data.split, config.data.num_problems)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A checkpoint of a recipe: one method with one seed."""
+
+    method: str
+    seed: int
+    path: Path
+    """Path of the checkpoint relative to checkpoints/, and of its evaluation relative to
+        evaluation/."""
+
+    @property
+    def identity(self) -> Identity:
+        return Identity(self.method, self.seed)
+
+
+TEACHER = Unit(ORIGINAL, 0, Path(ORIGINAL))
+
+
+def units_of(config: RunConfig) -> list[Unit]:
+    """Methods with all seeds, one seed after the other."""
+    return [
+        Unit(name, seed, Path(name, f"seed{seed}") if config.seeds else Path(name))
+        for seed in config.seeds or (config.training.seed,)
+        for name in config.methods
+    ]
+
+
+def stages(
+    config: RunConfig, units: Sequence[Unit], untimed: Sequence[DecodingConfig]
+) -> dict[str, Mapping[str, int]]:
+    """The plan of the run's stages, in the order in which `finished` does them."""
+    plan: dict[str, Mapping[str, int]] = {}
+    if config.adapt is not None:
+        plan["teacher"] = {"step": config.adapt.pretrain.training.steps}
+    for part in parts(config):
+        for name, _ in teacher_rollouts(config).values():
+            num = config.data.num_prompts // config.num_workers
+            plan[rollout_stage(name, part)] = {"prompt": num}
+    titles = _titles(units)
+
+    def evaluations(unit: Unit, settings: Sequence[DecodingConfig]) -> Plan:
+        names = stage_names(unit.identity, config.evaluation.settings)
+        num = config.data.num_problems * len(config.tasks)
+        return {names[setting]: {"prompt": num} for setting in settings}
+
+    for unit in (TEACHER, *units):
+        if unit != TEACHER:
+            plan[titles[unit]] = student_work(config, config.methods[unit.method])
+        plan |= evaluations(unit, untimed)
+    timed = [setting for setting in config.evaluation.settings if setting not in untimed]
+    for unit in (TEACHER, *units):
+        plan |= evaluations(unit, timed)
+    return plan
+
+
+def _titles(units: Sequence[Unit]) -> dict[Unit, str]:
+    """The stage's name for the training of each unit."""
+    return {
+        unit: f"student {number} of {len(units)}: {unit.method}, seed {unit.seed}"
+        for number, unit in enumerate(units, 1)
+    }
+
+
+def finished(
+    config: RunConfig,
+    teacher: LanguageModel,
+    units: Sequence[Unit],
+    settings: Sequence[DecodingConfig],
+    *,
+    progress: bool,
+) -> Iterator[Unit]:
+    """Train and evaluate units with the recipe's processes, and yield each when it is finished.
+
+    Args:
+        config: the recipe; its trajectories are recorded first, and its teacher is evaluated.
+        teacher: the recipe's teacher.
+        units: checkpoints to train, in this order.
+        settings: decoding settings that are evaluated while other work goes on.
+    """
+    titles = _titles(units)
+    if config.num_workers == 1:
+        _, num_processes = launched()
+        # Several ranks only train here: they should not wait while the first one evaluates.
+        settings = settings if num_processes == 1 else ()
+        record_trajectories(config, teacher, progress=progress)
+        evaluate_unit(config, TEACHER, settings, progress=progress)
+        for unit in units:
+            train_unit(config, unit, titles[unit], progress=progress)
+            evaluate_unit(config, unit, settings, progress=progress)
+            yield unit
+        return
+    with pool(config.num_workers, hear) as workers:
+        first: list[Future[Any]] = [
+            workers.submit(_record_part, config, part, progress=progress) for part in parts(config)
+        ]
+        # The teacher at full steps comes first, since all other rows are compared with it.
+        full = [setting for setting in settings if setting == config.evaluation.settings[0]]
+        first.append(workers.submit(evaluate_unit, config, TEACHER, full, progress=progress))
+        for job in first:
+            job.result()
+        jobs: dict[Future[Any], Unit] = {}
+        ahead = iter(units)
+
+        def train_next() -> None:
+            for unit in islice(ahead, 1):
+                job = workers.submit(train_unit, config, unit, titles[unit], progress=progress)
+                jobs[job] = unit
+
+        def evaluate_later(unit: Unit, own: Sequence[DecodingConfig]) -> None:
+            # One job a setting, so that no worker is idle at the end while another has many left.
+            for setting in own:
+                job = workers.submit(evaluate_unit, config, unit, [setting], progress=progress)
+                jobs[job] = unit
+
+        for _ in range(config.num_workers):
+            train_next()
+        owed = [(TEACHER, [setting for setting in settings if setting not in full])]
+        trained = {TEACHER}
+        if not jobs:
+            evaluate_later(*owed.pop())
+        while jobs:
+            for job in wait(jobs, return_when=FIRST_COMPLETED).done:
+                unit = jobs.pop(job)
+                job.result()
+                if unit not in trained:
+                    trained.add(unit)
+                    # Training takes longest, so it begins first.
+                    train_next()
+                    for evaluation in (*owed, (unit, settings)):
+                        evaluate_later(*evaluation)
+                    owed.clear()
+                if unit not in jobs.values() and unit != TEACHER:
+                    yield unit
+
+
+def _record_part(config: RunConfig, part: Part | None, *, progress: bool) -> None:
+    record_trajectories(config, from_pretrained(config.model), part=part, progress=progress)
+
+
+def train_unit(config: RunConfig, unit: Unit, title: str, *, progress: bool) -> None:
+    """Train a student unless its checkpoint exists; `title` is the name of the stage."""
+    with stage(title):
+        train_student(
+            config,
+            config.methods[unit.method],
+            replace(config.training, seed=unit.seed),
+            config.output / "checkpoints" / unit.path,
+            progress=progress,
+        )
+
+
+def evaluate_unit(
+    config: RunConfig,
+    unit: Unit,
+    settings: Sequence[DecodingConfig],
+    *,
+    is_alone: bool = False,
+    progress: bool,
+) -> None:
+    """Evaluate a checkpoint on all tasks under some of the recipe's settings, unless that is done.
+
+    Args:
+        is_alone: whether the machine does nothing else meanwhile, so that times can be measured.
+    """
+    checkpoint = config.output / "checkpoints" / unit.path
+    latency = config.evaluation.measure_latency and (is_alone or config.num_workers == 1)
+    for task in config.problem_sets() if settings else ():
+        evaluate_settings(
+            config.model if unit == TEACHER else str(checkpoint),
+            Identity(ORIGINAL) if unit == TEACHER else identify(checkpoint, unit.method),
+            task,
+            problems_of(config, task),
+            replace(config.evaluation, measure_latency=latency),
+            evaluation_directory(config, unit, task),
+            settings=settings,
+            full=evaluation_directory(config, TEACHER, task) / config.evaluation.settings[0].name,
+            progress=progress,
+        )
+
+
+def evaluation_directory(config: RunConfig, unit: Unit, task: Task) -> Path:
+    """The directory of a checkpoint's evaluations; one for each task where there are several."""
+    directory = config.output / "evaluation" / unit.path
+    return directory / task.name if len(config.tasks) > 1 else directory
