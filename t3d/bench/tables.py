@@ -50,7 +50,7 @@ def decode_table(rows: Sequence[DecodeRow], rates: Rates) -> RenderableType:
         f"({rates.bytes_per_second / 1e9:.0f} GB/s) and a large matrix product "
         f"({rates.flops_per_second / 1e9:,.0f} GFLOP/s) reach here"
     )
-    return Sheet(title, header, groups, note, num_names=1).rich()
+    return Sheet(title, header, groups, note, num_names=1)
 
 
 def train_table(row: TrainRow, rates: Rates) -> RenderableType:
@@ -70,7 +70,7 @@ def train_table(row: TrainRow, rates: Rates) -> RenderableType:
     )
     line = [Entry(text) for text in columns.values()]
     title = f"Training {row.model}, {_where(row)}"
-    return Sheet(title, list(columns), [[line]], note, num_names=1).rich()
+    return Sheet(title, list(columns), [[line]], note, num_names=1)
 
 
 def save(path: Path, rows: Sequence[DecodeRow | TrainRow], rates: Rates) -> None:

@@ -211,5 +211,5 @@ def analyze_command(
     weights_hash = models[0].weights_hash
     record = provenance(config=asked, seed=config.seed, model=teacher, weights_hash=weights_hash)
     analysis.save(output, record)
-    show(analysis.sheet().rich())
+    show(analysis.sheet())
     print_paths(output, "analysis.json", "analysis.md")

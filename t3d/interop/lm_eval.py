@@ -336,7 +336,7 @@ def evaluate_tasks(
     )
     results = simple_evaluate(
         model=model,
-        tasks=config.tasks,
+        tasks=[*config.tasks],
         task_manager=manager,
         batch_size=config.batch_size,
         limit=config.limit,

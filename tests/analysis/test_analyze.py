@@ -118,7 +118,7 @@ def test_a_store_and_two_checkpoints(teacher: LanguageModel, recorded: list[Traj
     more = analyze(teacher, [lm], recorded, AnalysisConfig(num_samples=2), progress=False)
     assert more.num_states == len(recorded)
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(found.sheet().rich())
+    console.print(found.sheet())
     shown, written = console.export_text(), found.sheet().markdown()
     for text in (f"{first.on_policy_risk.mean:.3f}", "correlation,", "mini_teacher"):
         assert text in shown
