@@ -300,7 +300,7 @@ def test_a_stop_that_a_library_swallows_is_a_stop_all_the_same(number: str) -> N
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
 import t3d.cli.main as main
-def swallows(*_):
+def swallows(**_):
     try:
         os.kill(os.getpid(), signal.{number})
     except BaseException:
