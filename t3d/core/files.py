@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -73,6 +75,17 @@ def read_file(path: Path) -> bytes:
     return path.read_bytes()
 
 
+def plain(value: Any) -> Any:
+    """A value as JSON has it: what JSON lacks becomes text, numbers that are not finite too."""
+    if isinstance(value, dict):
+        return {str(key): plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if isinstance(value, str | int | float | None) else str(value)
+
+
 def read_object(path: Path, remedy: str = "copy it again") -> dict[str, Any]:
     """A JSON object of bounded size, as JSON has it: without NaN and infinities.
 
@@ -121,6 +134,7 @@ def first_words(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         # Without number and path, since callers name the path themselves.
         said = error.strerror
+    said = re.sub(r"\[Errno -?\d+\] ", "", said)
     return " ".join((said or type(error).__name__).split())[:200]
 
 
@@ -192,7 +206,7 @@ def claim(directory: Path, recipe: dict[str, Any], weights_hash: str | None) -> 
     path = directory / RECIPE
     check_output(directory, RECIPE, ADAPTATION)
     make_directory(directory)
-    recipe = json.loads(json.dumps(recipe, default=str)) | {"weights_hash": weights_hash}
+    recipe = plain(recipe) | {"weights_hash": weights_hash}
     recipe = _without_circumstances(recipe)
     if not path.exists():
         write_json(path, recipe)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import platform
 from collections.abc import Mapping
 from importlib import metadata
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from t3d import __version__
+from t3d.core.files import plain
 
 PACKAGES = ("torch", "transformers", "tokenizers", "pyarrow")
 
@@ -35,7 +35,7 @@ def provenance(
     return {
         "packages": package_versions(),
         "platform": platform.platform(),
-        "config": json.loads(json.dumps(dict(config), default=str)),
+        "config": plain(dict(config)),
         "seed": seed,
         "model": model,
         "weights_hash": weights_hash,

@@ -149,8 +149,7 @@ class DecodingConfig:
             {
                 "[1, inf)": "block_size denoising_steps max_new_tokens window",
                 "[0, 1]": "confidence_threshold random_share",
-                "[0, inf)": "temperature top_k",
-                "[0, inf]": "entropy_bound",
+                "[0, inf)": "temperature top_k entropy_bound",
                 "(0, 1]": "top_p",
             },
         )

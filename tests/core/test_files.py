@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -12,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from t3d.core.files import claim, hash_file, write_bytes, write_json
+from t3d.core.files import RECIPE, claim, hash_file, read_object, write_bytes, write_json
+from t3d.core.provenance import provenance
 
 ROOT = Path(__file__).parents[2]
 
@@ -98,3 +100,21 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(KeyboardInterrupt):
         write_bytes(tmp_path / "f", b"new")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_recorded_can_be_read_back(tmp_path: Path) -> None:
+    """Seconds between checkpoints may be infinite, which JSON has no number for."""
+    asked = {
+        "save_seconds": math.inf,
+        "path": Path("a"),
+        "sizes": (4, 8),
+        "none": None,
+        3: -math.inf,
+    }
+    found = {"save_seconds": "inf", "path": "a", "sizes": [4, 8], "none": None, "3": "-inf"}
+    record = provenance(config=asked, seed=0, model="m", weights_hash=None)
+    write_json(tmp_path / "provenance.json", record)
+    assert read_object(tmp_path / "provenance.json")["config"] == found
+    for _ in range(2):
+        claim(tmp_path / "out", {"rollout": {"patience": math.inf}}, None)
+    assert read_object(tmp_path / "out" / RECIPE)["rollout"] == {"patience": "inf"}
