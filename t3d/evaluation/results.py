@@ -16,7 +16,6 @@ FORMAT = 2
 """Version of the file format. Version 1 had five fields of the decoding setting; the others are
 read as their defaults."""
 ORIGINAL = "original"
-_THRESHOLD = "confidence_threshold"
 _SETTING = {"block_size", "denoising_steps", "remasking", "temperature"}
 """Fields of the decoding setting that every version has."""
 _KINDS = {"str": str, "bool | None": (bool, type(None))}
@@ -151,9 +150,10 @@ def read_row(found: dict[str, Any], where: str) -> ResultRow:
     if not required <= set(found) <= names.keys() | setting:
         wrong = ", ".join(sorted((required - set(found)) | (set(found) - names.keys() - setting)))
         raise ValueError(f"{where} has missing or unknown keys: {wrong}")
-    # Earlier versions left the threshold out where the strategy has none.
-    threshold = found.get("confidence_threshold", 0)
-    own = {k: v for k, v in found.items() if k in setting and (k, threshold) != (_THRESHOLD, None)}
+    own = {key: value for key, value in found.items() if key in setting}
+    # Earlier versions had null where the strategy has no threshold.
+    if own.get("confidence_threshold", 0) is None:
+        del own["confidence_threshold"]
     try:
         decoding = DecodingConfig(**own)
     except ValueError as error:

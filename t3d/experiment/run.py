@@ -96,8 +96,10 @@ def walk(config: RunConfig, *, progress: bool = True) -> tuple[list[Cell], list[
             weights_hash=teacher.weights_hash,
         )
 
+        known: _Evaluations = {}
+
         def report() -> tuple[list[Cell], list[Problem]]:
-            evaluations = _evaluations(config, units)
+            evaluations = _evaluations(config, units, known)
             cells = [e.cell for e in evaluations.values()]
             shown = _problem_views(
                 config, teacher, problems[: config.evaluation.num_shown], units, evaluations
@@ -166,8 +168,12 @@ def prepare(config: RunConfig) -> tuple[LanguageModel, list[Example]]:
 _Evaluations = dict[tuple[Unit, str, DecodingConfig], Evaluation]
 
 
-def _evaluations(config: RunConfig, units: Sequence[Unit]) -> _Evaluations:
-    """All finished evaluations, sorted by method (in the recipe's order), task and setting."""
+def _evaluations(config: RunConfig, units: Sequence[Unit], known: _Evaluations) -> _Evaluations:
+    """All finished evaluations, sorted by method (in the recipe's order), task and setting.
+
+    Args:
+        known: those that were read before, which no longer change; what is read joins them.
+    """
     order = list(config.methods)
     tasks = config.problem_sets()
     out: _Evaluations = {}
@@ -175,8 +181,11 @@ def _evaluations(config: RunConfig, units: Sequence[Unit]) -> _Evaluations:
         for task in tasks:
             for setting in config.evaluation.settings:
                 path = evaluation_directory(config, unit, task) / setting.name
-                if is_finished(path):
-                    out[unit, task.name, setting] = Evaluation.load(path)
+                key = unit, task.name, setting
+                if key not in known and is_finished(path):
+                    known[key] = Evaluation.load(path)
+                if key in known:
+                    out[key] = known[key]
     return out
 
 
