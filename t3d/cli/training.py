@@ -75,6 +75,7 @@ def _walk(
     """The one path of `run` and `compare`."""
     from t3d.evaluation.comparison import Comparison
     from t3d.experiment.plan import SMOKE, plan, shrink
+    from t3d.experiment.rounds import self_distilled
     from t3d.experiment.run import walk
     from t3d.report.comparison import comparison_sections
     from t3d.report.sheets import render_terminal
@@ -93,7 +94,8 @@ def _walk(
         return
     if smoke:
         print(SMOKE)
-    show(render_terminal(comparison_sections(Comparison(cells), config.recommended)))
+    comparison, own = Comparison(cells), self_distilled(config)
+    show(render_terminal(comparison_sections(comparison, config.recommended, own)))
     if problems:
         question, _, views = problems[0]
         settings = config.evaluation.settings
@@ -101,8 +103,8 @@ def _walk(
         # The original at full steps, then every method at the fewest.
         full = views[:1] if fewest else []
         show(render_responses(question, [*full, *views[fewest :: len(settings)]]), "")
-    names = ["results.json", "comparison.json", "report.md", "accuracy.png", "trajectories.html"]
-    print_paths(config.output, *(name for name in names if (config.output / name).exists()))
+    names = "results.json comparison.json report.md report.tex accuracy.png trajectories.html"
+    print_paths(config.output, *(n for n in names.split() if (config.output / n).exists()))
 
 
 def pretrain_command(

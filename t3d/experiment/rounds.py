@@ -34,6 +34,12 @@ def train_prompts(config: RunConfig) -> list[Example]:
     return config.prompt_set().examples("train", config.data.num_prompts, seed=config.data.seed)
 
 
+def self_distilled(config: RunConfig) -> list[str]:
+    """The methods of a recipe that learn from what the teacher decodes, without labels."""
+    methods = config.methods.items()
+    return [name for name, own in methods if build_method(own).data == "trajectories"]
+
+
 def own_decoding(
     base: DecodingConfig, method: MethodConfig, *, student: bool = False
 ) -> DecodingConfig:

@@ -18,15 +18,9 @@ from t3d.evaluation.comparison import Comparison
 from t3d.evaluation.evaluate import Evaluation, is_finished
 from t3d.evaluation.results import Cell
 from t3d.experiment.adapt import with_teacher
-from t3d.experiment.grid import (
-    check_evaluation,
-)
+from t3d.experiment.grid import check_evaluation
 from t3d.experiment.recipe import RunConfig
-from t3d.experiment.rounds import (
-    check_recipe,
-    own_rollout,
-    train_prompts,
-)
+from t3d.experiment.rounds import check_recipe, own_rollout, self_distilled, train_prompts
 from t3d.experiment.units import (
     TEACHER,
     Unit,
@@ -108,6 +102,7 @@ def walk(config: RunConfig, *, progress: bool = True) -> tuple[list[Cell], list[
                 config.output,
                 cells,
                 recommended=config.recommended,
+                self_distilled=self_distilled(config),
                 provenance=record,
                 problems=shown,
             )

@@ -14,6 +14,7 @@ from t3d.core.rng import uniform
 from t3d.objectives.base import Context, Distributions, LossTokens, Objective, grouped_mean, read
 
 Fake = Literal["argmax", "sample", "exact"]
+PathWeights = Literal["steps", "flat"]
 Reduction = Literal["mean", "sum"]
 Over = Literal["sequence", "block"]
 
@@ -32,6 +33,7 @@ class TrajectoryDDO(Objective):
         alpha: weight of the fake term.
         beta: temperature of the log-ratio.
         path_weight: lambda; 0 switches path consistency off.
+        path_weights: w of Eq. (9), or 1 for every token.
         fake: y is the reference's most likely token, a sample, or the exact expectation.
         reduction: D is the mean or the sum of the tokens' log-ratios.
         over: a sequence or a block.
@@ -40,6 +42,7 @@ class TrajectoryDDO(Objective):
     alpha: float = 0.5
     beta: float = 0.1
     path_weight: float = 0.2
+    path_weights: PathWeights = "steps"
     fake: Fake = "argmax"
     reduction: Reduction = "mean"
     over: Over = "sequence"
@@ -47,7 +50,7 @@ class TrajectoryDDO(Objective):
 
     def __post_init__(self) -> None:
         check_ranges(self, {"[0, inf)": "alpha path_weight", "(0, inf)": "beta"})
-        check_choices(self, "fake reduction over")
+        check_choices(self, "path_weights fake reduction over")
 
     def __call__(self, context: Context) -> tuple[Tensor, dict[str, Tensor]]:
         tokens = context.tokens
@@ -57,7 +60,8 @@ class TrajectoryDDO(Objective):
         fake = self._reduce(fake_ratio, tokens, group, owner)
         ddo = -logsigmoid(self.beta * real) - self.alpha * logsigmoid(-self.beta * fake)
         ddo = grouped_mean(ddo, owner, tokens.num_sequences)
-        path = tokens.sequence_mean(-tokens.weight * log_prob)
+        weight = tokens.weight if self.path_weights == "steps" else 1.0
+        path = tokens.sequence_mean(-weight * log_prob)
         metrics = {
             "ddo": ddo.detach().mean(),
             "path": path.detach().mean(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
@@ -20,6 +20,7 @@ from t3d.report.sheets import (
     Sheet,
     order_methods,
     percent,
+    render_latex,
     render_markdown,
 )
 from t3d.report.tables import IN_TITLES, grading_sheet
@@ -35,15 +36,17 @@ def write_comparison(
     *,
     recommended: str | None,
     provenance: Mapping[str, Any],
+    self_distilled: Collection[str] = (),
     problems: Sequence[Problem] = (),
 ) -> None:
-    """Write `results.json`, `comparison.json`, `report.md`, `accuracy.png`, each atomically.
+    """Write results.json, comparison.json, report.md, report.tex and accuracy.png, each atomically.
 
     Missing cells leave dashes, and without static settings there is no figure. Given problems,
     `trajectories.html` shows how each was decoded.
 
     Args:
         recommended: the method that the others are compared with; the original if None.
+        self_distilled: the methods that learn from what their teacher decodes, without labels.
 
     Raises:
         ValueError: for cells that `Comparison` refuses.
@@ -56,7 +59,12 @@ def write_comparison(
         for row in comparison.rows(method)
     ]
     save_results(directory / "results.json", rows, dict(provenance))
-    head = {"format": FORMAT, "provenance": dict(provenance), "recommended": recommended}
+    head = {
+        "format": FORMAT,
+        "provenance": dict(provenance),
+        "recommended": recommended,
+        "self_distilled": sorted(self_distilled),
+    }
     write_json(directory / "comparison.json", head | comparison.document())
     text = "# Comparison\n\n"
     if comparison.speeds:
@@ -65,41 +73,27 @@ def write_comparison(
     if problems:
         write_html(directory / "trajectories.html", problems)
         text += "[Decoding trajectories](trajectories.html), token by token.\n\n"
-    text += render_markdown(comparison_sections(comparison, recommended))
-    write_bytes(directory / "report.md", text.encode())
+    sections = comparison_sections(comparison, recommended, self_distilled)
+    write_bytes(directory / "report.md", (text + render_markdown(sections)).encode())
+    write_bytes(directory / "report.tex", render_latex(sections).encode())
 
 
 Column = tuple[str, Mapping[str, Entry]]
 """A column's name, and each method's entry in it."""
 
 
-def _lines(
-    c: Comparison, columns: Sequence[Column], recommended: str | None, *, without: str = ""
-) -> list[list[Entry]]:
-    """The lines of a table, one a method, with its name before the columns."""
-    return [
-        [
-            Entry(method, "(recommended)" if method == recommended else ""),
-            *(entries[method] for _, entries in columns),
-        ]
-        for method in order_methods(c.methods)
-        if method != without
-    ]
+def _lines(c: Comparison, columns: Sequence[Column], *, without: str = "") -> list[list[Entry]]:
+    """The lines of a table, one a method."""
+    methods = [method for method in order_methods(c.methods) if method != without]
+    return [[entries[method] for _, entries in columns] for method in methods]
 
 
 def _method_sheet(
-    c: Comparison,
-    title: str,
-    columns: Sequence[Column],
-    note: str,
-    recommended: str | None,
-    *,
-    without: str = "",
+    c: Comparison, title: str, columns: Sequence[Column], note: str, *, without: str = ""
 ) -> Sheet:
-    """A table of one line a method."""
-    header = ["method", *(name for name, _ in columns)]
-    lines = _lines(c, columns, recommended, without=without)
-    return Sheet(title, header, [lines], note, num_names=1)
+    """A table of one line a method, whose name is the first column."""
+    header = [name for name, _ in columns]
+    return Sheet(title, header, [_lines(c, columns, without=without)], note, num_names=1)
 
 
 def _accuracies(c: Comparison, name: str, conditions: Sequence[Condition]) -> Column:
@@ -151,16 +145,18 @@ def _place(condition: Condition) -> tuple[Any, ...]:
     return condition.task, *replace(condition.decoding, denoising_steps=1).rank
 
 
-def _few_step_sheet(c: Comparison, temperature: float, recommended: str | None) -> Sheet:
+def _few_step_sheet(c: Comparison, temperature: float, names: Sequence[Column]) -> Sheet:
     speeds = {s: found for (t, s), found in c.speeds.items() if t == temperature and s > 1}
     # Settings of one speed that differ in anything else have separate columns.
     ordered = sorted((one for found in speeds.values() for one in found), key=_place)
     places = {_place(one): _where(one, c) for one in ordered}
-    header = ["tokens/\nstep", "method", *places.values(), "mean", "improvement\n(%)"]
+    own = [name for name, _ in names]
+    header = ["tokens/\nstep", *own, *places.values(), "mean", "improvement\n(%)"]
     groups = []
     for speed, conditions in speeds.items():
         # An empty list of conditions has no statistics: a dash.
-        columns = [
+        columns = [*names]
+        columns += [
             _accuracies(c, name, [one for one in conditions if _place(one) == place])
             for place, name in places.items()
         ]
@@ -169,15 +165,14 @@ def _few_step_sheet(c: Comparison, temperature: float, recommended: str | None) 
             _accuracies(c, "mean", conditions),
             ("improvement", {m: _signed(e, digits=0) for m, e in better.items()}),
         ]
-        lines = _lines(c, columns, recommended)
-        groups.append([[Entry(f"{speed:.3g}"), *line] for line in lines])
+        groups.append([[Entry(f"{speed:.3g}"), *line] for line in _lines(c, columns)])
     note = (
         "Accuracy in %, mean over seeds. Mean: over the columns before it. Improvement: that mean "
-        "relative to the original's, in %. Bold: the highest of a column. "
-        f"{_intervals(c)}"
+        "relative to the original's, in %. Bold: the highest of a column. Self-distilled: learns "
+        f"from what its teacher decodes, without labels. {_intervals(c)}"
     )
     title = f"Static few-step decoding, temperature {temperature:g}"
-    return Sheet(title, header, groups, note)
+    return Sheet(title, header, groups, note, num_names=1 + len(names))
 
 
 def _intervals(c: Comparison) -> str:
@@ -189,8 +184,8 @@ def _intervals(c: Comparison) -> str:
     return "Brackets: 95 % intervals of a bootstrap over seeds and problems."
 
 
-def _full_step_sheet(c: Comparison, conditions: list[Condition], recommended: str | None) -> Sheet:
-    columns: list[Column] = []
+def _full_step_sheet(c: Comparison, conditions: list[Condition], names: Column) -> Sheet:
+    columns = [names]
     for one in conditions:
         columns.append(_accuracies(c, _where(one, c), [one]))
         columns.append(_differences(c, "minus\noriginal", ORIGINAL, one))
@@ -200,11 +195,11 @@ def _full_step_sheet(c: Comparison, conditions: list[Condition], recommended: st
         "▲, ▼: the interval of the difference excludes 0. Bold: the highest of a column. "
         f"{_intervals(c)}"
     )
-    return _method_sheet(c, title, columns, note, recommended)
+    return _method_sheet(c, title, columns, note)
 
 
-def _gap_sheet(c: Comparison, conditions: list[Condition], recommended: str | None) -> Sheet:
-    columns: list[Column] = []
+def _gap_sheet(c: Comparison, conditions: list[Condition], names: Column) -> Sheet:
+    columns = [names]
     for one in conditions:
         name = f"{_where(one, c)}\n{one.decoding.tokens_per_step:.3g} tokens/step"
         columns.append((name, {m: _share(c.gap_closed(m, one)) for m in c.methods}))
@@ -213,10 +208,10 @@ def _gap_sheet(c: Comparison, conditions: list[Condition], recommended: str | No
         "(accuracy - original) / (original at full steps - original) in %: 0 is the original at "
         "the same setting, 100 its full-step accuracy."
     )
-    return _method_sheet(c, title, columns, note, recommended, without=ORIGINAL)
+    return _method_sheet(c, title, columns, note, without=ORIGINAL)
 
 
-def _dynamic_sheet(c: Comparison, condition: Condition, recommended: str | None) -> Sheet:
+def _dynamic_sheet(c: Comparison, condition: Condition, names: Column) -> Sheet:
     rows = {method: c.rows(method, condition) for method in c.methods}
 
     def means(name: str, field: str, digits: int) -> Column:
@@ -227,6 +222,7 @@ def _dynamic_sheet(c: Comparison, condition: Condition, recommended: str | None)
         return name, entries
 
     columns = [
+        names,
         means("tokens/\ns", "tokens_per_second", 1),
         means("latency\n(s)", "latency_seconds", 3),
         means("steps", "average_steps", 1),
@@ -241,13 +237,13 @@ def _dynamic_sheet(c: Comparison, condition: Condition, recommended: str | None)
         "Means over seeds. Tokens count up to and including the stop token; latency is measured "
         "at batch 1; steps are denoising passes and length is tokens, both a response."
     )
-    return _method_sheet(c, title, columns, note, recommended)
+    return _method_sheet(c, title, columns, note)
 
 
 def _difference_sheet(c: Comparison, conditions: list[Condition], base: str) -> Sheet:
     """Conditions of one task, temperature and block size."""
     names = labels((one.decoding for one in conditions), beside=IN_TITLES)
-    columns = [_differences(c, names[one.decoding], base, one) for one in conditions]
+    columns = [_names(c), *(_differences(c, names[o.decoding], base, o) for o in conditions)]
     d = conditions[0].decoding
     title = f"{conditions[0].task}, block size {d.block_size}, temperature {d.temperature:g}"
     note = (
@@ -255,19 +251,20 @@ def _difference_sheet(c: Comparison, conditions: list[Condition], base: str) -> 
         f"the same. ▲: above {base}, ▼: below it, where the interval excludes 0; intervals are "
         f"not corrected for their number. {_intervals(c)}"
     )
-    return _method_sheet(c, title, columns, note, None, without=base)
+    return _method_sheet(c, title, columns, note, without=base)
 
 
-def _budget_sheet(c: Comparison, recommended: str | None) -> Sheet:
+def _budget_sheet(c: Comparison, names: Column) -> Sheet:
     rows = {method: c.rows(method) for method in c.methods}
     seeds = {m: sorted({row.seed for row in own}) for m, own in rows.items()}
-    columns: list[Column] = [
+    columns = [
+        names,
         ("seeds", {m: Entry(", ".join(map(str, own))) for m, own in seeds.items()}),
         ("optimizer\nsteps", {m: _range(r.optimizer_steps for r in o) for m, o in rows.items()}),
         ("tokens\nseen", {m: _range(r.tokens_seen for r in o) for m, o in rows.items()}),
     ]
     note = "What each seed was trained with; a range where seeds differ."
-    return replace(_method_sheet(c, "Training budget", columns, note, recommended), num_names=2)
+    return replace(_method_sheet(c, "Training budget", columns, note), num_names=2)
 
 
 def _range(values: Iterable[int]) -> Entry:
@@ -276,8 +273,20 @@ def _range(values: Iterable[int]) -> Entry:
     return Entry(f"{low:,}" if low == high else f"{low:,}–{high:,}")
 
 
-def comparison_sections(c: Comparison, recommended: str | None) -> list[Section]:
+def _names(c: Comparison, recommended: str | None = None) -> Column:
+    details = {method: "(recommended)" * (method == recommended) for method in c.methods}
+    return "method", {method: Entry(method, detail) for method, detail in details.items()}
+
+
+def comparison_sections(
+    c: Comparison, recommended: str | None, self_distilled: Collection[str] = ()
+) -> list[Section]:
     """The tables of a comparison; differences are those to `recommended`, else to the original."""
+    names = _names(c, recommended)
+    kinds = {
+        m: Entry(NONE if m == ORIGINAL else "yes" if m in self_distilled else "no")
+        for m in c.methods
+    }
     temperatures = sorted({one.decoding.temperature for one in c.conditions})
     accuracy: list[Sheet] = []
     speed: list[Sheet] = []
@@ -290,16 +299,16 @@ def comparison_sections(c: Comparison, recommended: str | None) -> list[Section]
         few = [one for one in static if one != one.full]
         full = [one for one in static if one == one.full]
         if few:
-            accuracy.append(_few_step_sheet(c, temperature, recommended))
+            accuracy.append(_few_step_sheet(c, temperature, [names, ("self-\ndistilled", kinds)]))
         if full:
-            accuracy.append(_full_step_sheet(c, full, recommended))
+            accuracy.append(_full_step_sheet(c, full, names))
         gaps = [one for one in few if one.full in full]
         if gaps:
-            accuracy.append(_gap_sheet(c, gaps, recommended))
+            accuracy.append(_gap_sheet(c, gaps, names))
         for task in sorted({one.task for one in same}):
             own = [one for one in same if one.task == task]
             dynamic = [one for one in own if one.decoding.remasking != STATIC]
-            speed += [_dynamic_sheet(c, one, recommended) for one in dynamic]
+            speed += [_dynamic_sheet(c, one, names) for one in dynamic]
             for size in sorted({one.decoding.block_size for one in own}):
                 columns = [one for one in own if one.decoding.block_size == size]
                 differences.append(_difference_sheet(c, columns, base))
@@ -312,6 +321,6 @@ def comparison_sections(c: Comparison, recommended: str | None) -> list[Section]
         ("Dynamic decoding", speed),
         (f"Differences to {base}", differences),
         ("Grading", grading),
-        ("Budget", [_budget_sheet(c, recommended)]),
+        ("Budget", [_budget_sheet(c, names)]),
     ]
     return [(heading, sheets) for heading, sheets in sections if sheets]

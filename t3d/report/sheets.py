@@ -43,6 +43,19 @@ def order_methods(names: Iterable[str]) -> list[str]:
     return [m for m in _STYLES if m in found] + sorted(found - set(_STYLES))
 
 
+_LATEX = str.maketrans(
+    {character: f"\\{character}" for character in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    | {"▲": r"$\blacktriangle$", "▼": r"$\blacktriangledown$", "–": "--", "≤": r"$\le$"}
+    | {">": r"\textgreater{}", "<": r"\textless{}", "|": r"\textbar{}"}
+)
+
+
+def _escape(text: str) -> str:
+    """Text as LaTeX that shows it."""
+    return text.translate(_LATEX)
+
+
 @dataclass(frozen=True)
 class Entry:
     """One field of a table."""
@@ -56,6 +69,12 @@ class Entry:
     def markdown(self) -> str:
         text = self.text.replace("|", "\\|")
         return f"**{text}** {self.detail}".strip() if self.bold else f"{text} {self.detail}".strip()
+
+    @property
+    def latex(self) -> str:
+        text, detail = _escape(self.text), _escape(self.detail)
+        text = f"\\textbf{{{text}}}" if self.bold else text
+        return f"{text} {{\\scriptsize {detail}}}" if detail else text
 
     @property
     def rich(self) -> Text:
@@ -92,6 +111,30 @@ class Sheet:
         )
         table = "\n".join(f"| {line} |" for line in [aligned[0], rule, *aligned[1:]])
         return f"### {self.title}\n\n{table}\n\n{self.note}\n"
+
+    def latex(self) -> str:
+        names = (_escape(name).replace("/\n", "/").replace("\n", r" \\ ") for name in self.header)
+        header = " & ".join(rf"\shortstack{{{name}}}" for name in names)
+        groups = (
+            "\n".join(" & ".join(entry.latex for entry in row) + r" \\" for row in group)
+            for group in self.groups
+        )
+        columns = "l" * self.num_names + "r" * (len(self.header) - self.num_names)
+        return "\n".join(
+            (
+                r"\begin{table}",
+                rf"\caption{{{_escape(self.title)}. {_escape(self.note)}}}",
+                rf"\begin{{tabular}}{{{columns}}}",
+                r"\toprule",
+                header + r" \\",
+                r"\midrule",
+                "\n\\midrule\n".join(groups),
+                r"\bottomrule",
+                r"\end{tabular}",
+                r"\end{table}",
+                "",
+            )
+        )
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         padding = int(len(self.header) < 10)
@@ -157,6 +200,12 @@ def render_markdown(sections: Sequence[Section]) -> str:
     for heading, sheets in sections:
         parts += [f"## {heading}\n", *(sheet.markdown() for sheet in sheets)]
     return "\n".join(parts)
+
+
+def render_latex(sections: Sequence[Section]) -> str:
+    """The tables for a LaTeX document; their numbers are those of the Markdown."""
+    packages = "% \\input this file; it needs \\usepackage{booktabs,amssymb}.\n"
+    return "\n".join([packages, *(s.latex() for _, sheets in sections for s in sheets)])
 
 
 def render_terminal(sections: Sequence[Section]) -> RenderableType:
