@@ -84,9 +84,7 @@ def grade_programs(
         ]
         reason = "passed"
         for stdin, tests in runs or [(None, item.tests)]:
-            reason = run(
-                item.program, tests, item.test_setup, item.time_limit_s, backend, stdin
-            )
+            reason = run(item.program, tests, item.test_setup, item.time_limit_s, backend, stdin)
             if reason != "passed":
                 break
         return CodeVerdict(reason == "passed", reason)
