@@ -167,11 +167,11 @@ class RunConfig:
             return
         asked = set[Domain]().union(*map(domains, self.tasks))
         if unfit := domains(str(prompts)) - asked:
-            [kind] = unfit
             what = {"math": "final answers", "code": "programs"}
+            [lines], [wanted] = ([what[kind] for kind in kinds] for kinds in (unfit, asked))
             raise ValueError(
-                f"data.prompts: {prompts} has lines that ask for {what[kind]}, but "
-                f"{', '.join(self.tasks)} for {what[[*asked][0]]}; give prompts of one kind, whose "
+                f"data.prompts: {prompts} has lines that ask for {lines}, but "
+                f"{', '.join(self.tasks)} for {wanted}; give prompts of one kind, whose "
                 "lines have the key 'domain' with the value 'code' where they ask for programs"
             )
 

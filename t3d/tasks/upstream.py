@@ -71,7 +71,9 @@ def _convert(row: Any, index: int, dataset: str, split: str, source: str) -> Rec
     is_code = is_stdio or "test_list" in row
     tests = _texts(row, "test_list") if is_code and not is_stdio else []
     answer = None if is_code else _value(row, "ground_truth_answer", str)
-    cases = {key: _texts(row, key) for key in ("test_input", "test_output")} if is_stdio else {}
+    cases: dict[str, Any] = (
+        {key: _texts(row, key) for key in ("test_input", "test_output")} if is_stdio else {}
+    )
     if len({len(texts) for texts in cases.values()}) > 1:
         raise ValueError("'test_input' and 'test_output' must be equally long")
     kind: Callable[..., Record] = StdioRecord if is_stdio else Record
