@@ -83,4 +83,6 @@ def domains(name: str) -> set[Domain]:
     """What the problems of a task ask for; of a benchmark without reading its files."""
     if name in TASKS:
         return {"code" if issubclass(_BENCHMARKS.get(name, Benchmark), CodeBenchmark) else "math"}
-    return OwnQuestions(Path(name)).domains()
+    task = get_task(name)
+    assert isinstance(task, OwnQuestions)
+    return task.domains()

@@ -89,7 +89,7 @@ def _with_tests(example: Example, row: dict[str, Any]) -> Example:
     for key, value in (("prompt_prefix", prefix), ("test_setup", setup)):
         if not isinstance(value, str):
             raise ValueError(f"{key!r} must be a text")
-    limit = row.get("time_limit_s") or 1.0
+    limit = 1.0 if row.get("time_limit_s") is None else row["time_limit_s"]
     if not isinstance(limit, int | float):
         raise ValueError("'time_limit_s' must be a number of seconds")
     cases = tuple(zip(inputs, outputs, strict=True))
