@@ -13,6 +13,9 @@ def download_command(
 ) -> None:
     """Fetch benchmarks from the Hugging Face Hub, and check their content.
 
+    The training sets of T3D's authors (math_train, primeintellect) are not checked: they are taken
+    as the Hub has them, and each line's `source` names the revision.
+
     Files that are there already are checked and kept. Where there is no network, give --data
     FOLDER to the commands that read them instead.
 
@@ -20,7 +23,7 @@ def download_command(
       t3d data download gsm8k humaneval
 
     Args:
-        names: gsm8k, math500, humaneval or mbpp.
+        names: gsm8k, math500, humaneval, mbpp, math_train or primeintellect.
         folder: where the files go; by default T3D_DATA, or ~/.cache/t3d/data.
         progress: show a progress bar.
     """

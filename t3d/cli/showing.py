@@ -148,9 +148,10 @@ def _problem(name: str, task: Task, split: Split, index: int) -> Example:
         raise ValueError(
             f"{name}: no problem {index}; its split {split!r} has {len(problems)}, from 0 on"
         )
-    if problems[index].answer is None and problems[index].reference is None:
-        raise ValueError(f"{name}: {problems[index].id!r} has no gold answer to grade against")
-    return problems[index]
+    problem = problems[index]
+    if problem.answer is None and problem.reference is None and problem.program is None:
+        raise ValueError(f"{name}: {problem.id!r} has no gold answer to grade against")
+    return problem
 
 
 def _only_tasks(model: str) -> list[str]:
@@ -175,7 +176,10 @@ def _only_tasks(model: str) -> list[str]:
 
 def _print_graded(problem: Example, output: str, grade: Grade) -> None:
     """The problem, what came, what should have come, and whether that is right."""
-    gold = problem.answer or f"{problem.prefix}{problem.reference}"
+    program = (
+        f"{problem.prefix}{problem.reference}" if problem.reference else "what passes its tests"
+    )
+    gold = problem.answer or program
     read = "no final answer" if grade.final_answer is None else f"answered {grade.final_answer}"
     verdict = "right" if grade.correct else f"wrong ({grade.reason or read})"
     print(f"question: {problem.question}")

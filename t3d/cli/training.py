@@ -14,7 +14,7 @@ from t3d.core.ranges import check_number
 from t3d.decoding.config import DecodingConfig, RolloutConfig
 from t3d.experiment.recipe import CompareConfig, RunConfig
 from t3d.tasks import ProtocolName, get_task
-from t3d.tasks.prompts import load_prompts
+from t3d.tasks.own import OwnQuestions
 from t3d.training.config import MethodConfig, PretrainConfig, TrainingConfig
 
 
@@ -182,7 +182,8 @@ def rollout_command(
         protocol: standard, or t3d for the prompts of T3D's authors byte for byte.
         num_prompts: prompts of the task.
         data_seed: of the task's training stream, where it is generated.
-        prompts: your own prompts instead: .jsonl with the key question, or .txt, one a line.
+        prompts: your own prompts instead: .jsonl with the key question (and `domain: code` where it
+            asks for a program), or .txt, one a line.
         progress: show progress bars.
     """
     check_number("num_prompts", num_prompts, "[0, inf)", whole=True)
@@ -191,7 +192,7 @@ def rollout_command(
         benchmark = get_task(task, data=data, protocol=protocol)
         examples = benchmark.examples("train", num_prompts, seed=data_seed)
     else:
-        examples = load_prompts(prompts)
+        examples = OwnQuestions(prompts, protocol).examples("train", sys.maxsize)
 
     from t3d.decoding.rollout import rollout
     from t3d.models.loading import from_pretrained

@@ -9,7 +9,8 @@ from typing import Any
 from t3d.core.ranges import WORKERS, check_ranges
 from t3d.decoding.config import RolloutConfig
 from t3d.evaluation.config import EvaluationConfig, WatchConfig
-from t3d.tasks import ProtocolName, Split, Task, get_task, mixture
+from t3d.tasks import TASKS, ProtocolName, Split, Task, domains, get_task, mixture
+from t3d.tasks.base import Domain
 from t3d.tasks.mixture import check_names
 from t3d.training.config import SEEDS, MethodConfig, PretrainConfig, TrainingConfig
 
@@ -23,7 +24,8 @@ class DataConfig:
         seed: seed of the training problems of generated tasks.
         split: split that is evaluated.
         num_problems: number of evaluated problems.
-        prompts: your own training prompts instead of the task's: a .jsonl with the key question.
+        prompts: your own training prompts instead of the task's: a .jsonl with the key question,
+            and `domain: code` where the task asks for programs.
             A task that is one .jsonl of your own needs them, as its lines are what is evaluated.
         folder: folder of the benchmark's files; by default the one of `t3d data download`.
         protocol: standard, or t3d for the prompts and tests of T3D's authors byte for byte.
@@ -151,7 +153,30 @@ class RunConfig:
         prompts = self.data.prompts
         if prompts is None:
             return mixture(self.problem_sets())
-        return get_task(str(prompts), protocol=self.data.protocol)
+        options: dict[str, Any] = {"unsafe_exec": self.data.unsafe_exec}
+        return get_task(str(prompts), protocol=self.data.protocol, **options)
+
+    def check_prompts(self) -> None:
+        """Check that your own prompts, as far as they are there, ask for what the tasks do.
+
+        Raises:
+            ValueError: for prompts that ask for programs where no task does, or the other way.
+        """
+        prompts = self.data.prompts
+        if prompts is None or not all(path.exists() for path in (prompts, *self._own_tasks())):
+            return
+        asked = set[Domain]().union(*map(domains, self.tasks))
+        if unfit := domains(str(prompts)) - asked:
+            what = {"math": "final answers", "code": "programs"}
+            [lines], [wanted] = ([what[kind] for kind in kinds] for kinds in (unfit, asked))
+            raise ValueError(
+                f"data.prompts: {prompts} has lines that ask for {lines}, but "
+                f"{', '.join(self.tasks)} for {wanted}; give prompts of one kind, whose "
+                "lines have the key 'domain' with the value 'code' where they ask for programs"
+            )
+
+    def _own_tasks(self) -> list[Path]:
+        return [Path(task) for task in self.tasks if task not in TASKS]
 
     def problem_sets(self) -> list[Task]:
         """The tasks.

@@ -67,11 +67,12 @@ def own_rollout(config: RunConfig, method: MethodConfig, *, student: bool = Fals
 
 
 def check_recipe(config: RunConfig) -> None:
-    """Check a recipe before any model or problem is read, for `t3d run` and its `--dry_run`.
+    """Check a recipe before any model or benchmark is read, for `t3d run` and its `--dry_run`.
 
     Raises:
         ValueError: for settings that do not fit.
     """
+    config.check_prompts()
     for name, method in config.methods.items():
         if name == ORIGINAL:
             raise ValueError(f"methods: {ORIGINAL!r} is the teacher's own name; choose another")

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import atexit
 import builtins
+import contextlib
 import ctypes
+import os
 import platform
 import resource
 import signal
@@ -97,7 +99,7 @@ def run_program(channel: socket.socket) -> NoReturn:
         except (SyntaxError, ValueError):
             reason = "syntax"
         else:
-            message = _run(code, channel)
+            message = _run(code, channel, job["stdin"])
             send(channel, message)
             signal.pause()  # The watcher sees processes that are left running, and kills them.
     except MemoryError:
@@ -111,11 +113,15 @@ def run_program(channel: socket.socket) -> NoReturn:
         signal.pause()
 
 
-def _run(code: types.CodeType, channel: socket.socket) -> list[str]:
-    module = types.ModuleType("program")  # Not `__main__`: a program's main part is not tested.
-    sys.modules["program"] = module
+def _run(code: types.CodeType, channel: socket.socket, stdin: str | None) -> list[str]:
+    # Not `__main__` where tests call functions: the program's main part is not tested then.
+    module = types.ModuleType("program" if stdin is None else "__main__")
+    sys.modules[module.__name__] = module
     namespace, run, library = vars(module), exec, dict(builtins.__dict__)
-    run(code, namespace)
+    if stdin is None:
+        run(code, namespace)
+    else:
+        namespace["stdout"] = _run_main(code, namespace, stdin)
     send(channel, ["ready"])
     job = receive(channel)
     builtins.__dict__.update(library)  # Undo a program's changes before the tests run.
@@ -139,6 +145,23 @@ def _run(code: types.CodeType, channel: socket.socket) -> list[str]:
         run(compile(snippet, "<test>", "exec", dont_inherit=True), namespace)
     _finish()
     return ["passed", job["nonce"]]
+
+
+def _run_main(code: types.CodeType, namespace: dict[str, Any], stdin: str) -> str:
+    """Run a main program to its end, or to `sys.exit`; what it wrote to stdout."""
+    for descriptor, content in enumerate((stdin.encode(), b"")):
+        with open("stream", "x+b") as file:
+            os.unlink("stream")
+            file.write(content)
+            file.seek(0)
+            os.dup2(file.fileno(), descriptor)
+    read = input
+    namespace["input"] = lambda prompt="": read()  # As for the authors, a prompt is no output.
+    with contextlib.suppress(SystemExit):
+        exec(code, namespace)
+    _finish()
+    sys.stdout.flush()
+    return os.pread(1, os.fstat(1).st_size, 0).decode(errors="replace")
 
 
 def _finish() -> None:

@@ -27,7 +27,7 @@ class Program:
 
     program: str
     """Source of the program, in Python with nothing but the standard library."""
-    tests: tuple[str, ...]
+    tests: tuple[str, ...] = ()
     """Snippets that run in the program's namespace, one after another; none may raise, and one
     must check something. Functions `test_*` that nothing calls and classes of unittest are run."""
     test_setup: str = ""
@@ -35,10 +35,15 @@ class Program:
     time_limit_s: float = 1.0
     """Seconds for the program and its tests on a fast, idle machine. `sandbox.py` grants ten
     times as many processor seconds, and three seconds of sleep to one."""
+    cases: tuple[tuple[str, str], ...] = ()
+    """Instead of tests, for a main program: what it reads from stdin and what it must write to
+    stdout, compared word by word, as T3D's authors do. Each runs by itself with the whole limit."""
 
     def __post_init__(self) -> None:
-        if not self.tests:
+        if not self.tests and not self.cases:
             raise ValueError("tests is empty; a program without tests has no verdict")
+        if self.tests and self.cases:
+            raise ValueError("a program has tests of functions or cases of stdin, not both")
         if not 0 < self.time_limit_s <= 3600:
             raise ValueError(f"time_limit_s is {self.time_limit_s}; it must be in (0, 3600]")
 
@@ -73,7 +78,15 @@ def grade_programs(
     backend = "none" if unsafe_exec else find_backend()
 
     def grade(item: Program) -> CodeVerdict:
-        reason = run(item.program, item.tests, item.test_setup, item.time_limit_s, backend)
+        runs: list[tuple[str | None, Sequence[str]]] = [
+            (stdin, [f"assert stdout.split() == {stdout.split()!r}"])
+            for stdin, stdout in item.cases
+        ]
+        reason = "passed"
+        for stdin, tests in runs or [(None, item.tests)]:
+            reason = run(item.program, tests, item.test_setup, item.time_limit_s, backend, stdin)
+            if reason != "passed":
+                break
         return CodeVerdict(reason == "passed", reason)
 
     with ThreadPoolExecutor(num_workers or os.cpu_count()) as pool:
@@ -86,7 +99,8 @@ def read_programs(path: Path) -> Iterator[Program]:
     Raises:
         ValueError: for a row that is no program; names file, line and key.
     """
-    required, known = {"program", "tests"}, {field.name for field in fields(Program)}
+    required = {"program", "tests"}
+    known = {field.name for field in fields(Program)} - {"cases"}
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         where = f"{path}:{number}"
         try:

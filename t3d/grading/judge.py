@@ -38,7 +38,7 @@ class Judge:
         Raises:
             Exception: any exception, if the child sends something that is no message.
         """
-        send(self.channel, {key: self.job[key] for key in ("program", "limits")})
+        send(self.channel, {key: self.job[key] for key in ("program", "stdin", "limits")})
         while (reason := self._hear(receive(self.channel))) is None:
             pass
         return reason

@@ -145,16 +145,24 @@ def find_backend() -> Backend:
 
 
 def run(
-    program: str, tests: Sequence[str], test_setup: str, time_limit_s: float, backend: Backend
+    program: str,
+    tests: Sequence[str],
+    test_setup: str,
+    time_limit_s: float,
+    backend: Backend,
+    stdin: str | None = None,
 ) -> str:
     """The reason of the verdict; "passed" is a pass.
+
+    Args:
+        stdin: what a main program reads; tests find what it wrote in `stdout`. None for a module.
 
     Raises:
         SandboxError: if the sandbox cannot be set up.
     """
     token = secrets.token_hex(16)
     job = _job(program, tests, test_setup, time_limit_s, backend)
-    job["token"] = token
+    job |= {"token": token, "stdin": stdin}
     # Real sandboxes have a /tmp of their own; without one, the program gets this folder.
     place = tempfile.TemporaryDirectory(prefix="t3d-program-") if backend == "none" else None
     with place or nullcontext("/") as directory:

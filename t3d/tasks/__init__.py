@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from t3d.tasks.base import Example, Grade, Split, Task
-from t3d.tasks.benchmark import Benchmark
+from t3d.tasks.base import Domain, Example, Grade, Split, Task
+from t3d.tasks.benchmark import Benchmark, CodeBenchmark
 from t3d.tasks.generated import GeneratedTask
 from t3d.tasks.gsm8k import GSM8K
 from t3d.tasks.humaneval import HumanEval
@@ -54,7 +54,7 @@ def get_task(
         data: a folder with the benchmarks' files; what `t3d data download` fetched by default.
         protocol: `standard`, through the model's chat template, or `t3d`, the prompts and tests
             of T3D's authors byte for byte.
-        unsafe_exec: run the programs of the code benchmarks without the sandbox.
+        unsafe_exec: run the programs of code tasks without the sandbox.
 
     Raises:
         ValueError: for an unknown name, or an option that the task does not take.
@@ -64,7 +64,7 @@ def get_task(
     if name.endswith(".jsonl") or (name not in TASKS and split_files(Path(name))):
         if data is not None:
             raise ValueError(f"{name}: holds its problems itself; leave out data")
-        return OwnQuestions(Path(name), protocol)
+        return OwnQuestions(Path(name), protocol, unsafe_exec=unsafe_exec)
     if name in GENERATED:
         if data is not None or protocol != "standard":
             raise ValueError(f"{name} is generated; leave out data and protocol")
@@ -77,3 +77,12 @@ def get_task(
     if name == SanitizedMBPP.name and protocol != "standard":
         raise ValueError(f"{name} is none of the authors' tasks; leave out protocol")
     return _BENCHMARKS[name](data, protocol, unsafe_exec=unsafe_exec)
+
+
+def domains(name: str) -> set[Domain]:
+    """What the problems of a task ask for; of a benchmark without reading its files."""
+    if name in TASKS:
+        return {"code" if issubclass(_BENCHMARKS.get(name, Benchmark), CodeBenchmark) else "math"}
+    task = get_task(name)
+    assert isinstance(task, OwnQuestions)
+    return task.domains()

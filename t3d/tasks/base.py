@@ -6,8 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from t3d.grading.code import Program
+
 Split = Literal["train", "dev", "test"]
 Grader = Literal["exact", "math"]
+Domain = Literal["math", "code"]
+"""What is asked for: a final answer, or a program."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,9 @@ class Example:
     """The whole prompt as text, for a benchmark that fixes it; the chat template is not used."""
     grader: Grader | None = None
     """How the answer to a question of one's own is compared; see `OwnQuestions.grade`."""
+    domain: Domain = "math"
+    program: Program | None = None
+    """What grades the program that a question of one's own asks for; its source is empty."""
 
 
 @dataclass(frozen=True)

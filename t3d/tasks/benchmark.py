@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
+from t3d.grading.code import Program, grade_programs
 from t3d.tasks.base import Example, Grade, Split
 from t3d.tasks.data import load_records
 from t3d.tasks.protocols import (
@@ -133,6 +135,7 @@ class CodeBenchmark(Benchmark):
             reference=self.worked_answer(record, prefix),
             prefix=prefix,
             verbatim=t3d_code(record.question, prefix) if is_t3d else None,
+            domain="code",
         )
 
     def question(self, record: Record) -> str:
@@ -151,33 +154,21 @@ class CodeBenchmark(Benchmark):
         """Python between program and tests, and the tests."""
 
     def grade(self, examples: Sequence[Example], outputs: Sequence[str]) -> list[Grade]:
-        """Correct if the program passes every test in time; the program is the final answer."""
-        from t3d.grading.code import Program, grade_programs
-
+        """Those of `grade_code`."""
         programs = [
             last_block(example.prefix + output)
             if self.protocol == "t3d"
             else open_block(example.prefix, output)
             for example, output in zip(examples, outputs, strict=True)
         ]
-        jobs: list[Program] = []
-        for example, program in zip(examples, programs, strict=True):
-            if program is not None:
-                record = self._record(example.id)
-                assert record.time_limit_s is not None
-                own = (record.test_setup, record.tests)
-                setup, tests = own if self.protocol == "t3d" else self.tests(record)
-                jobs.append(Program(program, tuple(tests), setup, float(record.time_limit_s)))
-        verdicts = iter(grade_programs(jobs, unsafe_exec=self.unsafe_exec))
-        grades: list[Grade] = []
-        for program in programs:
-            if program is None:
-                grades.append(Grade(False, None, reason="no closed ```python block"))
-            else:
-                verdict = next(verdicts)
-                reason = None if verdict.passed else verdict.reason
-                grades.append(Grade(verdict.passed, program, reason=reason))
-        return grades
+        jobs = [self._job(self._record(example.id)) for example in examples]
+        return grade_code(programs, jobs, unsafe_exec=self.unsafe_exec)
+
+    def _job(self, record: Record) -> Program:
+        assert record.time_limit_s is not None
+        own = (record.test_setup, record.tests)
+        setup, tests = own if self.protocol == "t3d" else self.tests(record)
+        return Program("", tuple(tests), setup, float(record.time_limit_s))
 
     def _record(self, example_id: str) -> Record:
         files = dict.fromkeys(file for file, _ in self.splits.values())
@@ -187,3 +178,28 @@ class CodeBenchmark(Benchmark):
                 if record.id == example_id:
                     return record
         raise ValueError(f"{self.name} has no problem with the id {example_id!r}")
+
+
+def grade_code(
+    programs: Sequence[str | None], jobs: Sequence[Program | None], *, unsafe_exec: bool
+) -> list[Grade]:
+    """Correct if a program passes its job's every test in time; the program is the final answer.
+
+    Args:
+        programs: what was read out of each response.
+        jobs: tests without a program; None where there are none, and so nothing is correct.
+    """
+    both = zip(programs, jobs, strict=True)
+    runs = [replace(job, program=text) for text, job in both if job and text is not None]
+    verdicts = iter(grade_programs(runs, unsafe_exec=unsafe_exec))
+    grades: list[Grade] = []
+    for program, job in zip(programs, jobs, strict=True):
+        if program is None:
+            grades.append(Grade(False, None, reason="no closed ```python block"))
+        elif job is None:
+            grades.append(Grade(False, program))
+        else:
+            verdict = next(verdicts)
+            reason = None if verdict.passed else verdict.reason
+            grades.append(Grade(verdict.passed, program, reason=reason))
+    return grades

@@ -1,7 +1,8 @@
 """The benchmarks' data: where it lies, that it is what it should be, and how it gets there.
 
 A data folder holds the files of `FILES` as JSONL. The user's own is taken as it is; the cache,
-which `download` fills from the Hub, is checked against the digests below.
+which `download` fills from the Hub, is checked against the digests below. Of the authors' training
+sets we have none: they are taken as the Hub has them, and each line's `source` names the revision.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 from t3d.core.files import check_output, make_directory, write_bytes
 from t3d.tasks import convert
 from t3d.tasks.records import Needs, Record, content_digest, read_json_lines, read_records, to_jsonl
+from t3d.tasks.upstream import upstream_records, upstream_rows
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,8 @@ class Source:
     """Paths of the files within the repository."""
     convert: Callable[..., list[Record]]
     """Function that makes records from the rows of each path, in order."""
-    digest: str
-    """Digest of the file, `content_digest(read_records(path, {}))`."""
+    digest: str | None
+    """Digest of the file, `content_digest(read_records(path, {}))`; None where nobody took it."""
 
 
 def _mbpp(parts: Sequence[str], split: str, digest: str) -> Source:
@@ -59,6 +61,12 @@ def _gsm8k(split: str, digest: str) -> Source:
         partial(convert.gsm8k, split=split),
         digest,
     )
+
+
+def _authors(name: str) -> Source:
+    """A training set of T3D's authors, which no benchmark reads: a task or prompts by its path."""
+    convert = partial(upstream_records, dataset=name.lower(), split="train")
+    return Source(name.lower(), f"Gen-Verse/{name}", "main", (f"train/{name}.json",), convert, None)
 
 
 FILES = {
@@ -92,6 +100,8 @@ FILES = {
     "mbpp_test.jsonl": _mbpp(
         ("test",), "test", "adf7d19a0384655e96349e924f3d600e5f5dac2b0f13aa46eb991ee3712e0db5"
     ),
+    "math_train.jsonl": _authors("MATH_train"),
+    "primeintellect.jsonl": _authors("PrimeIntellect"),
 }
 DATASETS = tuple(dict.fromkeys(source.dataset for source in FILES.values()))
 """What can be downloaded."""
@@ -126,7 +136,7 @@ def load_records(file: str, data: Path | None, needs: Needs) -> list[Record]:
 
 def _check(path: Path, records: Sequence[Record]) -> None:
     wanted, found = FILES[path.name].digest, content_digest(records)
-    if found != wanted:
+    if wanted not in (None, found):
         raise ValueError(
             f"{path}: its content has the digest {found}, not {wanted}; "
             f"delete it and run `t3d data download {FILES[path.name].dataset}`"
@@ -170,11 +180,13 @@ def _provide(path: Path) -> None:
         _check(path, read_records(path, {}))
         return
     source = FILES[path.name]
-    rows = [_fetch(source, name) for name in source.paths]
-    origin = f"{source.repository}@{source.revision[:8]}"
-    records = source.convert(*rows, source=origin)
+    fetched = [_fetch(source, name) for name in source.paths]
+    # The Hub's cache keeps a revision's files in a folder that its commit names.
+    commit = fetched[0].parents[source.paths[0].count("/")].name
+    origin = f"{source.repository}@{commit[:8]}"
+    records = source.convert(*map(_rows, fetched), source=origin)
     found = content_digest(records)
-    if found != source.digest:
+    if source.digest not in (None, found):
         raise ValueError(
             f"{path}: what {origin} gives has the digest {found}, not {source.digest}; "
             "give --data FOLDER with files of your own"
@@ -183,14 +195,13 @@ def _provide(path: Path) -> None:
     write_bytes(path, to_jsonl(records))
 
 
-def _fetch(source: Source, name: str) -> list[dict[str, Any]]:
-    """The rows of a file on the Hub, through the Hub's own cache."""
-    import pyarrow.parquet as pq
+def _fetch(source: Source, name: str) -> Path:
+    """A file on the Hub, in the Hub's own cache."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        path = Path(
+        return Path(
             hf_hub_download(source.repository, name, repo_type="dataset", revision=source.revision)
         )
     except (OSError, HfHubHTTPError) as error:
@@ -199,6 +210,13 @@ def _fetch(source: Source, name: str) -> list[dict[str, Any]]:
             f"{source.repository}/{name}: cannot be fetched from the Hub ({reason}); "
             "check the network, or give --data FOLDER with files of your own"
         ) from error
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    import pyarrow.parquet as pq
+
+    if path.suffix == ".json":
+        return upstream_rows(path)
     if path.suffix == ".parquet":
         return pq.ParquetFile(path).read().to_pylist()
     return [row for _, row in read_json_lines(path)]

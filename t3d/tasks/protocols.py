@@ -20,6 +20,10 @@ _CODE = (
     "Place your code within a single Python code block ```python ```. "
     "Do not include more than one code block."
 )
+_STDIO = (
+    "You should put your code in ```python ```. "
+    "Use input() to read input and print() to produce output in your script."
+)
 _BLOCK = re.compile(r"```python(.*?)```", re.DOTALL)
 
 
@@ -28,9 +32,9 @@ def math_turn(question: str) -> str:
     return f"{question}\n{_MATH}"
 
 
-def code_turn(question: str) -> str:
-    """The user's turn of a programming problem."""
-    return f"This is the problem:\n{question}\n{_CODE}"
+def code_turn(question: str, *, stdio: bool = False) -> str:
+    """The user's turn of a programming problem; `stdio` asks for a main program."""
+    return f"This is the problem:\n{question}\n{_STDIO if stdio else _CODE}"
 
 
 def t3d_math(question: str) -> str:
@@ -38,9 +42,9 @@ def t3d_math(question: str) -> str:
     return _t3d(math_turn(question), "")
 
 
-def t3d_code(question: str, prefix: str) -> str:
+def t3d_code(question: str, prefix: str, *, stdio: bool = False) -> str:
     """The authors' whole prompt of a programming problem; a space ends the user's turn."""
-    return _t3d(f"{code_turn(question)} ", prefix)
+    return _t3d(f"{code_turn(question, stdio=stdio)} ", prefix)
 
 
 def _t3d(turn: str, prefix: str) -> str:

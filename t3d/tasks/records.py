@@ -30,7 +30,7 @@ class Record:
     prompt_prefix: str | None = None
     """How T3D's authors begin the assistant's turn; code only."""
     test_method: str | None = None
-    """`function` for code."""
+    """`function` for code, `stdio` for a `StdioRecord`."""
     tests: list[str] = field(default_factory=list)
     """The authors' tests: Python, run one after another after the program."""
     test_setup: str = ""
@@ -45,6 +45,14 @@ class Record:
     """What only this benchmark has."""
     source: str
     license: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StdioRecord(Record):
+    """One line whose program reads stdin and writes stdout; a question of one's own reads it."""
+
+    test_input: list[str]
+    test_output: list[str]
 
 
 Needs = Mapping[str, type | UnionType]

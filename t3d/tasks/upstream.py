@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from t3d.core.files import parse_json, write_bytes
-from t3d.tasks.records import Record, read_text, to_jsonl
+from t3d.tasks.records import Record, StdioRecord, read_text, to_jsonl
 
 
 def convert_upstream(source: Path, output: Path, dataset: str) -> int:
     """Write a file of the authors' format as records, for a data folder or as a task of its own.
 
-    A problem with `test_list` is code, one with `ground_truth_answer` is math. Code serves the
-    protocol `t3d` only, since the format lacks what the other one reads.
+    A problem with `test_list` is code, as is one of the `test_method` stdio; one with
+    `ground_truth_answer` is math. In a data folder, code serves the protocol `t3d` only, since the
+    format lacks what the other one reads.
 
     Args:
         source: a JSON list of objects.
@@ -26,6 +28,18 @@ def convert_upstream(source: Path, output: Path, dataset: str) -> int:
     Raises:
         ValueError: naming file, entry and key, for whatever is not in that format.
     """
+    rows = upstream_rows(source)
+    split = "train" if output.stem.endswith("_train") else "test"
+    try:
+        records = upstream_records(rows, dataset=dataset, split=split, source=source.name)
+    except ValueError as error:
+        raise ValueError(f"{source}, {error}") from None
+    write_bytes(output, to_jsonl(records))
+    return len(records)
+
+
+def upstream_rows(source: Path) -> list[Any]:
+    """Raises: ValueError naming the file, if it is no JSON list of problems."""
     text = read_text(source)
     try:
         rows = parse_json(text)
@@ -33,31 +47,37 @@ def convert_upstream(source: Path, output: Path, dataset: str) -> int:
         raise ValueError(f"{source}: not JSON ({error})") from None
     if not isinstance(rows, list) or not rows:
         raise ValueError(f"{source}: must be a JSON list of problems")
-    split = "train" if output.stem.endswith("_train") else "test"
+    return rows
+
+
+def upstream_records(rows: list[Any], *, dataset: str, split: str, source: str) -> list[Record]:
+    """Raises: ValueError naming entry and key, for whatever is not in the authors' format."""
     records: list[Record] = []
     for index, row in enumerate(rows):
         try:
-            records.append(_convert(row, index, dataset, split, source.name))
+            records.append(_convert(row, index, dataset, split, source))
         except ValueError as error:
-            raise ValueError(f"{source}, entry {index}: {error}") from None
-    write_bytes(output, to_jsonl(records))
-    return len(records)
+            raise ValueError(f"entry {index}: {error}") from None
+    return records
 
 
 def _convert(row: Any, index: int, dataset: str, split: str, source: str) -> Record:
     if not isinstance(row, dict):
         raise ValueError("not a JSON object")
-    is_code = "test_list" in row
-    if is_code:
-        if row.get("test_method", "function") != "function":
-            raise ValueError(
-                f"'test_method' must be 'function', got {row['test_method']!r}; leave it out"
-            )
-        tests = row["test_list"]
-        if not isinstance(tests, list) or not all(isinstance(test, str) for test in tests):
-            raise ValueError("'test_list' must be a list of texts")
+    method = row.get("test_method", "function")
+    if method not in ("function", "stdio"):
+        raise ValueError(f"'test_method' must be 'function' or 'stdio', got {method!r}")
+    is_stdio = method == "stdio"
+    is_code = is_stdio or "test_list" in row
+    tests = _texts(row, "test_list") if is_code and not is_stdio else []
     answer = None if is_code else _value(row, "ground_truth_answer", str)
-    return Record(
+    cases: dict[str, Any] = (
+        {key: _texts(row, key) for key in ("test_input", "test_output")} if is_stdio else {}
+    )
+    if len({len(texts) for texts in cases.values()}) > 1:
+        raise ValueError("'test_input' and 'test_output' must be equally long")
+    kind: Callable[..., Record] = StdioRecord if is_stdio else Record
+    return kind(
         id=f"{dataset}/upstream/{index}",
         dataset=dataset,
         split=split,
@@ -65,15 +85,23 @@ def _convert(row: Any, index: int, dataset: str, split: str, source: str) -> Rec
         question=_value(row, "question", str),
         # An empty gold answer would call every other one wrong.
         answer=answer or None,
-        prompt_prefix=_value(row, "prefix", str) if is_code else None,
-        test_method="function" if is_code else None,
-        tests=row["test_list"] if is_code else [],
+        prompt_prefix=_value(row, "prefix", str) if is_code and not is_stdio else None,
+        test_method=method if is_code else None,
+        tests=tests,
         time_limit_s=_value(row, "test_time_limit", int | float) if is_code else None,
         meta={key: row[key] for key in ("level", "subject") if key in row}
         | ({"in_t3d": True} if is_code else {}),
         source=source,
         license="as its source",
+        **cases,
     )
+
+
+def _texts(row: dict[str, Any], key: str) -> list[str]:
+    texts = _value(row, key, list)
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"{key!r} must be a list of texts that is not empty")
+    return texts
 
 
 def _value(row: dict[str, Any], key: str, kind: Any) -> Any:

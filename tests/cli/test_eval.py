@@ -11,6 +11,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from t3d.core.store import TrajectoryStore
+from t3d.models import from_pretrained
+from t3d.tasks.protocols import code_turn, t3d_code
 from tests.cli.conftest import Run
 from tests.cli.test_run import start, stop_when
 
@@ -128,3 +131,21 @@ def test_data_commands(tmp_path: Path, t3d: Run, checkpoint: Path) -> None:
     assert outcome.code == 1
     assert "gsm8k_test.jsonl" in outcome.err
     assert not (tmp_path / "evaluation").exists()
+
+
+def test_prompts_of_programs(tmp_path: Path, t3d: Run, checkpoint: Path) -> None:
+    source, prompts = tmp_path / "Prime.json", tmp_path / "prime.jsonl"
+    cases = {"test_method": "stdio", "test_input": ["1"], "test_output": ["1"]}
+    source.write_text(json.dumps([{"question": "Copy.", "test_time_limit": 1} | cases]))
+    assert t3d("data", "convert", source, "--output", prompts, "--dataset", "prime").code == 0
+    few = ("--decoding.max_new_tokens", 8)
+    put = {"t3d": t3d_code("Copy.", "", stdio=True), "standard": code_turn("Copy.", stdio=True)}
+    for protocol, text in put.items():
+        own = ("--prompts", prompts, "--protocol", protocol, "--output", tmp_path / protocol)
+        outcome = t3d("rollout", "--model", checkpoint, *own, *few)
+        assert outcome.code == 0, outcome.err
+        [row] = TrajectoryStore.open(tmp_path / protocol).read()
+        prompt = from_pretrained(checkpoint).text(row.prompt_ids)
+        assert prompt == text if protocol == "t3d" else text in prompt
+    outcome = t3d("generate", "--model", checkpoint, "--task", prompts, *few)
+    assert "gold:     what passes its tests\nverdict:  wrong (no closed" in outcome.out, outcome.err

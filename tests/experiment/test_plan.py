@@ -119,3 +119,27 @@ def test_a_shrunk_comparison_keeps_methods_and_has_an_output_of_its_own() -> Non
     assert [s.denoising_steps for s in small.evaluation.settings] == [
         s.denoising_steps for s in config.evaluation.settings
     ]
+
+
+@pytest.mark.parametrize(
+    ("task", "domain", "message"),
+    [
+        ("mbpp", "math", "has lines that ask for final answers, but mbpp for programs; give"),
+        ("math500", "code", "has lines that ask for programs, but math500 for final answers; give"),
+        ("mini_gsm", "code", "has lines that ask for programs, but mini_gsm for final answers"),
+        ("mbpp", "code", None),
+        ("[math500, mbpp]", "code", None),
+    ],
+)
+def test_prompts_that_ask_for_something_else_than_the_task_are_refused(
+    task: str,
+    domain: str,
+    message: str | None,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    prompts, recipe = tmp_path / "mine.jsonl", tmp_path / "recipe.yaml"
+    prompts.write_text(json.dumps({"question": "Add.", "domain": domain}))
+    recipe.write_text(f"task: {task}\ndata: {{prompts: {prompts}}}\n")
+    assert main(["run", str(recipe), "--dry-run"]) == (0 if message is None else 1)
+    assert (message or "") in capsys.readouterr().err

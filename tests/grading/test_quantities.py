@@ -9,7 +9,7 @@ import pytest
 
 from t3d.grading.math import grade_answers
 from t3d.grading.quantities import one_number
-from t3d.tasks.prompts import load_prompts
+from t3d.tasks.prompts import numbered_prompts
 
 CASES = [
     # Words without digits or scale leave the number.
@@ -114,6 +114,8 @@ if SUITE.exists():
         lines = [{"question": "?", "answer": row.get("gold", row.get("gold_json"))} for row in rows]
         golds.write_text("\n".join(map(json.dumps, lines)))
         verdicts = grade_answers(
-            [row["answer"] for row in rows], [e.answer for e in load_prompts(golds)], num_workers=1
+            [row["answer"] for row in rows],
+            [e.answer for e in numbered_prompts(golds).values()],
+            num_workers=1,
         )
         assert [v.correct for v in verdicts] == [row["expect"] for row in rows]

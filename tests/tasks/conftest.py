@@ -9,6 +9,7 @@ import pytest
 
 from t3d.tasks import convert
 from t3d.tasks.records import Record, to_jsonl
+from t3d.tasks.upstream import upstream_records
 
 Row = dict[str, Any]
 
@@ -92,6 +93,16 @@ HUMANEVAL_ROWS: list[Row] = [
         "entry_point": "double",
     }
 ]
+MATH_TRAIN_ROWS: list[Row] = [{"question": "1 + 1?", "ground_truth_answer": "2", "level": 3}]
+PRIMEINTELLECT_ROWS: list[Row] = [
+    {
+        "question": "Add.",
+        "test_method": "stdio",
+        "test_input": ["1 2\n"],
+        "test_output": ["3\n"],
+        "test_time_limit": 5,
+    }
+]
 RECORDS: dict[str, list[Record]] = {
     "gsm8k_train.jsonl": convert.gsm8k(gsm8k_rows(503), split="train", source="s"),
     "gsm8k_test.jsonl": convert.gsm8k(gsm8k_rows(4), split="test", source="s"),
@@ -102,6 +113,12 @@ RECORDS: dict[str, list[Record]] = {
     ),
     "mbpp_test.jsonl": convert.mbpp(
         mbpp_rows(range(101, 106)), sanitized_rows(range(102, 104)), split="test", source="s"
+    ),
+    "math_train.jsonl": upstream_records(
+        MATH_TRAIN_ROWS, dataset="math_train", split="train", source="s"
+    ),
+    "primeintellect.jsonl": upstream_records(
+        PRIMEINTELLECT_ROWS, dataset="primeintellect", split="train", source="s"
     ),
 }
 

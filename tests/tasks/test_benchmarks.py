@@ -135,7 +135,7 @@ def test_own_questions(tmp_path: Path) -> None:
     assert [grade.correct for grade in grades] == [True, False]
     path.write_text('{"question": "Why?"}')
     task = get_task(str(path))
-    with pytest.raises(ValueError, match="mine.jsonl: 'mine/1' has no answer to grade against"):
+    with pytest.raises(ValueError, match="mine.jsonl, line 1: has no answer to grade against"):
         task.examples("test", 1)
     # A rollout's prompts need none, and outputs are read without.
     (grade,) = task.grade(task.examples("train", 1), ["\\boxed{5}"])

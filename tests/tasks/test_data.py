@@ -27,7 +27,16 @@ from t3d.tasks.convert import mbpp
 from t3d.tasks.data import FILES, download, load_records
 from t3d.tasks.records import SCHEMA, content_digest, read_records, to_jsonl
 
-from .conftest import HUMANEVAL_ROWS, MATH500_ROWS, RECORDS, gsm8k_rows, mbpp_rows, sanitized_rows
+from .conftest import (
+    HUMANEVAL_ROWS,
+    MATH500_ROWS,
+    MATH_TRAIN_ROWS,
+    PRIMEINTELLECT_ROWS,
+    RECORDS,
+    gsm8k_rows,
+    mbpp_rows,
+    sanitized_rows,
+)
 
 REAL = Path(__file__).parents[3] / "shared" / "data"
 """The whole data in the same layout, where a developer has it."""
@@ -117,7 +126,8 @@ def test_mbpp_prefixes_and_tests() -> None:
 def test_records_round_trip(file: str, tmp_path: Path) -> None:
     path = tmp_path / file
     path.write_bytes(to_jsonl(RECORDS[file]))
-    assert read_records(path, {}) == RECORDS[file]
+    found = [asdict(record) for record in read_records(path, {})]
+    assert found == [{key: asdict(r)[key] for key in SCHEMA} for r in RECORDS[file]]
 
 
 @given(st.sampled_from(sorted(SCHEMA.keys() - {"source", "license", "meta"})), st.booleans())
@@ -213,6 +223,8 @@ def hub_files() -> dict[str, bytes]:
     }
     contents = {file: list(map(parquet, parts)) for file, parts in rows.items()}
     contents["math500.jsonl"] = ["".join(json.dumps(r) + "\n" for r in MATH500_ROWS).encode()]
+    contents["math_train.jsonl"] = [json.dumps(MATH_TRAIN_ROWS).encode()]
+    contents["primeintellect.jsonl"] = [json.dumps(PRIMEINTELLECT_ROWS).encode()]
     return {
         f"/datasets/{FILES[file].repository}/resolve/{FILES[file].revision}/{path}": content
         for file, parts in contents.items()
@@ -232,7 +244,8 @@ def hub() -> Iterator[tuple[str, list[str]]]:
             self.send_response(404 if content is None else 200)
             if content is not None:
                 self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
-                self.send_header("X-Repo-Commit", self.path.split("/")[5])
+                commit = self.path.split("/")[5].replace("main", "c0ffee" + "0" * 34)
+                self.send_header("X-Repo-Commit", commit)
                 self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             if self.command == "GET" and content is not None:
@@ -267,7 +280,7 @@ except ValueError as error:
 
 def test_download_from_a_local_hub(tmp_path: Path, hub: tuple[str, list[str]]) -> None:
     endpoint, asked = hub
-    digests = {file: content_digest(records) for file, records in RECORDS.items()}
+    digests = {file: content_digest(RECORDS[file]) for file in FILES if FILES[file].digest}
     folder = tmp_path / "data"
     environment = os.environ | {
         "HF_ENDPOINT": endpoint,
@@ -289,13 +302,20 @@ def test_download_from_a_local_hub(tmp_path: Path, hub: tuple[str, list[str]]) -
         f"digest {digests['mbpp_train.jsonl']}, not {'0' * 64}; "
     )
     there = sorted(path.name for path in folder.iterdir())
-    assert there == sorted(file for file in FILES if not file.startswith("mbpp"))
+    before = [*FILES][: [*FILES].index("mbpp_train.jsonl")]
+    assert there == sorted(before)
 
     asked.clear()
     assert run(digests) == [str(folder / file) for file in FILES]
     fetched = [path for path in asked if "/resolve/" in path]
-    assert {path.split("/")[3] for path in fetched} == {"mbpp"}
+    names = {FILES[file].repository.rpartition("/")[2] for file in FILES if file not in before}
+    assert {path.split("/")[3] for path in fetched} == names
     for file, records in RECORDS.items():
-        found = [replace(record, source="s") for record in read_records(folder / file, {})]
-        assert found == records
+        found = read_records(folder / file, {})
+        # Of what has no digest, each line tells the revision that the Hub resolved.
+        own = {"@c0ffee00"} if FILES[file].digest is None else {f"@{FILES[file].revision[:8]}"}
+        assert {record.source[-9:] for record in found} == own
+        lines = to_jsonl([replace(record, source="s") for record in records])
+        text = re.sub(rb'"source": "[^"]*"', b'"source": "s"', (folder / file).read_bytes())
+        assert text == lines
     assert {path.suffix for path in folder.iterdir()} == {".jsonl"}

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from t3d.tasks import get_task
+from t3d.tasks.protocols import code_turn, t3d_code
+from t3d.tasks.records import SCHEMA
 
 WRONG = (
     ("[1, 2, 3]", "[3, 1, 2]"),
@@ -97,3 +100,70 @@ def test_results_tell_problems_of_one_file_name_apart(tmp_path: Path) -> None:
     assert one == same != two
     assert one.startswith("mine@")
     assert get_task(str(first / "test.jsonl")).name == one.replace("mine", "test.jsonl")
+
+
+CODE = {"question": "Add.", "domain": "code"}
+
+
+def test_programs_are_asked_for_and_graded_by_their_tests(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    rows = [
+        CODE | {"tests": ["assert f(n) == 3"], "test_setup": "n = 2", "time_limit_s": 0.5},
+        CODE | {"test_input": ["1 2"], "test_output": ["3"]},
+        {"question": "Add?", "answer": "3"},
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    task = get_task(str(path))
+    examples = task.examples("test", 3)
+    assert [e.question for e in examples[::2]] == [code_turn("Add."), "Add?"]
+    assert examples[1].question == code_turn("Add.", stdio=True)
+    function = "```python\ndef f(x): return x + 1\n```"
+    main = "```python\nprint(sum(map(int, input().split())))\n```"
+    grades = task.grade(examples * 2, [function, main, "\\boxed{3}", main, function, function])
+    assert [grade.correct for grade in grades] == [True] * 3 + [False] * 3
+    # Other tests are other problems.
+    path.write_text("\n".join(map(json.dumps, rows)).replace("== 3", "== 4"))
+    assert get_task(str(path)).name != task.name
+
+
+def test_a_program_without_tests_is_a_prompt_alone(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    prefix = "Here:\n```python\n"
+    path.write_text("\n\n" + json.dumps(CODE | {"prompt_prefix": prefix}))
+    task = get_task(str(path), protocol="t3d")
+    [example] = task.examples("train", 1)
+    assert (example.prefix, example.verbatim) == (prefix, t3d_code("Add.", prefix))
+    [grade] = task.grade([example], ["x = 1\n```"])
+    assert (grade.correct, grade.final_answer) == (False, "x = 1")
+    with pytest.raises(ValueError, match="mine.jsonl, line 3: has nothing to grade a program by"):
+        task.examples("test", 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"grade": "exact"}, "unknown key 'grade'; did you mean grader?"),
+        ({"answers": "1"}, "unknown key 'answers'; did you mean answer?"),
+        ({"test_inputs": []}, "unknown key 'test_inputs'; did you mean test_input?"),
+        ({"domain": "coding"}, "'domain' must be math or code, got 'coding'"),
+        ({"tests": "assert x"}, "'tests' must be a list of texts"),
+        ({"test_input": ["1"]}, "'test_input' has 1 texts and 'test_output' 0"),
+        ({"tests": ["x"], "time_limit_s": 0}, "time_limit_s is 0.0; it must be in"),
+        ({"tests": ["x"], "test_input": ["1"], "test_output": ["1"]}, "a program has tests of"),
+        ({"prompt_prefix": 1}, "'prompt_prefix' must be a text"),
+    ],
+)
+def test_a_line_that_cannot_be_taken_is_named(
+    changes: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text(json.dumps(CODE | changes))
+    with pytest.raises(ValueError, match="line 1: " + re.escape(message)):
+        get_task(str(path))
+
+
+@pytest.mark.parametrize("key", [*SCHEMA, "question_id", "prompt_id", "level", "idx", "task_id"])
+def test_keys_of_records_and_other_words_are_no_misspelt_ones(key: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text(json.dumps({key: None, "prompt": "a", "question": "a"}))
+    assert len(get_task(str(path)).examples("train", 9)) == 1

@@ -12,7 +12,7 @@ from t3d.tasks.base import Example
 from t3d.tasks.chat import ChatData, read_chats
 from t3d.tasks.data import load_records
 from t3d.tasks.own import OwnQuestions
-from t3d.tasks.prompts import load_prompts
+from t3d.tasks.prompts import numbered_prompts
 from t3d.tasks.upstream import convert_upstream
 
 TEXT = st.text(min_size=1).filter(lambda text: text.strip())
@@ -21,6 +21,10 @@ EXAMPLES = st.lists(
     min_size=1,
     unique_by=lambda example: example.id,
 )
+
+
+def load_prompts(path: Path) -> list[Example]:
+    return list(numbered_prompts(path).values())
 
 
 @given(EXAMPLES, st.booleans(), st.sampled_from(["question", "prompt"]))

@@ -8,9 +8,18 @@ from typing import Any
 import pytest
 
 from t3d.tasks import get_task
+from t3d.tasks.protocols import t3d_code
 from t3d.tasks.upstream import convert_upstream
 
 from .conftest import RECORDS
+
+STDIO = {
+    "question": "Add.",
+    "test_method": "stdio",
+    "test_input": ["1 2\n"],
+    "test_output": ["3\n"],
+    "test_time_limit": 1,
+}
 
 
 def write(path: Path, rows: Any) -> Path:
@@ -63,6 +72,24 @@ def test_math_is_a_task_of_its_own(tmp_path: Path) -> None:
     assert (record["split"], record["meta"]) == ("train", {"level": 5})
 
 
+def test_main_programs_are_a_task_of_their_own(tmp_path: Path) -> None:
+    output = tmp_path / "primeintellect.jsonl"
+    function = {"question": "f", "test_list": ["assert f() == 1"], "test_time_limit": 1}
+    rows = [STDIO, function | {"prefix": "Here:\n```python\ndef f():\n"}]
+    assert convert_upstream(write(tmp_path / "a.json", rows), output, "prime") == 2
+    task = get_task(str(output), protocol="t3d")
+    stdio, called = task.examples("test", 2)
+    assert stdio.verbatim == (
+        "<|im_start|>user\nThis is the problem:\nAdd.\nYou should put your code in "
+        "```python ```. Use input() to read input and print() to produce output in your script. "
+        "<|im_end|>\n<|im_start|>assistant"
+    )
+    assert called.verbatim == t3d_code("f", "Here:\n```python\ndef f():\n")
+    outputs = ["So ```python\nprint(sum(map(int, input().split())))\n```", "    return 1\n```"]
+    assert [grade.correct for grade in task.grade([stdio, called], outputs)] == [True, True]
+    assert [grade.correct for grade in task.grade([called, stdio], outputs)] == [False, False]
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
@@ -73,9 +100,11 @@ def test_math_is_a_task_of_its_own(tmp_path: Path) -> None:
         ([{"question": 1, "ground_truth_answer": "a"}], ", entry 0: 'question' has the wrong"),
         ([{"question": "a", "test_list": [1]}], ", entry 0: 'test_list' must be a list of texts"),
         (
-            [{"question": "a", "test_list": ["a"], "test_method": "stdio"}],
-            ", entry 0: 'test_method' must be 'function', got 'stdio'",
+            [{"question": "a", "test_list": ["a"], "test_method": "file"}],
+            ", entry 0: 'test_method' must be 'function' or 'stdio', got 'file'",
         ),
+        ([STDIO | {"test_input": []}], ", entry 0: 'test_input' must be a list of texts that is"),
+        ([STDIO | {"test_output": ["a", "b"]}], ", entry 0: 'test_input' and 'test_output' must"),
         ([{"question": "a", "test_list": ["a"]}], ", entry 0: lacks the key 'prefix'"),
     ],
 )
