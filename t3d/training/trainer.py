@@ -208,6 +208,7 @@ class DiffusionTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the objective's metrics, averaged since the last log over all processes."""
         for name, values in self._metrics.items():
+            # A micro-batch in which upstream's noise hides nothing has no cross-entropy.
             means = torch.as_tensor(self.accelerator.gather(torch.stack(values).float().nanmean()))
             logs[name] = round(means.mean().item(), 6)
         self._metrics.clear()

@@ -112,10 +112,9 @@ def test_as_many_tokens_are_random_as_in_the_released_code(case: dict[str, Any])
 
 def test_a_sequence_has_one_level():
     """Drawn in proportion to level ** 8."""
-    case = {**EXACT[0], "num_tokens": 24}
     method = build_method(MethodConfig("t3d", noiser={"random_share": 0.0}, compat="upstream"))
     num = 4000
-    batch = TrajectoryBatch.collate([training_row(trajectory(case), 0)] * num, PAD)
+    batch = TrajectoryBatch.collate([training_row(trajectory(EXACT[0]), 0)] * num, PAD)
     vocabulary = Vocabulary(SIZE, MASK, pad_token_id=PAD, base_size=WORDS)
     given = NoiserInput(batch, BlockLayout(8), torch.arange(num), vocabulary, 0.5)
     [view] = method.noiser(given)
