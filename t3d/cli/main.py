@@ -228,9 +228,13 @@ def parse(name: str, arguments: Sequence[str]) -> tuple[Callable[..., None], dic
                 parsed[key], type(default)
             ):
                 raise argparse.ArgumentError(None, f"{key}: expected keys, got {parsed[key]}")
+        # Null stands for any type until it is checked.
+        parser.validate(parsed, False)
         settings = parser.instantiate(parsed).as_dict()
     except ValueError as error:
         raise ValueError(_without_union(str(error))) from None
+    except TypeError as error:
+        raise argparse.ArgumentError(None, str(error)) from None
     except argparse.ArgumentError as error:
         unknown = _UNKNOWN.search(str(error))
         keys = parser.get_defaults().keys(branches=True)

@@ -29,6 +29,10 @@ class Vocabulary:
     mask_token_id: int
     banned: tuple[int, ...] = ()
     """Further token ids that are not drawn as noise."""
+    pad_token_id: int = 0
+    """What upstream shows behind the stop token."""
+    base_size: int = 0
+    """Number of ids, from 0, that are no added tokens; upstream draws its random tokens there."""
 
 
 @dataclass(frozen=True)

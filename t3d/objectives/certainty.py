@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
-from t3d.core.ranges import check_ranges
+from t3d.core.ranges import check_choices, check_ranges
 from t3d.objectives.base import Context, Objective, read
+
+EntropyViews = Literal["both", "first"]
 
 
 @dataclass(frozen=True)
@@ -22,14 +25,17 @@ class CertaintyForcing(Objective):
         beta: weight of the entropy.
         temperature: tau.
         scale: factor of the whole loss; d3LLM's is 1/4.
+        entropy_views: both views have H_tau, or the first alone, as in d3LLM's code for LLaDA.
     """
 
     beta: float = 1.0
     temperature: float = 0.5
     scale: float = 1.0
+    entropy_views: EntropyViews = "both"
 
     def __post_init__(self) -> None:
         check_ranges(self, {"[0, inf)": "beta", "(0, inf)": "temperature scale"})
+        check_choices(self, "entropy_views")
 
     def __call__(self, context: Context) -> tuple[Tensor, dict[str, Tensor]]:
         tokens, student = context.tokens, context.student
@@ -42,7 +48,8 @@ class CertaintyForcing(Objective):
             student,
             tokens.target,
         )
-        entropy = tokens.view_mean(entropies, right).sum(1)
+        entropy = tokens.view_mean(entropies, right)  # [B, views]
+        entropy = entropy[:, 0] if self.entropy_views == "first" else entropy.sum(1)
         loss = self.scale * (tokens.view_mean(surprise).sum(1) + self.beta * entropy)
         metrics = {
             "cross_entropy": surprise.detach().mean(),

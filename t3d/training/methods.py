@@ -109,8 +109,9 @@ METHODS: dict[str, Method] = {
 def build_method(config: MethodConfig) -> Method:
     """A method of the table with some of its settings replaced.
 
-    With compat="upstream" it trains as the authors' released code does: the trace mask is
-    reversed, noise is drawn once for all epochs, and the path loss is that of prefixes.
+    With compat="upstream" it trains as the authors' released code does: the noiser is
+    UpstreamTrace, which has path_k_steps beside the other settings, and noise is drawn once for
+    all epochs.
 
     Raises:
         ValueError: for an unknown method or setting, or a value that does not fit.
@@ -120,6 +121,14 @@ def build_method(config: MethodConfig) -> Method:
         known = ", ".join(METHODS)
         raise ValueError(f"unknown method {config.method!r}; choose one of {known}")
     base = METHODS[config.method]
+    if config.compat is not None:
+        if config.compat != "upstream" or not isinstance(base.noiser, TrajectoryState):
+            raise ValueError(
+                f"{where}: compat={config.compat!r} is unknown; it may be upstream, for naive_td "
+                "and t3d"
+            )
+        noiser = UpstreamTrace(**dataclasses.asdict(base.noiser))
+        base = dataclasses.replace(base, noiser=noiser, fresh_noise=False)
     changed: dict[str, Any] = {
         "noiser": _replace(base.noiser, config.noiser, f"{where}: noiser"),
         "objective": _replace(base.objective, config.objective, f"{where}: objective"),
@@ -129,14 +138,6 @@ def build_method(config: MethodConfig) -> Method:
     for name in ("reference_every", "rounds", "verify"):
         if (value := getattr(config, name)) is not None:
             changed[name] = value
-    if config.compat is not None:
-        if config.compat != "upstream" or not isinstance(changed["noiser"], TrajectoryState):
-            raise ValueError(
-                f"{where}: compat={config.compat!r} is unknown; it may be upstream, for naive_td "
-                "and t3d"
-            )
-        changed["noiser"] = UpstreamTrace(**dataclasses.asdict(changed["noiser"]))
-        changed["fresh_noise"] = False
     try:
         return dataclasses.replace(base, **changed)
     except ValueError as error:

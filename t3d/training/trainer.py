@@ -75,7 +75,11 @@ class DiffusionTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
         self.method = method
         self.vocabulary = Vocabulary(
-            lm.model.config.vocab_size, lm.mask_token_id, lm.banned_token_ids
+            lm.model.config.vocab_size,
+            lm.mask_token_id,
+            lm.banned_token_ids,
+            lm.pad_token_id,
+            lm.tokenizer.vocab_size,
         )
         sizes = config.block_sizes
         grows = method.block_schedule == "growing"
@@ -204,7 +208,8 @@ class DiffusionTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the objective's metrics, averaged since the last log over all processes."""
         for name, values in self._metrics.items():
-            means = torch.as_tensor(self.accelerator.gather(torch.stack(values).float().mean()))
+            # A micro-batch in which upstream's noise hides nothing has no cross-entropy.
+            means = torch.as_tensor(self.accelerator.gather(torch.stack(values).float().nanmean()))
             logs[name] = round(means.mean().item(), 6)
         self._metrics.clear()
         super().log(logs, start_time)

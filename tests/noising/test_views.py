@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from fractions import Fraction
 
 import pytest
 import torch
@@ -21,7 +20,6 @@ from t3d.noising import (
     RandomMask,
     StatePair,
     TrajectoryState,
-    UpstreamTrace,
     View,
     Vocabulary,
 )
@@ -183,54 +181,9 @@ def test_both_states_of_a_pair_are_drawn_uniformly():
             assert abs(count - expected) < 5 * expected**0.5
 
 
-def test_upstreams_mask_hides_the_earliest_committed_tokens():
-    [view] = views_of(UpstreamTrace(levels=(0.75, 0.5, 0.25), level_power=0.0))
-    num_partial = 0
-    for row, item in enumerate(ITEMS):
-        start = len(item.prompt_ids)
-        for block in range(0, WIDTH, SIZE):
-            places = [
-                (item.step_map[p - start], bool(view.masked[row, p]))
-                for p in range(max(start, block), block + SIZE)
-                if p < start + len(item.step_map) and item.step_map[p - start] >= 0
-            ]
-            hidden = [step for step, masked in places if masked]
-            shown = [step for step, masked in places if not masked]
-            if hidden and shown:
-                assert max(hidden) < min(shown)
-                num_partial += 1
-    assert num_partial > 20
-    assert torch.equal(view.loss_mask, TARGET)
-
-
-def test_upstreams_path_loss_is_the_mean_over_levels_of_prefix_cross_entropy():
-    """In exact fractions, for any cross-entropy of any token."""
-    [view] = views_of(UpstreamTrace())
-    rng = random.Random(1)
-    for row, item in enumerate(ITEMS):
-        start, end = len(item.prompt_ids), item.num_response_tokens
-        pi = []
-        for i in range(end):
-            block = (start + i) // SIZE
-            steps = {
-                s for j, s in enumerate(item.step_map) if (start + j) // SIZE == block and s >= 0
-            }
-            pi.append(1 + sorted(steps).index(item.step_map[i]))
-        losses = [Fraction(rng.randrange(1, 100)) for _ in range(end)]
-        levels = []
-        for k in range(1, max(pi) + 1):
-            prefix = [loss for loss, p in zip(losses, pi, strict=True) if p <= k]
-            if prefix:
-                levels.append(sum(prefix) / len(prefix))
-        expected = float(sum(levels) / len(levels))
-        weight = view.weight[row, start : start + end].double()
-        actual = (weight * torch.tensor([float(loss) for loss in losses])).mean()
-        assert float(actual) == pytest.approx(expected, rel=1e-6)
-
-
 NOISERS = {
     name: method.noiser for name, method in METHODS.items() if name not in ("t3d", "redi_coupled")
-} | {"t3d": TrajectoryState(), "upstream": UpstreamTrace()}
+} | {"t3d": TrajectoryState()}
 
 
 @pytest.mark.parametrize("name", list(NOISERS))

@@ -26,12 +26,15 @@ def two_views(toy: Any) -> Any:
     return replace(toy, tokens=tokens)
 
 
+@pytest.mark.parametrize("views", ["both", "first"])
 @pytest.mark.parametrize(("beta", "temperature", "scale"), [(1.0, 0.5, 1.0), (2.0, 1.5, 0.25)])
 def test_certainty_forcing_view_by_view(
-    two_views: Any, beta: float, temperature: float, scale: float
+    two_views: Any, beta: float, temperature: float, scale: float, views: Any
 ):
     toy = two_views
-    objective = CertaintyForcing(beta=beta, temperature=temperature, scale=scale)
+    objective = CertaintyForcing(
+        beta=beta, temperature=temperature, scale=scale, entropy_views=views
+    )
     loss, metrics = objective(toy.context(toy.student))
     table = toy.log_probs(toy.student)
     tempered = toy.log_probs(toy.student.detach() / temperature)
@@ -44,7 +47,7 @@ def test_certainty_forcing_view_by_view(
             right = [i for i in places if max(table[i]) == table[i][target[i]]]
             if places:
                 total -= math.fsum(table[i][target[i]] for i in places) / len(places)
-            if right:
+            if right and (view == 0 or views == "both"):
                 entropies = [-math.fsum(math.exp(x) * x for x in tempered[i]) for i in right]
                 total += beta * math.fsum(entropies) / len(right)
         expected.append(scale * total)

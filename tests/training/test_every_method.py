@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from t3d.core.trajectory import training_rows
 from t3d.models import LanguageModel
 from t3d.training.config import MethodConfig, TrainingConfig
 from t3d.training.methods import METHODS, Method, build_method
@@ -123,6 +124,28 @@ def test_frozen_noise_is_the_same_at_every_epoch_and_fresh_noise_is_not(
     numbers = [len(states) for states in seen.values()]
     assert numbers == [1] * 4 if compat else min(numbers) > 1
     assert len(set.union(*seen.values())) >= 4
+
+
+@pytest.mark.parametrize("name", ["t3d", "naive_td"])
+def test_a_micro_batch_of_which_upstream_hides_nothing_leaves_the_metrics_finite(
+    bench: Any, tmp_path: Path, name: str
+):
+    """int(0.25 * 1) tokens of the first response are hidden."""
+    first, *rest = bench.trajectories(4)
+    items = [replace(first, num_response_tokens=1), *rest]
+    settings = {"levels": [0.25]}
+    method = build_method(MethodConfig(name, noiser=settings, compat="upstream"))
+    trainer = fit(
+        bench.model(),
+        method,
+        training_rows(items),
+        config(micro_batch_size=1, block_sizes=[8]),
+        tmp_path,
+        progress=False,
+    )
+    logged = [row for row in trainer.state.log_history if "cross_entropy" in row]
+    assert len(logged) == 2
+    assert all(math.isfinite(value) for row in logged for value in row.values())
 
 
 def test_d3llms_blocks_and_levels_grow_with_progress(bench: Any, tmp_path: Path):
