@@ -43,7 +43,7 @@ _RUNS = {"dest": "runs", "type": Path, "metavar": "RUN", "nargs": "+"}
 _NAMES = {"dest": "names", "type": str, "metavar": "NAME", "nargs": "+"}
 _SOURCE = {"dest": "source", "type": str, "metavar": "SOURCE"}
 _FILE = {"dest": "source", "type": Path, "metavar": "FILE"}
-_QUESTION = {"dest": "question", "type": str, "metavar": "QUESTION", "nargs": "?"}
+_QUESTION = {"dest": "question", "type": str | None, "metavar": "QUESTION", "nargs": "?"}
 
 COMMANDS = {
     "run": Command("training.run_command", takes_recipe=True, resumable=True),

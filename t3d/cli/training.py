@@ -75,7 +75,6 @@ def _walk(
     """The one path of `run` and `compare`."""
     from t3d.evaluation.comparison import Comparison
     from t3d.experiment.plan import SMOKE, plan, shrink
-    from t3d.experiment.rounds import self_distilled
     from t3d.experiment.run import walk
     from t3d.report.comparison import comparison_sections
     from t3d.report.sheets import render_terminal
@@ -94,8 +93,7 @@ def _walk(
         return
     if smoke:
         print(SMOKE)
-    comparison, own = Comparison(cells), self_distilled(config)
-    show(render_terminal(comparison_sections(comparison, config.recommended, own)))
+    show(render_terminal(comparison_sections(Comparison(cells), config.recommended)))
     if problems:
         question, _, views = problems[0]
         settings = config.evaluation.settings

@@ -9,12 +9,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from t3d.core.files import read_object
+from t3d.core.files import first_words, read_object
 from t3d.core.workers import launched
 from t3d.experiment.adapt import teacher_path
 from t3d.experiment.recipe import RunConfig
 from t3d.experiment.rounds import check_recipe
 from t3d.models import BlockDiffusionLM
+from t3d.models.checkpoint import check_checkpoint
 from t3d.models.families import family_of, on_meta
 from t3d.models.loading import BUILT_IN
 from t3d.training.arguments import uses_deepspeed
@@ -70,9 +71,8 @@ def plan(config: RunConfig, rates: Path | None = None) -> list[Row]:
         ValueError: for settings that do not fit, or a folder without such files.
     """
     check_recipe(config)
-    shape = model_shape(config)
-    model = described(shape)
     name = model_name(config)
+    model = described(_local_shape(name) or config.shape or None)
     measured = _Rates(rates, name)
     rows: list[Row] = [("model", "name", name), ("model", "parameters", _count(model))]
     if model is not None:
@@ -93,7 +93,7 @@ def plan(config: RunConfig, rates: Path | None = None) -> list[Row]:
         ("rollout", "prompts", f"{data.num_prompts:,} at most, of {source}"),
         ("rollout", "steps a block", f"{decoding.denoising_steps} of {decoding.block_size}"),
         ("rollout", "tokens", f"{new:,} at most"),
-        ("rollout", "memory of keys and values", _cache(shape, config)),
+        ("rollout", "memory of keys and values", _cache(model, config)),
         ("rollout", "time", measured.decoding(new, decoding.denoising_steps)),
     ]
     built = {name: build_method(method) for name, method in config.methods.items()}
@@ -180,25 +180,27 @@ def model_name(config: RunConfig) -> str:
     return config.model if config.adapt is None else str(teacher_path(config))
 
 
-def model_shape(config: RunConfig) -> dict[str, Any] | None:
-    """config.json of the model where it lies on this machine, else the recipe's `shape`.
-
-    Raises:
-        ValueError: for a config.json that cannot be read.
-    """
-    return _local_shape(model_name(config)) or config.shape or None
-
-
 def _local_shape(name: str) -> dict[str, Any] | None:
-    path = BUILT_IN.get(name, Path(name)) / "config.json"
-    return read_object(path) if path.is_file() else None
+    directory = BUILT_IN.get(name, Path(name))
+    return check_checkpoint(directory) if (directory / "config.json").is_file() else None
 
 
 def described(shape: dict[str, Any] | None) -> BlockDiffusionLM | None:
-    """A model of that shape, without any weight in memory."""
+    """A model of that shape, without any weight in memory.
+
+    Raises:
+        ValueError: for a shape that no model can have.
+    """
     if shape is None:
         return None
-    return on_meta(family_of(shape["model_type"]).config_class.from_dict(shape))
+    try:
+        return on_meta(family_of(shape.get("model_type")).config_class.from_dict(shape))
+    # The library says what it refuses by errors of many kinds.
+    except Exception as error:
+        raise ValueError(
+            f"shape: no model can have it ({first_words(error)}); copy the keys from the model's "
+            "config.json"
+        ) from None
 
 
 class _Rates:
@@ -242,13 +244,12 @@ class _Rates:
         return f"{work / rate / 3600:.1f} hours at most on {device}"
 
 
-def _cache(shape: dict[str, Any] | None, config: RunConfig) -> str:
+def _cache(model: BlockDiffusionLM | None, config: RunConfig) -> str:
     """Keys and values of a full batch of responses; the prompts' come on top."""
-    if shape is None:
+    if model is None:
         return UNKNOWN
-    heads = shape.get("num_key_value_heads") or shape["num_attention_heads"]
-    width = shape.get("head_dim") or shape["hidden_size"] // shape["num_attention_heads"]
-    token = 2 * shape["num_hidden_layers"] * heads * width * 4
+    own: Any = model.config
+    token = 2 * own.num_hidden_layers * own.num_key_value_heads * own.head_dim * 4
     tokens = config.rollout.batch_size * config.rollout.decoding.max_new_tokens
     return f"{_bytes(token * tokens)} and {_bytes(token)} a prompt token (float32)"
 

@@ -168,8 +168,8 @@ def _few_step_sheet(c: Comparison, temperature: float, names: Sequence[Column]) 
         groups.append([[Entry(f"{speed:.3g}"), *line] for line in _lines(c, columns)])
     note = (
         "Accuracy in %, mean over seeds. Mean: over the columns before it. Improvement: that mean "
-        "relative to the original's, in %. Bold: the highest of a column. Self-distilled: learns "
-        f"from what its teacher decodes, without labels. {_intervals(c)}"
+        "relative to the original's, in %. Bold: the highest of a column. "
+        f"{_intervals(c)}"
     )
     title = f"Static few-step decoding, temperature {temperature:g}"
     return Sheet(title, header, groups, note, num_names=1 + len(names))
@@ -279,14 +279,18 @@ def _names(c: Comparison, recommended: str | None = None) -> Column:
 
 
 def comparison_sections(
-    c: Comparison, recommended: str | None, self_distilled: Collection[str] = ()
+    c: Comparison, recommended: str | None, self_distilled: Collection[str] | None = None
 ) -> list[Section]:
-    """The tables of a comparison; differences are those to `recommended`, else to the original."""
+    """The tables of a comparison; differences are those to `recommended`, else to the original.
+
+    Args:
+        self_distilled: the methods that a column names so; None for no such column.
+    """
     names = _names(c, recommended)
-    kinds = {
-        m: Entry(NONE if m == ORIGINAL else "yes" if m in self_distilled else "no")
-        for m in c.methods
-    }
+    kinds: list[Column] = []
+    if self_distilled is not None:
+        said = {m: Entry("yes" if m in self_distilled else "no") for m in c.methods}
+        kinds = [("self-\ndistilled", said | {ORIGINAL: Entry(NONE)})]
     temperatures = sorted({one.decoding.temperature for one in c.conditions})
     accuracy: list[Sheet] = []
     speed: list[Sheet] = []
@@ -299,7 +303,7 @@ def comparison_sections(
         few = [one for one in static if one != one.full]
         full = [one for one in static if one == one.full]
         if few:
-            accuracy.append(_few_step_sheet(c, temperature, [names, ("self-\ndistilled", kinds)]))
+            accuracy.append(_few_step_sheet(c, temperature, [names, *kinds]))
         if full:
             accuracy.append(_full_step_sheet(c, full, names))
         gaps = [one for one in few if one.full in full]

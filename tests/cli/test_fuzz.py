@@ -89,6 +89,20 @@ FOUND: list[tuple[str, str, str, list[Damage], str]] = [
     ("export", "--check exported", "exported", [("exported/config.json", "pipe", 0, None)], "no r"),
     ("generate", f"{MODEL} q", "model", [(CONFIG, "pipe", 0, None)], "no regular file"),
     ("export", f"{MODEL} --output out", "model", [(CONFIG, "text", 0, "1e999")], "not a JSON obj"),
+    *[
+        ("compare", "compare.yaml --dry_run", "compare.yaml model own",
+         [("compare.yaml", "text", 0, text)], part)
+        for text, part in (
+            ("model: null", "model: expected str, got None"),
+            ("methods: null", "methods: expected dict, got None"),
+            ("evaluation: {settings: null}", "evaluation.settings: expected tuple, got None"),
+            ("model: none\nshape: {model_type: sdar, head_dim: a}", "shape: no model can have"),
+            ("model: none\nshape: {hidden_size: 8}", "shape: no model can have it"),
+            ("model: none\nshape: {model_type: [sdar]}", "shape: no model can have it"),
+        )
+    ],
+    ("compare", "compare.yaml --dry_run", "compare.yaml model own",
+     [(CONFIG, "text", 0, "[]")], "not a JSON object"),
     (
         "lm-eval",
         f"{MODEL} --tasks [mini] --include_path tasks --output out",

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from t3d.cli.main import main
-from t3d.experiment.plan import described, model_shape, plan, shrink
+from t3d.experiment.plan import plan, shrink
 from t3d.experiment.recipe import CompareConfig, DataConfig, RunConfig
+from t3d.experiment.run import run
 from t3d.models import from_pretrained
 from t3d.training.config import LoraSettings, MethodConfig, TrainingConfig
 from t3d.training.lora import Adapter
@@ -50,10 +51,22 @@ def as_dict(config: RunConfig, rates: Path | None = None) -> dict[tuple[str, str
 
 
 def test_parameters_are_those_of_the_loaded_model() -> None:
-    shape = model_shape(RunConfig())
-    model = described(shape)
-    assert model is not None
-    assert model.num_parameters() == from_pretrained("mini_teacher").model.num_parameters()
+    number = from_pretrained("mini_teacher").model.num_parameters()
+    assert as_dict(RunConfig())["model", "parameters"] == f"{number:,}"
+
+
+@pytest.mark.parametrize(("key", "value"), [("bos_token_id", "x"), ("initializer_range", 202)])
+def test_a_damaged_checkpoint_is_refused_as_the_run_refuses_it(
+    key: str, value: Any, tmp_path: Path
+) -> None:
+    from_pretrained("mini_teacher").save(tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    config = RunConfig(model=str(tmp_path / "model"), output=tmp_path / "run")
+    with pytest.raises(ValueError, match=f"config.json: .*{key}") as planned:
+        plan(config)
+    with pytest.raises(ValueError, match=re.escape(str(planned.value))):
+        run(config)
 
 
 def test_a_model_that_is_not_here_is_unknown_without_a_shape() -> None:

@@ -259,8 +259,10 @@ def test_settings_that_differ_in_one_field_are_told_apart(
 
 def test_files_are_whole(cells: list[Cell], tmp_path: Path) -> None:
     directory = tmp_path / "new" / "comparison"
-    write_comparison(directory, cells, recommended="alpha", provenance={"seed": 7})
-    names = {"results.json", "comparison.json", "report.md", "accuracy.png"}
+    write_comparison(
+        directory, cells, recommended="alpha", provenance={"seed": 7}, self_distilled=["t3d"]
+    )
+    names = {"results.json", "comparison.json", "report.md", "report.tex", "accuracy.png"}
     assert {path.name for path in directory.iterdir()} == names
     rows = load_results(directory / "results.json")
     assert {row.method for row in rows if row.recommended} == {"alpha"}
@@ -274,7 +276,21 @@ def test_files_are_whole(cells: list[Cell], tmp_path: Path) -> None:
     assert len(document["accuracy"]) == len(METHODS) * 8
     assert len(document["differences"]) == 6 * 8
     report = (directory / "report.md").read_text(encoding="utf-8")
-    assert comparison_markdown(cells, "alpha") in report
+    own = comparison_sections(Comparison(cells), "alpha", ["t3d"])
+    assert render_markdown(own) in report
+    few = parse(report)["Static few-step decoding, temperature 0.1"]
+    assert few[0][1:3] == ["method", "self-<br>distilled"]
+    kinds = {line[1]: line[2] for line in few[1:]}
+    assert kinds == {"original": "–", "t3d": "yes", "dparallel": "no", "alpha (recommended)": "no"}
+    assert document["self_distilled"] == ["t3d"]
+    # LaTeX has the same tables with the same numbers.
+    latex = (directory / "report.tex").read_text(encoding="utf-8")
+    found = re.findall(r"\\midrule\n(.*?)\\bottomrule", latex, re.DOTALL)
+    for body, (header, *lines) in zip(found, parse(report).values(), strict=True):
+        rows = [row.removesuffix(r" \\") for row in body.splitlines() if row != r"\midrule"]
+        assert {row.count(" & ") for row in rows} == {len(header) - 1}
+        plain = [re.sub(r"\\\w+|[{}$]", "", row.replace("--", "–")) for row in rows]
+        assert [numbers(row) for row in plain] == [numbers(" ".join(line)) for line in lines]
     with Image.open(directory / "accuracy.png") as image:
         image.load()
         assert image.format == "PNG"

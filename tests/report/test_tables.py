@@ -11,7 +11,7 @@ from rich.console import Console
 
 from t3d.decoding.config import DYNAMIC, DecodingConfig
 from t3d.evaluation.results import ResultRow
-from t3d.report.sheets import order_methods, render_markdown, render_terminal
+from t3d.report.sheets import Entry, order_methods, render_markdown, render_terminal
 from t3d.report.tables import result_sections
 
 Make = Callable[..., list[ResultRow]]
@@ -291,3 +291,11 @@ def test_settings_that_differ_in_one_field_are_two_columns(
 def test_no_rows_are_refused() -> None:
     with pytest.raises(ValueError, match="t3d eval"):
         markdown_tables([])
+
+
+def test_latex_shows_every_character() -> None:
+    entry = Entry("a_b & 50 % of $x^{2}$ ~ #1", "\\n", bold=True)
+    assert entry.latex == (
+        r"\textbf{a\_b \& 50 \% of \$x\textasciicircum{}\{2\}\$ \textasciitilde{} \#1} "
+        r"{\scriptsize \textbackslash{}n}"
+    )
