@@ -14,6 +14,7 @@ from t3d.core.ranges import check_number
 from t3d.decoding.config import DecodingConfig, RolloutConfig
 from t3d.experiment.recipe import CompareConfig, RunConfig
 from t3d.tasks import ProtocolName, get_task
+from t3d.tasks.mixture import repeated
 from t3d.tasks.own import OwnQuestions
 from t3d.training.config import MethodConfig, PretrainConfig, TrainingConfig
 
@@ -156,6 +157,7 @@ def rollout_command(
     data: Path | None = None,
     protocol: ProtocolName = "standard",
     num_prompts: int = 4000,
+    num_responses: int = 1,
     data_seed: int = 0,
     prompts: Path | None = None,
     *,
@@ -179,18 +181,21 @@ def rollout_command(
         data: folder of the benchmark's files; by default what `t3d data download` fetched.
         protocol: standard, or t3d for the prompts of T3D's authors byte for byte.
         num_prompts: prompts of the task.
+        num_responses: responses to each prompt, every one a trajectory; they differ as far as the
+            temperature lets them.
         data_seed: of the task's training stream, where it is generated.
         prompts: your own prompts instead: .jsonl with the key question (and `domain: code` where it
             asks for a program), or .txt, one a line.
         progress: show progress bars.
     """
     check_number("num_prompts", num_prompts, "[0, inf)", whole=True)
+    check_number("num_responses", num_responses, "[1, inf)", whole=True)
     config = RolloutConfig(**settings)
     if prompts is None:
-        benchmark = get_task(task, data=data, protocol=protocol)
-        examples = benchmark.examples("train", num_prompts, seed=data_seed)
+        asked = get_task(task, data=data, protocol=protocol)
     else:
-        examples = OwnQuestions(prompts, protocol).examples("train", sys.maxsize)
+        asked, num_prompts = OwnQuestions(prompts, protocol), sys.maxsize
+    examples = repeated(asked, num_responses).examples("train", num_prompts, seed=data_seed)
 
     from t3d.decoding.rollout import rollout
     from t3d.models.loading import from_pretrained

@@ -47,7 +47,7 @@ def shrink(config: Recipe) -> Recipe:
     return replace(
         config,
         output=config.output.with_name(config.output.name + "-smoke"),
-        data=replace(config.data, num_prompts=4, num_problems=2),
+        data=replace(config.data, num_prompts=4, num_responses=1, num_problems=2),
         rollout=replace(config.rollout, decoding=decoding, batch_size=8, shard_size=8),
         methods={name: replace(m, num_sequences=None) for name, m in config.methods.items()},
         training=_few_steps(config.training),
@@ -88,9 +88,10 @@ def plan(config: RunConfig, rates: Path | None = None) -> list[Row]:
     data, decoding = config.data, config.rollout.decoding
     names = ", ".join(config.tasks)
     source = names if data.prompts is None else str(data.prompts)
-    new = data.num_prompts * decoding.max_new_tokens
+    new = data.num_sequences * decoding.max_new_tokens
     rows += [
         ("rollout", "prompts", f"{data.num_prompts:,} at most, of {source}"),
+        ("rollout", "responses a prompt", str(data.num_responses)),
         ("rollout", "steps a block", f"{decoding.denoising_steps} of {decoding.block_size}"),
         ("rollout", "tokens", f"{new:,} at most"),
         ("rollout", "memory of keys and values", _cache(model, config)),

@@ -11,7 +11,7 @@ from t3d.decoding.config import RolloutConfig
 from t3d.evaluation.config import EvaluationConfig, WatchConfig
 from t3d.tasks import TASKS, ProtocolName, Split, Task, domains, get_task, mixture
 from t3d.tasks.base import Domain
-from t3d.tasks.mixture import check_names
+from t3d.tasks.mixture import check_names, repeated
 from t3d.training.config import SEEDS, MethodConfig, PretrainConfig, TrainingConfig
 
 
@@ -21,6 +21,8 @@ class DataConfig:
 
     Args:
         num_prompts: training prompts that the teacher rolls out; their answers are not read.
+        num_responses: responses to each prompt, every one a training sequence; they differ as far
+            as the temperature lets them.
         seed: seed of the training problems of generated tasks.
         split: split that is evaluated.
         num_problems: number of evaluated problems.
@@ -33,6 +35,7 @@ class DataConfig:
     """
 
     num_prompts: int = 4000
+    num_responses: int = 1
     seed: int = 0
     split: Split = "test"
     num_problems: int = 500
@@ -42,9 +45,13 @@ class DataConfig:
     unsafe_exec: bool = False
 
     def __post_init__(self) -> None:
-        check_ranges(
-            self, {"[0, inf)": "num_prompts num_problems", "(-inf, inf)": "seed"}, where="data: "
-        )
+        ranges = {"[0, inf)": "num_prompts num_problems", "[1, inf)": "num_responses"}
+        check_ranges(self, ranges | {"(-inf, inf)": "seed"}, where="data: ")
+
+    @property
+    def num_sequences(self) -> int:
+        """Largest number of trajectories."""
+        return self.num_prompts * self.num_responses
 
 
 @dataclass(frozen=True)
@@ -150,11 +157,12 @@ class RunConfig:
 
     def prompt_set(self) -> Task:
         """The task that gives the training prompts: the recipe's, or a file of your own."""
-        prompts = self.data.prompts
+        prompts, options = self.data.prompts, {"unsafe_exec": self.data.unsafe_exec}
         if prompts is None:
-            return mixture(self.problem_sets())
-        options: dict[str, Any] = {"unsafe_exec": self.data.unsafe_exec}
-        return get_task(str(prompts), protocol=self.data.protocol, **options)
+            task = mixture(self.problem_sets())
+        else:
+            task = get_task(str(prompts), protocol=self.data.protocol, **options)
+        return repeated(task, self.data.num_responses)
 
     def check_prompts(self) -> None:
         """Check that your own prompts, as far as they are there, ask for what the tasks do.

@@ -78,7 +78,7 @@ def check_recipe(config: RunConfig) -> None:
             raise ValueError(f"methods: {ORIGINAL!r} is the teacher's own name; choose another")
         if not name.strip() or Path(name).name != name or name.startswith(".") or "\0" in name:
             raise ValueError(f"methods: {name!r} is to name a directory; choose another name")
-        check_training(method, config.training, config.data.num_prompts, config.output)
+        check_training(method, config.training, config.data.num_sequences, config.output)
         for student in (False, True):
             own_rollout(config, method, student=student)
 
@@ -135,8 +135,9 @@ def record_trajectories(
 def student_work(config: RunConfig, method: MethodConfig) -> dict[str, int]:
     """Largest amount of work of `train_student`, by unit."""
     rounds = build_method(method).rounds
-    prompts = min(method.num_sequences or config.data.num_prompts, config.data.num_prompts)
-    num = min(prompts, config.training.steps // rounds * config.training.batch_size)
+    sequences = config.data.num_sequences
+    sequences = min(method.num_sequences or sequences, sequences)
+    num = min(sequences, config.training.steps // rounds * config.training.batch_size)
     return {"step": config.training.steps, "prompt": (rounds - 1) * num}
 
 

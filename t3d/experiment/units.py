@@ -69,7 +69,7 @@ def stages(
         plan["teacher"] = {"step": config.adapt.pretrain.training.steps}
     for part in parts(config):
         for name, _ in teacher_rollouts(config).values():
-            num = config.data.num_prompts // config.num_workers
+            num = config.data.num_sequences // config.num_workers
             plan[rollout_stage(name, part)] = {"prompt": num}
     titles = _titles(units)
 

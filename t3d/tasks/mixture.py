@@ -1,4 +1,4 @@
-"""Several tasks as one, to train on."""
+"""Tasks made of tasks: several as one to train on, and one with several responses a prompt."""
 
 from __future__ import annotations
 
@@ -55,3 +55,30 @@ class Mixture:
             found = task.grade(asked, [outputs[i] for i in own])
             grades |= dict(zip(own, found, strict=True))
         return [grades[i] for i in range(len(examples))]
+
+
+def repeated(task: Task, num_responses: int) -> Task:
+    """The task with every prompt several times; itself if once is enough."""
+    return task if num_responses == 1 else Repeated(task, num_responses)
+
+
+class Repeated:
+    """A task whose every example comes several times.
+
+    Each has an id of its own, from which a rollout draws other random numbers.
+    """
+
+    def __init__(self, task: Task, num_responses: int) -> None:
+        self.task = task
+        self.num_responses = num_responses
+        self.name = task.name
+
+    def examples(self, split: Split, num: int, *, seed: int = 0) -> list[Example]:
+        """The first `num` examples of the task, each `num_responses` times in a row."""
+        numbers = range(self.num_responses)
+        found = self.task.examples(split, num, seed=seed)
+        return [replace(e, id=f"{e.id}#{number}") for e in found for number in numbers]
+
+    def grade(self, examples: Sequence[Example], outputs: Sequence[str]) -> list[Grade]:
+        own = [replace(e, id=e.id.rpartition("#")[0]) for e in examples]
+        return self.task.grade(own, outputs)

@@ -6,9 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from t3d.core.store import TrajectoryStore
 from t3d.core.trajectory import Trajectory
-from t3d.experiment.recipe import RunConfig
+from t3d.decoding.config import DecodingConfig, RolloutConfig
+from t3d.evaluation.config import EvaluationConfig
+from t3d.experiment.recipe import DataConfig, RunConfig
 from t3d.experiment.rounds import check_training, own_rollout, store_path, verified
+from t3d.experiment.run import run
 from t3d.models import from_pretrained
 from t3d.tasks import get_task
 from t3d.training.config import MethodConfig, TrainingConfig
@@ -43,6 +47,29 @@ def test_training_needs_a_step_a_round_and_a_batch(tmp_path: Path) -> None:
     check_training(MethodConfig("naive_td", num_sequences=8), training, 100, tmp_path)
     with pytest.raises(ValueError, match="7 training sequences are fewer than batch_size=8"):
         check_training(MethodConfig("naive_td", num_sequences=7), training, 100, tmp_path)
+
+
+def test_every_method_takes_several_responses_to_a_prompt(tmp_path: Path) -> None:
+    decoding = DecodingConfig(temperature=1.0, max_new_tokens=96)
+    config = RunConfig(
+        task=["mini_gsm", "mini_week"],
+        output=tmp_path / "run",
+        data=DataConfig(num_prompts=4, num_responses=3, num_problems=1),
+        rollout=RolloutConfig(decoding),
+        methods={name: MethodConfig(name) for name in ("sft", "t3d", "rtd")},
+        training=TrainingConfig(steps=4, batch_size=4, micro_batch_size=4),
+        evaluation=EvaluationConfig((decoding,), measure_latency=False),
+    )
+    run(config, progress=False)
+    own = TrajectoryStore.open(tmp_path / "run/trajectories").read()
+    assert len(own) == config.data.num_sequences == 12
+    prompts = {tuple(t.prompt_ids): set[tuple[int, ...]]() for t in own}
+    for t in own:
+        prompts[tuple(t.prompt_ids)].add(tuple(t.response_ids))
+    assert [len(responses) for responses in prompts.values()] == [3] * 4
+    # The rounds of rtd pair a student's response with the teacher's of the same number.
+    later = TrajectoryStore.open(tmp_path / "run/rounds/rtd/trajectories1").read()
+    assert {t.prompt_id for t in later} < {t.prompt_id for t in own}
 
 
 def test_the_teacher_stands_in_where_the_answers_differ(

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from t3d.tasks import get_task, mixture
-from t3d.tasks.mixture import Mixture
+from t3d.tasks.mixture import Mixture, repeated
 
 GSM, WEEK = get_task("mini_gsm"), get_task("mini_week")
 BOTH = Mixture([GSM, WEEK])
@@ -63,3 +63,19 @@ def test_each_answer_is_graded_by_its_own_task(order: int) -> None:
         asked = [own[found[i].question] for i in mine]
         assert [grades[i] for i in mine] == task.grade(asked, [outputs[i] for i in mine])
     assert BOTH.grade([], []) == []
+
+
+@given(st.integers(0, 20), st.integers(2, 5), st.integers(0, 9))
+def test_a_repeated_task_asks_and_grades_as_the_task(num: int, times: int, seed: int) -> None:
+    found = repeated(BOTH, times).examples("train", num, seed=seed)
+    assert len({example.id for example in found}) == len(found) == num * times
+    once = BOTH.examples("train", num, seed=seed)
+    assert [e.question for e in found] == [e.question for e in once for _ in range(times)]
+    outputs = [f"\\boxed{{{e.answer if i % 2 else i}}}" for i, e in enumerate(found)]
+    assert repeated(BOTH, times).grade(found, outputs) == BOTH.grade(
+        [e for e in once for _ in range(times)], outputs
+    )
+
+
+def test_a_task_once_is_itself() -> None:
+    assert repeated(BOTH, 1) is BOTH
