@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from t3d.evaluation.results import ResultRow, load_results
+from t3d.evaluation.results import Condition, ResultRow, load_results
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -40,11 +40,28 @@ def print_paths(directory: Path, *names: str) -> None:
 
 
 def distinct_rows(runs: Iterable[Path]) -> list[ResultRow]:
-    """The rows of several runs; one that runs share, such as the original's, counts once."""
-    rows: dict[ResultRow, ResultRow] = {}
-    for directory in runs:
-        for row in load_results(directory / "results.json"):
-            # Timings differ between runs of the same.
-            key = dataclasses.replace(row, tokens_per_second=0.0, latency_seconds=None)
-            rows.setdefault(key, row)
-    return list(rows.values())
+    """The rows of several runs; one that runs share, such as the original's, counts once.
+
+    Args:
+        runs: folders that hold a results.json, or such files.
+
+    Raises:
+        ValueError: for results that cannot be read, and for two that differ of one checkpoint under
+            one setting.
+    """
+    found: dict[Any, tuple[Path, ResultRow]] = {}
+    for run in runs:
+        for row in load_results(run if run.suffix == ".json" else run / "results.json"):
+            other, first = found.setdefault((Condition.of(row), row.method, row.seed), (run, row))
+            if _untimed(row) != _untimed(first):
+                raise ValueError(
+                    f"{run}: another result of {row.method}, seed {row.seed}, on {row.task} than "
+                    f"in {other}, both for {row.decoding.name}; report one of them, or give one a "
+                    "method name of its own"
+                )
+    return [row for _, row in found.values()]
+
+
+def _untimed(row: ResultRow) -> ResultRow:
+    """The row without its timings, which differ between runs of the same."""
+    return dataclasses.replace(row, tokens_per_second=0.0, latency_seconds=None)

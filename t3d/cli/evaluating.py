@@ -68,7 +68,7 @@ def frontier_command(runs: list[Path], output: Path) -> None:
       t3d frontier runs/sweep runs/other_sweep --output runs/frontier
 
     Args:
-        runs: directories that hold a results.json.
+        runs: directories that hold a results.json, or such files.
         output: directory of frontier.md, frontier.png and frontier.json.
     """
     check_output(output, "frontier.json")

@@ -22,7 +22,7 @@ def report_command(runs: list[Path], output: Path | None = None) -> None:
       t3d report runs/seed0 runs/seed1 --output runs/report
 
     Args:
-        runs: directories that hold a results.json.
+        runs: directories that hold a results.json, or such files.
         output: also write report.md and accuracy.png to this directory.
     """
     if output is not None:

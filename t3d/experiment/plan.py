@@ -19,7 +19,7 @@ from t3d.models.checkpoint import check_checkpoint
 from t3d.models.families import family_of, on_meta
 from t3d.models.loading import BUILT_IN
 from t3d.training.arguments import uses_deepspeed
-from t3d.training.config import PretrainConfig, TrainingConfig
+from t3d.training.config import MethodConfig, PretrainConfig, TrainingConfig
 from t3d.training.lora import adapter_parameters
 from t3d.training.methods import build_method
 
@@ -44,17 +44,32 @@ def shrink(config: Recipe) -> Recipe:
         adapt = replace(adapt, pretrain=few)
     settings = tuple(replace(s, max_new_tokens=_FEW_TOKENS) for s in evaluation.settings)
     decoding = replace(config.rollout.decoding, max_new_tokens=_FEW_TOKENS)
+    watch = config.watch
+    if watch is not None:
+        short = replace(watch.decoding, max_new_tokens=_FEW_TOKENS)
+        watch = replace(watch, every=2, num_problems=2, decoding=short)
     return replace(
         config,
         output=config.output.with_name(config.output.name + "-smoke"),
         data=replace(config.data, num_prompts=4, num_responses=1, num_problems=2),
         rollout=replace(config.rollout, decoding=decoding, batch_size=8, shard_size=8),
-        methods={name: replace(m, num_sequences=None) for name, m in config.methods.items()},
+        methods={name: _few_tokens(method) for name, method in config.methods.items()},
         training=_few_steps(config.training),
         adapt=adapt,
+        watch=watch,
         evaluation=replace(evaluation, settings=settings, measure_latency=False),
         seeds=config.seeds[:1],
     )
+
+
+def _few_tokens(method: MethodConfig) -> MethodConfig:
+    own = {
+        name: {
+            key: value for key, value in getattr(method, name).items() if key != "max_new_tokens"
+        }
+        for name in ("decoding", "student_decoding")
+    }
+    return replace(method, num_sequences=None, **own)
 
 
 def _few_steps(training: TrainingConfig) -> TrainingConfig:

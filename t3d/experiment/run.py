@@ -144,11 +144,11 @@ def prepare(config: RunConfig) -> tuple[LanguageModel, list[Example]]:
         # A task's own splits are kept apart where they are made.
         is_own = config.data.prompts is None and len(config.tasks) == 1
         asked = {
-            prompt.question
+            prompt.asks
             for prompt in prompts
             if not is_own and not prompt.id.startswith(f"{task.name}:")
         }
-        shared = next((problem.id for problem in problems if problem.question in asked), None)
+        shared = next((problem.id for problem in problems if problem.asks in asked), None)
         if shared is not None:
             source = config.data.prompts or f"the training file of another task than {name}"
             raise ValueError(

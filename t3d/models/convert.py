@@ -216,7 +216,10 @@ def _load(kind: Any, source: _Source, what: str, **options: Any) -> Any:
     try:
         return kind.from_pretrained(source.folder, **source.options, **options)
     except Exception as error:
-        raise ValueError(f"{source.name}: cannot load {what}: {first_words(error)}") from error
+        raise ValueError(
+            f"{source.name}: cannot load {what}: {first_words(error)}; copy its files "
+            "again, or name a model that transformers has"
+        ) from error
 
 
 def _family(name: str, config: PretrainedConfig) -> Family:

@@ -36,6 +36,11 @@ class Example:
     program: Program | None = None
     """What grades the program that a question of one's own asks for; its source is empty."""
 
+    @property
+    def asks(self) -> str:
+        """The question without what two tellings of it may differ in: case, blanks and lines."""
+        return " ".join(self.question.casefold().split())
+
 
 @dataclass(frozen=True)
 class Grade:

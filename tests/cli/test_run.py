@@ -24,6 +24,7 @@ from t3d.core.provenance import hash_weights
 from t3d.core.store import TrajectoryStore
 from t3d.models import from_pretrained
 from tests.cli.conftest import Run, recipe
+from tests.cli.test_bad_input import assert_refused
 
 # Timings, and where the checkpoint lies.
 LOCAL = ("tokens_per_second", "latency_seconds", "model")
@@ -260,6 +261,14 @@ def test_runs_are_reported_together(finished: Path, tmp_path: Path, t3d: Run) ->
     table = outcome.out.split("Speed")[0]
     assert table.count("mean") == 2
     assert table.count("original") == 1
+    # Files do as well as folders; what differs under one name is told by its runs.
+    assert t3d("report", finished / "results.json", twin).out == outcome.out.replace(
+        "".join(f"{tmp_path}/report/{name}\n" for name in ("report.md", "accuracy.png")), ""
+    )
+    shared = next(row for row in document["rows"] if row["method"] == "original")
+    shared["agreement"] = 0.125
+    (twin / "results.json").write_text(json.dumps(document))
+    assert_refused(t3d("report", finished, twin), 1, f"{twin}: another result of", f"in {finished}")
 
 
 def test_interrupt_says_how_to_go_on(checkpoint: Path, tmp_path: Path, t3d: Run) -> None:

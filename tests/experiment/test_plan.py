@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from t3d.cli.main import main
+from t3d.evaluation.config import WatchConfig
 from t3d.experiment.plan import plan, shrink
 from t3d.experiment.recipe import CompareConfig, DataConfig, RunConfig
 from t3d.experiment.run import run
@@ -122,13 +123,22 @@ def test_times_come_from_measured_rates_of_the_same_model(tmp_path: Path) -> Non
 
 def test_a_shrunk_comparison_keeps_methods_and_has_an_output_of_its_own() -> None:
     config = CompareConfig(
-        methods={"naive_td": MethodConfig("naive_td", num_sequences=1000)}, output=Path("runs/x")
+        methods={
+            "naive_td": MethodConfig(
+                "naive_td", num_sequences=1000, decoding={"max_new_tokens": 9000}
+            )
+        },
+        output=Path("runs/x"),
+        watch=WatchConfig(every=900, num_problems=900),
     )
     small = shrink(config)
     assert small.output == Path("runs/x-smoke")
     assert small.seeds == (0,)
     assert small.methods == {"naive_td": MethodConfig("naive_td")}
     assert small.data.num_prompts <= 8
+    assert small.watch is not None
+    assert small.watch.num_problems <= 8
+    assert small.watch.every < small.training.steps
     assert [s.denoising_steps for s in small.evaluation.settings] == [
         s.denoising_steps for s in config.evaluation.settings
     ]

@@ -91,6 +91,21 @@ def test_splits_share_no_question(tmp_path: Path) -> None:
         get_task(str(path))
 
 
+@pytest.mark.parametrize("other", ["How  many?", "how many?", " How many?\n"])
+def test_two_tellings_of_a_question_are_one(other: str, tmp_path: Path) -> None:
+    rows = [{"question": text, "answer": 1} for text in ("How many?", other)]
+    for name, splits in (
+        ("both", {"train": rows[:1], "test": rows[1:]}),
+        ("twice", {"dev": [{"question": "Why?", "answer": 1}], "test": rows}),
+    ):
+        path = folder(tmp_path / name, **splits)
+        with pytest.raises(ValueError, match=r"test.jsonl, line ., asks what .*, line 1, asks"):
+            get_task(str(path))
+    # Training may see it twice.
+    path = folder(tmp_path / "train", train=rows, test=[{"question": "Why?", "answer": 1}])
+    assert len(get_task(str(path)).examples("train", 9)) == 2
+
+
 def test_results_tell_problems_of_one_file_name_apart(tmp_path: Path) -> None:
     rows = [{"question": f"{n}?", "answer": n} for n in range(3)]
     first = folder(tmp_path / "a" / "mine", test=rows[:1])
