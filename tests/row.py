@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from hypothesis import strategies as st
 
-from t3d.decoding.config import DecodingConfig, Remasking
+from t3d.decoding.config import Confidence, DecodingConfig, Remasking
 from t3d.evaluation.metrics import wilson_interval
 from t3d.evaluation.results import ResultRow
 
@@ -58,5 +58,6 @@ def decoding_configs(draw: st.DrawFn) -> DecodingConfig:
         max_new_tokens=draw(st.integers(1, 999)),
         window=draw(st.sampled_from([None, window])) if size == window else window,
         random_share=draw(st.floats(0, 1)),
-        entropy_bound=draw(st.floats(0)),
+        entropy_bound=draw(st.floats(0, allow_infinity=False)),
+        confidence=draw(st.sampled_from(get_args(Confidence))),
     )

@@ -18,6 +18,7 @@ Remasking = Literal[
     "random",
     "ancestral",
 ]
+Confidence = Literal["untempered", "tempered"]
 STATIC = "low_confidence_static"
 DYNAMIC = "low_confidence_dynamic"
 
@@ -51,6 +52,9 @@ class DecodingConfig:
         random_share: share of response positions that start as a random token instead of the
             mask token (ReDi's coupled noise, arXiv:2507.15897); they count as masked until
             they are committed.
+        confidence: what orders positions and is held against the threshold: the candidate's own
+            probability, or, as in the code that T3D's authors released, that after temperature,
+            top_k and top_p, which a low temperature brings close to 1.
     """
 
     block_size: int = 4
@@ -64,6 +68,7 @@ class DecodingConfig:
     window: int | None = None
     random_share: float = 0.0
     entropy_bound: float = 0.1
+    confidence: Confidence = "untempered"
 
     @property
     def window_size(self) -> int:
@@ -87,6 +92,8 @@ class DecodingConfig:
             changes["entropy_bound"] = DecodingConfig.entropy_bound
         if self.temperature == 0:
             changes |= {"top_k": DecodingConfig.top_k, "top_p": DecodingConfig.top_p}
+        if self.temperature == 0 or self.remasking not in (STATIC, DYNAMIC):
+            changes["confidence"] = DecodingConfig.confidence
         if self.window == self.block_size:
             changes["window"] = None
         return replace(self, **changes)
@@ -103,7 +110,7 @@ class DecodingConfig:
         # Decoding is faster with a lower threshold and with a higher entropy bound.
         speed = (self.tokens_per_step, -self.confidence_threshold, self.entropy_bound)
         rest = (self.window_size, self.max_new_tokens, self.top_k, self.top_p, self.random_share)
-        kind = (self.remasking != STATIC, self.remasking)
+        kind = (self.remasking != STATIC, self.remasking, self.confidence)
         return self.temperature, self.block_size, *kind, *speed, *rest
 
     @property
@@ -153,7 +160,7 @@ class DecodingConfig:
                 "(0, 1]": "top_p",
             },
         )
-        check_choices(self, "remasking")
+        check_choices(self, "remasking confidence")
         bound = f"{'block_size' if self.window is None else 'window'}={self.window_size}"
         if self.block_size % self.window_size:
             raise ValueError(f"window must divide block_size={self.block_size}, got {self.window}")

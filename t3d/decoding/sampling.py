@@ -23,11 +23,8 @@ class Candidates:
     """Token ids of the candidates, int64 [M]."""
     log_probs: Tensor
     """Untempered log-probability (nats), float32, or float64 for float64 logits, [M]."""
-
-    @property
-    def confidence(self) -> Tensor:
-        """Untempered probability, [M]."""
-        return self.log_probs.exp()
+    confidence: Tensor
+    """Probability by which positions are ordered, `DecodingConfig.confidence`, [M]."""
 
 
 def initial_ids(
@@ -106,15 +103,19 @@ def sample(
         logits: [M, V].
         uniforms: float64 [M] in [0, 1); temperature 0 needs none.
         banned: int64 [K], ids that are never drawn.
-        config: temperature, top_k and top_p.
+        config: temperature, top_k, top_p and confidence.
     """
     if config.temperature == 0:
         # Only the largest logit matters, so the softmax over the vocabulary is left out.
         logits = allowed_logits(logits, banned)
         top, ids = logits.max(-1)
-        return Candidates(ids, top - logits.logsumexp(-1))
+        log_probs = top - logits.logsumexp(-1)
+        return Candidates(ids, log_probs, log_probs.exp())
     assert uniforms is not None
     log_probs = allowed_log_probs(logits, banned)
     probs = sampling_probs(log_probs, config.temperature, config.top_k, config.top_p)
     ids = inverse_cdf(probs, uniforms)
-    return Candidates(ids, log_probs.gather(-1, ids[..., None])[..., 0])
+    own, share = (values.gather(-1, ids[..., None])[..., 0] for values in (log_probs, probs))
+    if config.confidence == "untempered":
+        return Candidates(ids, own, own.exp())
+    return Candidates(ids, own, (share / probs.sum(-1)).to(own.dtype))

@@ -32,7 +32,7 @@ CONFIGS: list[Any] = [
     *{type(method.noiser): method.noiser for method in METHODS.values()}.values(),
     *{type(method.objective): method.objective for method in METHODS.values()}.values(),
 ]
-ENDLESS = {"save_seconds", "patience", "entropy_bound"}
+ENDLESS = {"save_seconds", "patience"}
 """Fields for which infinity means something."""
 
 

@@ -27,6 +27,7 @@ OTHER = [
             "window": 4,
             "max_new_tokens": 64,
             "random_share": 0.25,
+            "confidence": "tempered",
         }.items()
     ],
     (replace(BASE, remasking=DYNAMIC), replace(BASE, remasking=DYNAMIC, confidence_threshold=0.8)),
@@ -38,6 +39,8 @@ SAME = [
     (BASE, replace(BASE, window=8)),
     (ENTROPY, replace(ENTROPY, denoising_steps=8)),
     (ENTROPY, replace(ENTROPY, confidence_threshold=0.5)),
+    (ENTROPY, replace(ENTROPY, confidence="tempered")),
+    (replace(BASE, temperature=0.0), replace(BASE, temperature=0.0, confidence="tempered")),
     (replace(BASE, temperature=0.0), replace(BASE, temperature=0.0, top_k=5)),
     (replace(BASE, temperature=0.0), replace(BASE, temperature=0.0, top_p=0.5)),
 ]

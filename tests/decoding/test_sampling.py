@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from dataclasses import replace
 
 import pytest
 import torch
@@ -117,6 +118,23 @@ def test_log_probability_is_untempered_and_after_banning(temperature: float) -> 
     expected = 2.0 - math.log(math.exp(1) + math.exp(0) + math.exp(2))
     assert candidates.log_probs.item() == pytest.approx(expected, abs=1e-6)
     assert candidates.confidence.item() == pytest.approx(math.exp(expected), abs=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.7, 3.0])
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (2, 1.0), (0, 0.6)])
+def test_tempered_confidence_is_what_the_candidate_was_drawn_with(
+    temperature: float, top_k: int, top_p: float
+) -> None:
+    logits = torch.tensor([[1.0, 5.0, 0.0, 2.0]]).expand(64, -1)
+    uniforms = torch.arange(64, dtype=torch.float64) / 64
+    plain = DecodingConfig(temperature=temperature, top_k=top_k, top_p=top_p)
+    tempered = replace(plain, confidence="tempered")
+    candidates = sample(logits, uniforms, torch.tensor([1]), tempered)
+    shares = reference_probs([1.0, -math.inf, 0.0, 2.0], temperature, top_k, top_p)
+    assert candidates.confidence.tolist() == pytest.approx([shares[i] for i in candidates.ids])
+    other = sample(logits, uniforms, torch.tensor([1]), plain)
+    assert torch.equal(candidates.ids, other.ids)
+    assert torch.equal(candidates.log_probs, other.log_probs)
 
 
 @given(

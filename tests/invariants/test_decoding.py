@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import count, pairwise
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from t3d.decoding.config import DecodingConfig, Remasking
+from t3d.decoding.config import Confidence, DecodingConfig, Remasking
 from t3d.decoding.engine import BlockDecoder
 from t3d.decoding.oracle import decode_one
 from t3d.decoding.remasking import STRATEGIES
@@ -99,6 +99,7 @@ def configs(draw: st.DrawFn) -> DecodingConfig:
         top_p=draw(st.sampled_from([1.0, 0.8])),
         max_new_tokens=draw(st.integers(1, 12)),
         entropy_bound=draw(st.sampled_from([0.0, 0.5, 3.0])),
+        confidence=draw(st.sampled_from(get_args(Confidence))),
     )
 
 

@@ -271,6 +271,7 @@ def test_grading_is_the_mean_over_seeds(make_rows: Make) -> None:
         ("window", 2),
         ("max_new_tokens", 64),
         ("random_share", 0.25),
+        ("confidence", "tempered"),
     ],
 )
 def test_settings_that_differ_in_one_field_are_two_columns(
