@@ -65,13 +65,16 @@ def mean_by_method(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--analysis", type=Path, required=True, help="analysis.json")
+    parser.add_argument(
+        "--analysis", type=Path, required=True, help="analysis.json of one noise level"
+    )
     parser.add_argument("--results", type=Path, default=Path("benchmarks/compare.json"))
     parser.add_argument("--output", type=Path, default=Path("benchmarks/theory.json"))
     asked = parser.parse_args()
     analysis = json.loads(asked.analysis.read_text(encoding="utf-8"))["analysis"]
     results = json.loads(asked.results.read_text(encoding="utf-8"))
-    rows = join(results["rows"], analysis["measurements"])
+    [level] = analysis["levels"]
+    rows = join(results["rows"], level["measurements"])
     means = mean_by_method(rows)
     table = Table("method", "risk", "total correlation", "1", "2", "4 tokens a step")
     for row in means:
@@ -80,7 +83,7 @@ def main() -> None:
     console = Console()
     console.print(table)
     document = {
-        "num_states": len(analysis["measurements"][0]["on_policy_risk"]["values"]),
+        "num_states": analysis["num_states"],
         "rank_correlation_of_checkpoints": correlations(rows),
         "rank_correlation_of_methods": correlations(means),
         "rows": rows,

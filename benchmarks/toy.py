@@ -25,6 +25,7 @@ from t3d.analysis.states import Denoiser, State, select_states
 from t3d.core.rng import derive_key
 from t3d.core.trajectory import Trajectory
 from t3d.models import BlockDiffusionLM
+from t3d.report.sheets import render_markdown
 from t3d.testing import tiny
 
 BLOCK_SIZE = 4
@@ -165,18 +166,17 @@ def build(
     return Toy(models, trajectories)
 
 
-def analyze_toy(toy: Toy, *, noise_level: float, num_states: int = 32, exact: bool) -> Analysis:
-    """The toy's measurements at visited states of one noise level."""
-    config = AnalysisConfig(
-        num_states=num_states, noise_level=noise_level, exact=exact, batch_size=512
+def analyze_toy(toy: Toy, *, exact: bool) -> Analysis:
+    """The toy's measurements at visited states."""
+    config = AnalysisConfig(num_states=32, exact=exact, batch_size=512)
+    starts, *states = (
+        select_states(
+            toy.trajectories, num_states=config.num_states, noise_level=level, seed=config.seed
+        )
+        for level in (1.0, *config.noise_levels)
     )
-    states = select_states(
-        toy.trajectories, num_states=num_states, noise_level=noise_level, seed=config.seed
-    )
-    return measure(toy.models, states, config, banned_token_ids=BANNED)
+    return measure(toy.models, starts, states, config, banned_token_ids=BANNED)
 
 
 if __name__ == "__main__":
-    world = build()
-    for level in (1.0, 0.5):
-        print(analyze_toy(world, noise_level=level, exact=True).sheet().markdown())
+    print(render_markdown([analyze_toy(build(), exact=True).section()]))

@@ -14,7 +14,8 @@ class AnalysisConfig:
     Args:
         num_states: visited states, at most one a trajectory.
         num_samples: full-step completions drawn from each state.
-        noise_level: masked share of a block in its state; 1 is the state before the first step.
+        noise_levels: masked shares of a block in its states, each measured and then their mean; 1
+            is the state before the first step.
         exact: enumerate all completions instead, for vocabularies of up to 16 and blocks of 4.
         batch_size: blocks in one forward pass.
         seed: seed of states, completions and intervals.
@@ -22,7 +23,7 @@ class AnalysisConfig:
 
     num_states: int = 64
     num_samples: int = 64
-    noise_level: float = 1.0
+    noise_levels: tuple[float, ...] = (1.0, 0.75, 0.5, 0.25)
     exact: bool = False
     batch_size: int = 128
     seed: int = 0
@@ -33,7 +34,12 @@ class AnalysisConfig:
             {
                 "[2, inf)": "num_states num_samples",
                 "[1, inf)": "batch_size",
-                "(0, 1]": "noise_level",
+                "(0, 1]": "noise_levels",
                 "(-inf, inf)": "seed",
             },
         )
+        levels = self.noise_levels
+        if not levels or len(set(levels)) < len(levels):
+            raise ValueError(
+                f"noise_levels must name at least one level, and each once, got {list(levels)}"
+            )

@@ -17,7 +17,10 @@ _NUM_RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Marginals:
-    """Marginals and entropy of p(x0 | x_t), exact or estimated."""
+    """Marginals and entropy of p(x0 | x_t), or of p(x_t | x_T), exact or estimated.
+
+    In x_t, undecided is one more token, which takes the place of a banned id.
+    """
 
     probs: Tensor
     """Marginals p^i of the masked positions, 0 at visible ones; float64 [N, S, V]."""
@@ -25,7 +28,7 @@ class Marginals:
     """Entropy of the joint distribution of each state (nats), float64 [N]."""
 
     def total_correlation(self) -> Tensor:
-        """TC(x0|x_t) = sum_i H(p^i) - H(p) = KL(p || prod_i p^i), float64 [N].
+        """TC = sum_i H(p^i) - H(p) = KL(p || prod_i p^i), float64 [N].
 
         With estimated marginals it is the plug-in estimate: never negative, and too low in
         expectation, because entropy is concave. T3D Thm. 4.5, arXiv:2602.12262.
@@ -56,8 +59,8 @@ def leave_one_out(marginals: Marginals, ids: Tensor, log_probs: Tensor) -> Tenso
     Args:
         marginals: estimated from the same samples.
         ids: sampled completions, int64 [N, K, S].
-        log_probs: log-probability of each token when it was drawn, 0 where visible; float64
-            [N, K, S].
+        log_probs: log-probability of each token when it was drawn, 0 where visible or undecided;
+            float64 [N, K, S].
     """
     num_samples = ids.shape[1]
     mean = marginals.probs.gather(2, ids.transpose(1, 2)).transpose(1, 2)  # [N, K, S]

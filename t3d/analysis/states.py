@@ -101,6 +101,8 @@ class Denoiser:
         self.allowed = allowed.nonzero()[:, 0]
         """Ids that can be generated, int64."""
         self._banned = (~allowed).nonzero()[:, 0]
+        self.undecided = self._banned[0]
+        """Id that stands for no token in a partly decoded block, a banned one."""
         self._layout = BlockLayout(self.block.shape[1])
         prefixes = [torch.tensor(state.prefix, dtype=torch.int64) for state in states]
         ids = pad_sequence(prefixes, batch_first=True).to(device)

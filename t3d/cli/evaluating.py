@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from contextlib import redirect_stdout
 from dataclasses import asdict, replace
@@ -197,11 +198,13 @@ def analyze_command(
     from t3d.analysis.analyze import analyze
     from t3d.core.store import TrajectoryStore
     from t3d.models.loading import from_pretrained
+    from t3d.report.sheets import render_terminal
 
     rows = TrajectoryStore.open(trajectories).read()
     # Columns of a table want short names.
-    shared = os.path.commonpath([Path(name).parent for name in students]) if students else ""
-    labels = [Path(teacher).name, *(os.path.relpath(name, shared or ".") for name in students)]
+    homes = [re.sub(r"[^/]+(/seed\d+)?$", "", os.path.abspath(name)) for name in students]
+    shared = os.path.commonpath(homes or ["."])
+    labels = [Path(teacher).name, *(os.path.relpath(name, shared) for name in students)]
     models = [
         replace(from_pretrained(name), name=label)
         for name, label in zip((teacher, *students), labels, strict=True)
@@ -211,5 +214,5 @@ def analyze_command(
     weights_hash = models[0].weights_hash
     record = provenance(config=asked, seed=config.seed, model=teacher, weights_hash=weights_hash)
     analysis.save(output, record)
-    show(analysis.sheet())
+    show(render_terminal([analysis.section()]))
     print_paths(output, "analysis.json", "analysis.md")

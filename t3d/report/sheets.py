@@ -96,6 +96,7 @@ class Sheet:
 
     def markdown(self) -> str:
         header = [name.replace("/\n", "/").replace("\n", "<br>") for name in self.header]
+        header = [name.replace("|", "\\|") for name in header]
         lines = [header] + [[c.markdown for c in row] for group in self.groups for row in group]
         widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
         aligned = [

@@ -6,7 +6,6 @@ import dataclasses
 import io
 import json
 import random
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from t3d.decoding.config import DecodingConfig, RolloutConfig
 from t3d.decoding.replay import visited_states
 from t3d.decoding.rollout import rollout
 from t3d.models import LanguageModel, from_pretrained, wrap
+from t3d.report.sheets import render_markdown, render_terminal
 from t3d.tasks import get_task
 from t3d.tasks.tokenizer import train_tokenizer
 from t3d.testing import tiny
@@ -79,6 +79,9 @@ def test_states_are_visited_ones_of_the_noise_level(seed: int, level: float) -> 
         now = min(s for s, hidden in zip(steps, state.masked, strict=True) if hidden)
         after = sum(s > now for s in steps)
         assert after < level * response - 1e-9 or after == 0
+    # The same blocks at every level.
+    begun = select_states(items, num_states=4, noise_level=1.0, seed=seed)
+    assert [(s.key, s.prefix) for s in begun] == [(s.key, s.prefix) for s in chosen]
     rng.shuffle(items)
     assert select_states(items, num_states=4, noise_level=level, seed=seed) == chosen
 
@@ -99,12 +102,18 @@ def recorded(teacher: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -
 def test_a_store_and_two_checkpoints(teacher: LanguageModel, recorded: list[Trajectory]) -> None:
     student = tiny(vocab_size=596, mask_token_id=teacher.mask_token_id, dtype=torch.float32)
     lm = wrap(student, teacher.tokenizer, "student")
-    config = AnalysisConfig(num_states=4, num_samples=8, noise_level=0.75)
+    config = AnalysisConfig(num_states=4, num_samples=8, noise_levels=(1.0, 0.5))
     found = analyze(teacher, [lm], recorded, config, progress=False)
     assert found == analyze(teacher, [lm], recorded[::-1], config, progress=False)
-    first, second = found.measurements
-    [difference] = found.differences
     assert found.num_states == 4
+    begun, half, mean = found.levels
+    for rows in zip(begun.measurements, half.measurements, mean.measurements, strict=True):
+        assert set(rows[0].state_correlation.values) == {0.0}
+        for field in dataclasses.fields(rows[0])[1:]:
+            a, b, c = (torch.tensor(getattr(row, field.name).values) for row in rows)
+            assert torch.allclose((a + b) / 2, c)
+    first, second = half.measurements
+    [difference] = half.differences
     assert second.on_policy_risk.mean > first.on_policy_risk.mean > 0
     for a, b, c in zip(
         first.on_policy_risk.values,
@@ -118,22 +127,24 @@ def test_a_store_and_two_checkpoints(teacher: LanguageModel, recorded: list[Traj
     more = analyze(teacher, [lm], recorded, AnalysisConfig(num_samples=2), progress=False)
     assert more.num_states == len(recorded)
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(found.sheet())
-    shown, written = console.export_text(), found.sheet().markdown()
-    for text in (f"{first.on_policy_risk.mean:.3f}", "correlation,", "mini_teacher"):
+    console.print(render_terminal([found.section()]))
+    shown, written = console.export_text(), render_markdown([found.section()])
+    estimates = (first.total_correlation, first.total_correlation_high)
+    numbers = " to ".join(f"{estimate.mean:.3f}" for estimate in estimates)
+    for text in (f"{first.on_policy_risk.mean:.3f}", numbers, "TC(x_t | x_T)", "mini_teacher"):
         assert text in shown
-        assert text in written
-    rows = [line for line in written.splitlines() if line.startswith("|")]
-    # Teacher, student and their difference.
-    assert len(rows) == 5
-    assert all(a.count("|") == b.count("|") for a, b in pairwise(rows))
+        assert text.replace("|", "\\|") in written
+    rows = [line.replace("\\|", "") for line in written.splitlines() if line.startswith("|")]
+    # Teacher, student and their difference, thrice.
+    assert [row.count("|") for row in rows] == [6] * 3 * 5
 
 
 def test_a_teacher_is_its_own_student(teacher: LanguageModel, recorded: list[Trajectory]) -> None:
     config = AnalysisConfig(num_states=3, num_samples=4)
-    [difference] = analyze(teacher, [teacher], recorded, config, progress=False).differences
-    for estimate in (difference.on_policy_risk, difference.total_correlation):
-        assert estimate.values == [0.0, 0.0, 0.0]
+    for level in analyze(teacher, [teacher], recorded, config, progress=False).levels:
+        [row] = level.differences
+        for estimate in (row.on_policy_risk, row.total_correlation, row.state_correlation):
+            assert estimate.values == [0.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize(
@@ -142,8 +153,13 @@ def test_a_teacher_is_its_own_student(teacher: LanguageModel, recorded: list[Tra
         ({"num_states": 1}, "num_states must be at least 2, got 1"),
         ({"num_samples": 1}, "num_samples must be at least 2, got 1"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"noise_level": 0.0}, r"noise_level must lie in \(0, 1\], got 0.0"),
-        ({"noise_level": 1.5}, r"noise_level must lie in \(0, 1\], got 1.5"),
+        ({"noise_levels": (0.5, 0.0)}, r"noise_levels must lie in \(0, 1\], got 0.0"),
+        ({"noise_levels": (1.5,)}, r"noise_levels must lie in \(0, 1\], got 1.5"),
+        (
+            {"noise_levels": ()},
+            r"noise_levels must name at least one level, and each once, got \[\]",
+        ),
+        ({"noise_levels": (1.0, 1)}, "noise_levels must name at least one level, and each once"),
     ],
 )
 def test_bad_settings(settings: dict[str, Any], problem: str) -> None:

@@ -24,8 +24,7 @@ from t3d.models import SDARForCausalLM
 from t3d.testing import tiny
 
 S = 3
-MASK = 6
-BANNED = (5, MASK)
+BANNED = (UNDECIDED, MASK) = (5, 6)
 TEACHER = tiny(vocab_size=7, block_size=S)
 STUDENT = tiny(vocab_size=7, block_size=S, seed=1, initializer_range=0.2)
 
@@ -67,12 +66,12 @@ def slow_log_probs(model: SDARForCausalLM, prefix: list[int], block: list[int]) 
     return logits.log_softmax(-1)
 
 
-def slow_joint(model: SDARForCausalLM, state: State) -> dict[tuple[int, ...], float]:
-    """Probabilities of all completions by plain recursion."""
+def slow_joint(model: SDARForCausalLM, state: State, left: int = 0) -> dict[tuple[int, ...], float]:
+    """Probabilities of all completions, or of all states with `left` undecided, by recursion."""
 
     def walk(block: list[int], masked: list[int]) -> dict[tuple[int, ...], float]:
-        if not masked:
-            return {tuple(block): 1.0}
+        if len(masked) == left:
+            return {tuple(UNDECIDED if p in masked else block[p] for p in range(S)): 1.0}
         probs = slow_log_probs(model, state.prefix, block).exp()
         position = max(masked, key=lambda p: (float(probs[p].max()), -p))
         out: dict[tuple[int, ...], float] = {}
@@ -99,6 +98,41 @@ def test_the_joint_is_that_of_a_slow_recursion(items: list[State]) -> None:
         assert len(found) == len(joint.ids) == 5 ** sum(state.masked)
         assert found == pytest.approx(expected, abs=1e-12)
         assert sum(found.values()) == pytest.approx(1, abs=1e-12)
+
+
+@settings(max_examples=10)
+@given(st.lists(st.tuples(states(), st.integers(0, S)), min_size=1, max_size=3))
+def test_partly_decoded_states_are_those_of_a_slow_recursion(
+    items: list[tuple[State, int]],
+) -> None:
+    starts, left = [state for state, _ in items], [min(n, sum(s.masked)) for s, n in items]
+    model = denoiser(TEACHER, starts, batch_size=7)
+    exact = exact_marginals(model, torch.tensor(left))
+    for n, start in enumerate(starts):
+        joint = slow_joint(TEACHER, start, left[n])
+        marginal = torch.zeros(S, 7, dtype=torch.float64)
+        for ids, prob in joint.items():
+            for p in range(S):
+                marginal[p, ids[p]] += prob
+        correlation = sum(
+            prob * (math.log(prob) - sum(math.log(marginal[p, ids[p]]) for p in range(S)))
+            for ids, prob in joint.items()
+        )
+        assert float(exact.total_correlation()[n]) == pytest.approx(correlation, abs=1e-10)
+        if left[n] >= sum(start.masked) - 1:
+            # One token at a position that the state decides depends on no other.
+            assert correlation == pytest.approx(0, abs=1e-10)
+        # H(x0 | x_T) = H(x_t | x_T) + E H(x0 | x_t) over the model's own x_t.
+        found = exact_joint(model, n, left[n])
+        middle = []
+        for ids in found.ids.tolist():
+            hidden = [h and token == UNDECIDED for h, token in zip(start.masked, ids, strict=True)]
+            pairs = zip(hidden, start.block, ids, strict=True)
+            block = [before if h else after for h, before, after in pairs]
+            middle.append(State(start.prefix, block, hidden, 0))
+        rest = exact_marginals(denoiser(TEACHER, middle)).entropy @ found.log_probs.exp()
+        whole = exact_marginals(denoiser(TEACHER, [start])).entropy
+        assert float(exact.entropy[n] + rest) == pytest.approx(float(whole), abs=1e-10)
 
 
 @settings(max_examples=10)
@@ -151,16 +185,17 @@ def test_a_factorised_sampler_has_no_total_correlation() -> None:
     assert exact_marginals(denoiser(TEACHER, items)).total_correlation().min() > 1e-3
 
 
-def test_samples_follow_the_paths_of_the_joint() -> None:
+@pytest.mark.parametrize("left", [[0, 0, 0, 0], [1, 0, 2, 1]])
+def test_samples_follow_the_paths_of_the_joint(left: list[int]) -> None:
     items = fixed_states(4)
-    paths = sample_paths(denoiser(TEACHER, items), 200)
+    paths = sample_paths(denoiser(TEACHER, items), 200, torch.tensor(left))
     for n, state in enumerate(items):
-        joint = slow_joint(TEACHER, state)
+        joint = slow_joint(TEACHER, state, left[n])
         for k in range(200):
             ids, order = tuple(paths.ids[n, k].tolist()), paths.step[n, k].tolist()
             assert float(paths.log_probs[n, k].sum()) == pytest.approx(math.log(joint[ids]))
             steps = [s for s, hidden in zip(order, state.masked, strict=True) if hidden]
-            assert sorted(steps) == list(range(sum(state.masked)))
+            assert sorted(steps) == [-1] * left[n] + list(range(sum(state.masked) - left[n]))
             visible = [i for i, hidden in enumerate(state.masked) if not hidden]
             assert all(ids[i] == state.block[i] and order[i] == -1 for i in visible)
         # Frequencies: Pearson's statistic over completions, mean C - 1, standard deviation 2C.
@@ -204,6 +239,24 @@ def test_estimates_agree_with_exact_values() -> None:
     assert bounds(leave_one_out(few.marginals, few.ids, few.log_probs))[0] > correlation
 
 
+def test_estimates_of_partly_decoded_states_bracket_the_exact_value() -> None:
+    exact = exact_marginals(denoiser(TEACHER, fixed_states(1, same=True)), 1)
+    paths = sample_paths(denoiser(TEACHER, fixed_states(1500, same=True), batch_size=1500), 4, 1)
+    truth = float(exact.total_correlation())
+    low = paths.marginals.total_correlation()
+    high = leave_one_out(paths.marginals, paths.ids, paths.log_probs)
+    for values, sign in ((low, -1), (high, 1)):
+        error = values - truth
+        assert sign * float(error.mean()) > 4 * float(error.std()) / math.sqrt(1500)
+    # Marginals are unbiased, that of "undecided" too.
+    for found, expected in (
+        (paths.marginals.probs, exact.probs),
+        (paths.marginals.entropy, exact.entropy),
+    ):
+        standard = found.std(0) / math.sqrt(1500)
+        assert ((found.mean(0) - expected[0]).abs() < 4.5 * standard + 1e-12).all()
+
+
 def test_leave_one_out_scores_a_sample_by_the_others() -> None:
     paths = sample_paths(denoiser(TEACHER, fixed_states(1)), 3)
     [root] = fixed_states(1)
@@ -228,23 +281,32 @@ def test_leave_one_out_scores_a_sample_by_the_others() -> None:
 @pytest.mark.parametrize("exact", [True, False])
 def test_batch_size_and_neighbours_change_nothing(exact: bool) -> None:
     items = fixed_states(5)
+    # One token later.
+    later = [
+        dataclasses.replace(s, block=[*s.block[:2], 3], masked=[*s.masked[:2], False])
+        for s in items
+    ]
     models = [("a", TEACHER), ("b", STUDENT)]
 
-    def run(items: list[State], batch_size: int) -> Analysis:
-        config = AnalysisConfig(num_samples=5, exact=exact, batch_size=batch_size)
-        return measure(models, items, config, banned_token_ids=BANNED)
+    def run(order: int, batch_size: int) -> Analysis:
+        config = AnalysisConfig(
+            num_samples=5, exact=exact, batch_size=batch_size, noise_levels=(1.0, 0.5)
+        )
+        starts, states = items[::order], [items[::order], later[::order]]
+        return measure(models, starts, states, config, banned_token_ids=BANNED)
 
     def values(analysis: Analysis) -> list[list[float]]:
         return [
-            getattr(row, name).values
-            for row in analysis.measurements
-            for name in ("on_policy_risk", "total_correlation", "total_correlation_high")
+            getattr(row, field.name).values
+            for level in analysis.levels
+            for row in level.measurements
+            for field in dataclasses.fields(row)[1:]
         ]
 
-    whole = values(run(items, 100))
+    whole = values(run(1, 100))
     for batch_size in (2, 9):
-        assert values(run(items, batch_size)) == [pytest.approx(v, abs=1e-9) for v in whole]
-    backwards = values(run(items[::-1], 100))
+        assert values(run(1, batch_size)) == [pytest.approx(v, abs=1e-9) for v in whole]
+    backwards = values(run(-1, 100))
     assert [v[::-1] for v in backwards] == [pytest.approx(v, abs=1e-9) for v in whole]
 
 
@@ -300,4 +362,4 @@ def test_banned_ids_of_no_probability_are_no_risk() -> None:
 
 def test_one_state_has_no_interval() -> None:
     with pytest.raises(ValueError, match="at least 2 states, got 1"):
-        measure([("a", TEACHER)], fixed_states(1), AnalysisConfig(), banned_token_ids=BANNED)
+        measure([("a", TEACHER)], fixed_states(1), [], AnalysisConfig(), banned_token_ids=BANNED)

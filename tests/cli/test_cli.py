@@ -315,11 +315,16 @@ def test_analyze_measures_teacher_and_students(
     checkpoint: Path, store: Path, tmp_path: Path, t3d: Run
 ) -> None:
     options = ["--num_states", 4, "--num_samples", 4, "--progress", "false"]
-    models = ["--teacher", checkpoint, "--students", f"[{checkpoint}]"]
-    outcome = t3d("analyze", "--trajectories", store, "--output", tmp_path, *models, *options)
+    options += ["--noise_levels", "[1, 0.5]"]
+    shutil.copytree(checkpoint, student := tmp_path / "t3d" / "seed0")
+    models = ["--teacher", checkpoint, "--students", f"[{student}]"]
+    output = tmp_path / "analysis"
+    outcome = t3d("analyze", "--trajectories", store, "--output", output, *models, *options)
     assert outcome.code == 0, outcome.err
-    analysis = json.loads((tmp_path / "analysis.json").read_text())["analysis"]
-    assert len(analysis["measurements"]) == 2
-    # The student is the teacher, measured on the same states with the same draws.
-    assert analysis["differences"][0]["on_policy_risk"]["mean"] == 0
-    assert "total correlation" in (tmp_path / "analysis.md").read_text()
+    analysis = json.loads((output / "analysis.json").read_text())["analysis"]
+    assert [level["noise_level"] for level in analysis["levels"]] == [1.0, 0.5, None]
+    for level in analysis["levels"]:
+        assert [row["model"] for row in level["measurements"]] == [checkpoint.name, "t3d/seed0"]
+        # The student is the teacher, measured on the same states with the same draws.
+        assert level["differences"][0]["on_policy_risk"]["mean"] == 0
+    assert "total correlation" in (output / "analysis.md").read_text()
