@@ -157,12 +157,13 @@ class RunConfig:
 
     def prompt_set(self) -> Task:
         """The task that gives the training prompts: the recipe's, or a file of your own."""
-        prompts, options = self.data.prompts, {"unsafe_exec": self.data.unsafe_exec}
-        if prompts is None:
+        data = self.data
+        if data.prompts is None:
             task = mixture(self.problem_sets())
         else:
-            task = get_task(str(prompts), protocol=self.data.protocol, **options)
-        return repeated(task, self.data.num_responses)
+            own = str(data.prompts)
+            task = get_task(own, protocol=data.protocol, unsafe_exec=data.unsafe_exec)
+        return repeated(task, data.num_responses)
 
     def check_prompts(self) -> None:
         """Check that your own prompts, as far as they are there, ask for what the tasks do.
