@@ -12,6 +12,7 @@ from typing import Any
 from t3d.bench.config import DECODE, TRAIN
 from t3d.core.files import first_words, read_object
 from t3d.core.workers import launched
+from t3d.decoding.budget import cache_bytes_per_token
 from t3d.experiment.adapt import teacher_path
 from t3d.experiment.recipe import RunConfig
 from t3d.experiment.rounds import check_recipe
@@ -30,7 +31,7 @@ SMOKE = (
     f"t3d: a smoke run: answers are cut at {_FEW_TOKENS} tokens and training is a few steps, "
     "so accuracies mean nothing"
 )
-"""Stands before and beside the numbers of a shrunken recipe."""
+"""Warning that stands before and beside the numbers of a shrunken recipe."""
 Row = tuple[str, str, str]
 """Stage, what, value."""
 
@@ -171,7 +172,7 @@ def _training(config: TrainingConfig, model: BlockDiffusionLM | None, copies: in
 
 
 def _state(config: TrainingConfig, model: BlockDiffusionLM | None, copies: int) -> str:
-    """What is held from step to step, all of it in float32."""
+    """Memory that is held from step to step, all of it in float32."""
     if model is None or uses_deepspeed(config):
         return UNKNOWN
     weights = model.num_parameters()
@@ -190,7 +191,7 @@ def _steps(config: TrainingConfig) -> str:
 
 
 def model_name(config: RunConfig) -> str:
-    """The teacher's; a directory of the run where the recipe makes it."""
+    """The teacher's name; a directory of the run where the recipe makes the teacher."""
     return config.model if config.adapt is None else str(teacher_path(config))
 
 
@@ -243,14 +244,13 @@ def _cache(model: BlockDiffusionLM | None, config: RunConfig) -> str:
     """Keys and values of a full batch of responses; the prompts' come on top."""
     if model is None:
         return UNKNOWN
-    own: Any = model.config
-    token = 2 * own.num_hidden_layers * own.num_key_value_heads * own.head_dim * 4
+    token = cache_bytes_per_token(model)
     tokens = config.rollout.batch_size * config.rollout.decoding.max_new_tokens
     return f"{_bytes(token * tokens)} and {_bytes(token)} a prompt token (float32)"
 
 
 def _count(model: BlockDiffusionLM | None) -> str:
-    """Parameters; tied weights count once."""
+    """Number of parameters; tied weights count once."""
     return UNKNOWN if model is None else f"{model.num_parameters():,}"
 
 
