@@ -29,6 +29,7 @@ from t3d.decoding.config import DecodingConfig
 from t3d.decoding.engine import BlockDecoder
 from t3d.decoding.oracle import decode_one
 from t3d.decoding.request import Request
+from t3d.interop.checkpoints.config import ExportConfig
 from t3d.interop.checkpoints.layout import export
 from t3d.interop.checkpoints.verify import expected, probe_inputs, run_probe
 from t3d.models import LanguageModel, from_pretrained, wrap
@@ -73,7 +74,7 @@ def write_model(name: str, folder: Path) -> Path:
     settings["vocab_size"] = len(tokenizer)
     model = tiny(dtype=torch.float32, **{"family": "sdar", **settings})
     wrap(model, tokenizer, "memory").save(folder / "saved")
-    export(folder / "saved", folder / f"model{folder.name}", max_shard_size=shards)
+    export(folder / "saved", folder / f"model{folder.name}", ExportConfig(max_shard_size=shards))
     return folder / f"model{folder.name}"
 
 

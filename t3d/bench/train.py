@@ -56,11 +56,9 @@ class TrainRow:
     """Loss of every optimizer step, that of the warm-up step included."""
 
 
-def random_trajectories(
-    num: int, tokens: Sequence[int], mask_token_id: int, seed: int = 0
-) -> list[Trajectory]:
+def random_trajectories(num: int, tokens: Sequence[int], mask_token_id: int) -> list[Trajectory]:
     """Trajectories of random `tokens`, committed one a step in random order within each block."""
-    draw, out = random.Random(seed), []
+    draw, out = random.Random(0), []
     for number in range(num):
         before, after = draw.randint(*PROMPT), draw.randint(*RESPONSE)
         after += -(before + after) % ROLLOUT_BLOCK

@@ -38,7 +38,8 @@ def decode_command(
         shape: random weights instead: sdar-100m (where neither is given), sdar-1.7b, sdar-4b, or
             keys of config.json as JSON.
         device: auto is the GPU where there is one.
-        dtype: of weights and arithmetic; by default bfloat16 on a GPU, float32 on a CPU.
+        dtype: number format of weights and arithmetic; by default bfloat16 on a GPU, float32 on a
+            CPU.
         output: folder of decode.json, which is replaced; `t3d run --dry_run --rates` reads it.
     """
     asked = DecodeSettings(**settings)

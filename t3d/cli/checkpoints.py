@@ -31,9 +31,10 @@ def convert_command(
             that holds one.
         output: directory of the checkpoint, new or empty.
         gguf_file: the file's name within the source, where that holds several or is on the Hub.
-        block_size: what the model is to be trained with.
-        mask_token: added to the tokenizer unless it is there; by default that of SDAR.
-        dtype: of the weights.
+        block_size: block size that the model is to be trained with.
+        mask_token: text of the mask token, which is added to the tokenizer unless it is there; by
+            default that of SDAR.
+        dtype: number format of the weights.
     """
     import torch
 

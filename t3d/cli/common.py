@@ -46,8 +46,8 @@ def distinct_rows(runs: Iterable[Path]) -> list[ResultRow]:
         runs: folders that hold a results.json, or such files.
 
     Raises:
-        ValueError: for results that cannot be read, and for two that differ of one checkpoint under
-            one setting.
+        ValueError: for results that cannot be read, and for two different ones of one checkpoint
+            under one setting.
     """
     found: dict[Any, tuple[Path, ResultRow]] = {}
     for run in runs:

@@ -43,8 +43,8 @@ def eval_command(
     Args:
         model: a checkpoint directory, a Hub name, or mini_teacher.
         output: directory of results.json and samples.parquet.
-        split: of the benchmark.
-        name: the method in the tables; by default a student's directory name, or original.
+        split: split of the benchmark.
+        name: name of the method in the tables; by default a student's directory name, or original.
         progress: show progress bars.
     """
     config = GridConfig(**settings)
@@ -111,11 +111,11 @@ def calibrate_command(
     Args:
         model: a checkpoint directory.
         output: directory of results.json, samples.parquet and calibration.json.
-        split: of the benchmark.
-        max_loss: of accuracy against the baseline, in points.
-        confidence: that all accepted settings lose no more than that.
-        speed: what the fastest setting is the fastest in.
-        write: the choice into the checkpoint; otherwise it is only shown.
+        split: split of the benchmark.
+        max_loss: largest loss of accuracy against the baseline, in points.
+        confidence: probability with which all accepted settings lose no more than that.
+        speed: number by which the fastest setting is found.
+        write: write the choice into the checkpoint; otherwise it is only shown.
         progress: show progress bars.
     """
     if write and not Path(model).is_dir():

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from t3d.cli.common import print_paths, show
-from t3d.core.dtypes import Dtype
+from t3d.interop.checkpoints.config import ExportConfig
 
 
 def export_command(
     model: str | None = None,
     output: Path | None = None,
     check: Path | None = None,
-    dtype: Dtype | None = None,
-    max_shard_size: str = "5GB",
-    untie: bool = False,
-    block_size: int | None = None,
-    mask_token_id: int | None = None,
-    results: Path | None = None,
-    license: str | None = None,
+    **settings: Any,
 ) -> None:
     """Write a checkpoint for transformers, SGLang and LMDeploy, or check such a folder.
 
@@ -33,14 +28,8 @@ def export_command(
         model: a checkpoint directory, a Hub name, or mini_teacher.
         output: the new directory.
         check: a folder to check, in place of model and output; nothing in it is changed.
-        dtype: of the weights; by default as they are.
-        max_shard_size: of one safetensors file.
-        untie: store the head as a weight of its own where it shares the embedding's.
-        block_size: where config.json lacks it.
-        mask_token_id: where config.json and the tokenizer lack it.
-        results: a results.json for the card, which shows this model's rows.
-        license: name of the license in the card.
     """
+    config = ExportConfig(**settings)
     if check is not None:
         if model is not None or output is not None:
             raise ValueError("--check takes neither --model nor --output; export first, then check")
@@ -51,17 +40,7 @@ def export_command(
 
     from t3d.interop.checkpoints import layout
 
-    layout.export(
-        model,
-        output,
-        dtype=dtype,
-        max_shard_size=max_shard_size,
-        untie=untie,
-        block_size=block_size,
-        mask_token_id=mask_token_id,
-        results=results,
-        license=license,
-    )
+    layout.export(model, output, config)
     print_paths(output)
 
 

@@ -28,7 +28,7 @@ def import_command(
         model: the teacher that decoded them; its tokenizer is used.
         output: directory of the store.
         format: t3d or dllm-rl.
-        block_size: of the decoder that made the rollouts.
+        block_size: block size of the decoder that made the rollouts.
         prompt_suffix: what followed each question, for files that lack the key prompt.
     """
     from t3d.interop.rollouts.importing import REPORT, import_rollouts

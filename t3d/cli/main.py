@@ -60,8 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     if argv is None:
         _silence_libraries()
-        # Clusters stop a job so before they kill it; it ends as tidily as with Ctrl-C, which a
-        # shell may have had ignored.
+        # Clusters send SIGTERM before they kill a job, which should end as tidily as with Ctrl-C.
+        # SIGINT is left alone where a shell has it ignored.
         signal.signal(signal.SIGTERM, stop)
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, stop)
@@ -98,7 +98,7 @@ def _stopped(name: str) -> int:
 
 
 def _beyond_the_machine(error: Exception, output: Path | None) -> str | None:
-    """A sentence where memory or disk does not suffice; None where it is something else.
+    """What to tell the user where memory or disk does not suffice; None for other errors.
 
     Libraries say so in errors of their own kinds, and mostly without a path.
     """
@@ -202,7 +202,7 @@ def parse(name: str, arguments: Sequence[str]) -> tuple[Callable[..., None], dic
         parser.add_argument(*skip, **positional)
     parser.add_function_arguments(function, as_group=False, skip=skip)
     arguments = [part for argument in arguments for part in _spelled(argument)]
-    # A switch that has its value all the same.
+    # A switch needs no value, but may be given one as the next word.
     for number in range(len(arguments) - 1, 0, -1):
         before, value = arguments[number - 1 : number + 1]
         if before in _SWITCHED and value in ("true", "false"):
@@ -223,12 +223,12 @@ def parse(name: str, arguments: Sequence[str]) -> tuple[Callable[..., None], dic
     try:
         parsed = parser.parse_args(arguments)
         for key, default in parser.get_defaults().items(branches=True):
-            # Which the parser takes, and drops or fails on when it builds the group.
+            # The parser takes any value for a group of keys, and would drop it or fail later.
             if isinstance(default, jsonargparse.Namespace) and not isinstance(
                 parsed[key], type(default)
             ):
                 raise argparse.ArgumentError(None, f"{key}: expected keys, got {parsed[key]}")
-        # Null stands for any type until it is checked.
+        # Until this check, null passes for a value of any type.
         parser.validate(parsed, False)
         settings = parser.instantiate(parsed).as_dict()
     except ValueError as error:
@@ -263,7 +263,7 @@ def _recipe(name: str) -> str:
 
 
 def _check_recipe(path: Path) -> None:
-    """That a recipe is a file that is read in bounded time, with texts as keys.
+    """Check that a recipe is a file that is read in bounded time, with texts as keys.
 
     One that is missing or no YAML is left to the parser.
 
@@ -288,7 +288,7 @@ def _check_recipe(path: Path) -> None:
 
 
 def _check_yaml(name: str, text: str) -> None:
-    """That YAML is a tree of bounded size whose keys are texts.
+    """Check that YAML is a tree of bounded size whose keys are texts.
 
     Raises:
         argparse.ArgumentError: naming it.
@@ -329,7 +329,7 @@ def _check_yaml(name: str, text: str) -> None:
 
 
 def _check_integers(key: str, value: Any) -> None:
-    """That no whole number is one that a machine cannot count to.
+    """Check that every whole number fits in 64 bits.
 
     Raises:
         ValueError: naming the key.

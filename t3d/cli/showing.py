@@ -70,13 +70,13 @@ def generate_command(
         model: a checkpoint directory, a Hub name, or mini_teacher.
         task: the benchmark whose problem is shown and graded, or a .jsonl or a folder of your
             own.
-        index: of the problem in the split, from 0.
-        split: of the benchmark.
+        index: number of the problem in the split, from 0.
+        split: split of the benchmark.
         data: folder of the benchmark's files; by default what `t3d data download` fetched.
         protocol: standard, or t3d for the prompts and tests of T3D's authors byte for byte.
         decoding: how the answer is decoded, unless given as `t3d calibrate` found for the model;
             max_new_tokens is cut to what fits the model.
-        seed: of candidate sampling.
+        seed: seed of candidate sampling.
         unsafe_exec: run the programs of code benchmarks without the sandbox.
         show_steps: colour the tokens by their denoising step; by default on a terminal.
     """
@@ -155,9 +155,9 @@ def _problem(name: str, task: Task, split: Split, index: int) -> Example:
 
 
 def _only_tasks(model: str) -> list[str]:
-    """The generated tasks that a checkpoint, or the one it was made of, learned from nothing.
+    """The generated tasks that are all that a checkpoint, trained from random weights, has learned.
 
-    None of them for a model that knows more, or of which provenance does not say.
+    Empty for a model that knows more, or whose provenance does not say.
     """
     from t3d.models.loading import BUILT_IN
 
@@ -175,11 +175,9 @@ def _only_tasks(model: str) -> list[str]:
 
 
 def _print_graded(problem: Example, output: str, grade: Grade) -> None:
-    """The problem, what came, what should have come, and whether that is right."""
-    program = (
-        f"{problem.prefix}{problem.reference}" if problem.reference else "what passes its tests"
-    )
-    gold = problem.answer or program
+    """Print the problem, the response, the gold answer and the verdict."""
+    worked = problem.reference and f"{problem.prefix}{problem.reference}"
+    gold = problem.answer or worked or "what passes its tests"
     read = "no final answer" if grade.final_answer is None else f"answered {grade.final_answer}"
     verdict = "right" if grade.correct else f"wrong ({grade.reason or read})"
     print(f"question: {problem.question}")

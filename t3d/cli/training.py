@@ -183,7 +183,7 @@ def rollout_command(
         num_prompts: prompts of the task.
         num_responses: responses to each prompt, every one a trajectory; they differ as far as the
             temperature lets them.
-        data_seed: of the task's training stream, where it is generated.
+        data_seed: seed of the task's training problems, where they are generated.
         prompts: your own prompts instead: .jsonl with the key question (and `domain: code` where it
             asks for a program), or .txt, one a line.
         progress: show progress bars.
@@ -226,7 +226,7 @@ def train_command(
         model: where the student starts: the teacher that made the trajectories.
         trajectories: a complete trajectory store.
         output: directory of the student.
-        training: optimisation.
+        training: settings of the optimisation.
         progress: show progress bars.
     """
     config = MethodConfig(**method)
@@ -270,7 +270,7 @@ def train_command(
 
 
 def _check_decoding(config: MethodConfig, made: dict[str, Any], trajectories: Path) -> None:
-    """That a method's `decoding` says what a store's trajectories were decoded with.
+    """Check that a method's `decoding` says what a store's trajectories were decoded with.
 
     Raises:
         ValueError: for an unknown key, a value that does not fit, or another one than the store's.

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from t3d.core.rng import derive_key, fold, uniform
 from t3d.decoding.config import STATIC
-from t3d.evaluation.results import ORIGINAL, Cell, Condition, ResultRow
+from t3d.evaluation.results import ORIGINAL, Cell, Condition, ResultRow, num_problems
 
 LEVEL = 0.95
 _CHUNK = 500
@@ -110,14 +110,7 @@ class Comparison:
             if key in self._cells:
                 raise ValueError(f"two cells for method {row.method}, seed {row.seed}, {key[1]}")
             self._cells[key] = cell
-        self.num_problems = {cell.row.task: cell.row.n for cell in cells}
-        """Number of problems of each task."""
-        for row in (cell.row for cell in cells):
-            if row.n != self.num_problems[row.task]:
-                raise ValueError(
-                    f"task {row.task}: cells of {row.n} and of {self.num_problems[row.task]} "
-                    "problems; evaluate all on the same problems"
-                )
+        self.num_problems = num_problems([cell.row for cell in cells], "cells")
         self.methods = sorted({method for method, _, _ in self._cells})
         self.conditions = sorted({c for _, c, _ in self._cells}, key=lambda c: c.rank)
         self._seeds: dict[tuple[str, Condition], tuple[int, ...]] = {}

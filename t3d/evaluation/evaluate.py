@@ -134,19 +134,21 @@ def decode_problems(
     missing = [example for example in examples if example.id not in known]
     asked = requests_of(lm, missing, decoding, seed) if missing else {}
     requests = [(name, request) for name, request in asked.items() if request is not None]
-    nothing = Completion([], [], [], 0, "length")
+
+    def decoded(name: str, ids: list[int], completion: Completion, share: float = 0.0) -> Decoded:
+        return Decoded(
+            example_id=name,
+            prompt=lm.text(ids),
+            prompt_ids=ids,
+            output=lm.decode(completion.token_ids),
+            completion=completion,
+            rank=rank,
+            seconds=share,
+        )
+
     unread = [example for example in missing if asked[example.id] is None]
     for example, ids in zip(unread, lm.encode_examples(unread) if unread else [], strict=True):
-        prompt = lm.text(ids)
-        known[example.id] = Decoded(
-            example_id=example.id,
-            prompt=prompt,
-            prompt_ids=ids,
-            output="",
-            completion=nothing,
-            rank=rank,
-            seconds=0.0,
-        )
+        known[example.id] = decoded(example.id, ids, Completion([], [], [], 0, "length"))
     pending: list[tuple[int, Completion]] = []
     started = time.perf_counter()
 
@@ -156,21 +158,14 @@ def decode_problems(
             return
         share = (time.perf_counter() - started) / len(pending)
         fresh = [
-            Decoded(
-                example_id=requests[i][0],
-                prompt=lm.text(requests[i][1].prompt_ids),
-                prompt_ids=requests[i][1].prompt_ids,
-                output=lm.decode(completion.token_ids),
-                completion=completion,
-                rank=rank,
-                seconds=share,
-            )
+            decoded(name, request.prompt_ids, completion, share)
             for i, completion in pending
+            for name, request in [requests[i]]
         ]
-        known.update({decoded.example_id: decoded for decoded in fresh})
+        known.update({one.example_id: one for one in fresh})
         pending.clear()
         if shards is not None:
-            shards.append([decoded_row(decoded) for decoded in fresh])
+            shards.append([decoded_row(one) for one in fresh])
         started = time.perf_counter()
 
     done = len(examples) - len(missing)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import mean
 
-from t3d.evaluation.results import Condition, ResultRow
+from t3d.evaluation.results import Condition, ResultRow, num_problems
 
 ALPHA = 3.0
 """Rate at which AUP's weight falls with accuracy."""
@@ -128,17 +128,9 @@ def frontier(rows: Sequence[ResultRow]) -> Frontier:
     """
     if not rows:
         raise ValueError("there are no result rows for a frontier; make some with `t3d eval`")
-    num_problems = {row.task: row.n for row in rows}
-    for row in rows:
-        if row.n != num_problems[row.task]:
-            raise ValueError(
-                f"task {row.task}: rows of {row.n} and of {num_problems[row.task]} problems; "
-                "evaluate all on the same problems"
-            )
+    tasks = num_problems(rows, "rows")
     points = points_of(rows)
-    best = {
-        task: max(p.accuracy for p in points if p.condition.task == task) for task in num_problems
-    }
+    best = {task: max(p.accuracy for p in points if p.condition.task == task) for task in tasks}
     curves: dict[tuple[str, float, str], list[tuple[float, float]]] = defaultdict(list)
     for p in points:
         where = p.condition.task, p.condition.decoding.temperature, p.name

@@ -117,6 +117,22 @@ class Condition:
         return {"task": self.task, **dataclasses.asdict(self.decoding)}
 
 
+def num_problems(rows: Sequence[ResultRow], what: str) -> dict[str, int]:
+    """The number of problems of each task; `what` is the rows' name in messages.
+
+    Raises:
+        ValueError: for rows of a task that differ in it.
+    """
+    found = {row.task: row.n for row in rows}
+    for row in rows:
+        if row.n != found[row.task]:
+            raise ValueError(
+                f"task {row.task}: {what} of {row.n} and of {found[row.task]} problems; "
+                "evaluate all on the same problems"
+            )
+    return found
+
+
 def save_results(path: Path, rows: Sequence[ResultRow], provenance: dict[str, Any]) -> None:
     """Write `results.json` atomically."""
     document = {

@@ -74,22 +74,26 @@ SAMPLES = pa.schema(
         pa.field("faithful", pa.bool_()),
     ]
 )
-_GRADE = tuple(field.name for field in fields(Grade))
-_PASSES = ("prefill", "denoising", "commit")
+
+
+def _columns(kind: Any) -> list[str]:
+    """The fields of a dataclass that are columns as they stand."""
+    return [field.name for field in fields(kind) if field.name not in ("completion", "passes")]
 
 
 def decoded_row(decoded: Decoded) -> dict[str, Any]:
     """A row of the schema `DECODED`."""
-    row = {name: getattr(decoded, name) for name in ("example_id", "prompt", "prompt_ids")}
-    row |= {name: getattr(decoded, name) for name in ("output", "rank", "seconds")}
-    completion = asdict(decoded.completion)
-    passes = completion.pop("passes")
-    return row | completion | {f"passes_{name}": passes[name] for name in _PASSES}
+    row = {name: getattr(decoded, name) for name in _columns(Decoded)}
+    row |= vars(decoded.completion)
+    passes = row.pop("passes")
+    return row | {f"passes_{name}": number for name, number in vars(passes).items()}
 
 
 def read_decoded(row: dict[str, Any]) -> Decoded:
-    """The inverse of `decoded_row`."""
-    return Decoded(**_decoded_fields(row))
+    """The inverse of `decoded_row`, for a row of either schema."""
+    passes = Passes(**{name: row[f"passes_{name}"] for name in _columns(Passes)})
+    completion = Completion(**{name: row[name] for name in _columns(Completion)}, passes=passes)
+    return Decoded(**{name: row[name] for name in _columns(Decoded)}, completion=completion)
 
 
 def write_samples(path: Path, samples: Sequence[tuple[str, Sample]]) -> None:
@@ -123,19 +127,7 @@ def read_samples(path: Path) -> list[tuple[str, Sample]]:
 
 def _sample(row: dict[str, Any]) -> Sample:
     return Sample(
-        **_decoded_fields(row),
-        grade=Grade(**{name: row[name] for name in _GRADE}),
+        **vars(read_decoded(row)),
+        grade=Grade(**{name: row[name] for name in _columns(Grade)}),
         answer=row["answer"],
     )
-
-
-def _decoded_fields(row: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of `Decoded` from a row of either schema."""
-    names = ("response_ids", "step_map", "log_probs", "num_response_tokens", "finish_reason")
-    completion = Completion(
-        **{name: row[name] for name in names},
-        passes=Passes(**{name: row[f"passes_{name}"] for name in _PASSES}),
-        initial_ids=row["initial_ids"],
-    )
-    own = ("example_id", "prompt", "prompt_ids", "output", "rank", "seconds")
-    return {name: row[name] for name in own} | {"completion": completion}

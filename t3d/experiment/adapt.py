@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TypeVar
 
 from t3d.core.files import ADAPTATION, RECIPE, check_output, claim
 from t3d.core.progress import stage
@@ -15,15 +14,13 @@ from t3d.experiment.rounds import check_training, is_trained
 from t3d.models.convert import convert
 from t3d.training.pretrain import pretrain, read_lesson
 
-Recipe = TypeVar("Recipe", bound=RunConfig)
-
 
 def teacher_path(config: RunConfig) -> Path:
     """The directory of the adapted model."""
     return config.output / "teacher"
 
 
-def with_teacher(config: Recipe, *, progress: bool) -> Recipe:
+def with_teacher(config: RunConfig, *, progress: bool) -> RunConfig:
     """The recipe with its teacher's directory as `model`, made where `adapt` says how.
 
     A killed adaptation goes on from its last checkpoint.

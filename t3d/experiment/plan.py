@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+from t3d.bench.config import DECODE, TRAIN
 from t3d.core.files import first_words, read_object
 from t3d.core.workers import launched
+from t3d.decoding.budget import cache_bytes_per_token
 from t3d.experiment.adapt import teacher_path
 from t3d.experiment.recipe import RunConfig
 from t3d.experiment.rounds import check_recipe
@@ -29,13 +31,12 @@ SMOKE = (
     f"t3d: a smoke run: answers are cut at {_FEW_TOKENS} tokens and training is a few steps, "
     "so accuracies mean nothing"
 )
-"""Stands before and beside the numbers of a shrunken recipe."""
-Recipe = TypeVar("Recipe", bound=RunConfig)
+"""Warning that stands before and beside the numbers of a shrunken recipe."""
 Row = tuple[str, str, str]
 """Stage, what, value."""
 
 
-def shrink(config: Recipe) -> Recipe:
+def shrink(config: RunConfig) -> RunConfig:
     """The same recipe on a handful of examples, to see that every stage works."""
     evaluation = config.evaluation
     adapt = config.adapt
@@ -63,13 +64,11 @@ def shrink(config: Recipe) -> Recipe:
 
 
 def _few_tokens(method: MethodConfig) -> MethodConfig:
-    own = {
-        name: {
-            key: value for key, value in getattr(method, name).items() if key != "max_new_tokens"
-        }
-        for name in ("decoding", "student_decoding")
-    }
-    return replace(method, num_sequences=None, **own)
+    """A method whose decoding follows that of the shrunken recipe, and all of its sequences."""
+    decoding, student = dict(method.decoding), dict(method.student_decoding)
+    for own in (decoding, student):
+        own.pop("max_new_tokens", None)
+    return replace(method, num_sequences=None, decoding=decoding, student_decoding=student)
 
 
 def _few_steps(training: TrainingConfig) -> TrainingConfig:
@@ -88,7 +87,7 @@ def plan(config: RunConfig, rates: Path | None = None) -> list[Row]:
     check_recipe(config)
     name = model_name(config)
     model = described(_local_shape(name) or config.shape or None)
-    measured = _Rates(rates, name)
+    measured = [] if rates is None else _measured(rates, name)
     rows: list[Row] = [("model", "name", name), ("model", "parameters", _count(model))]
     if model is not None:
         rows.append(("model", "family", model.config.model_type))
@@ -104,15 +103,17 @@ def plan(config: RunConfig, rates: Path | None = None) -> list[Row]:
     names = ", ".join(config.tasks)
     source = names if data.prompts is None else str(data.prompts)
     new = data.num_sequences * decoding.max_new_tokens
+    fitting = [r for r in measured if r.get("denoising_steps") == decoding.denoising_steps]
     rows += [
         ("rollout", "prompts", f"{data.num_prompts:,} at most, of {source}"),
         ("rollout", "responses a prompt", str(data.num_responses)),
         ("rollout", "steps a block", f"{decoding.denoising_steps} of {decoding.block_size}"),
         ("rollout", "tokens", f"{new:,} at most"),
         ("rollout", "memory of keys and values", _cache(model, config)),
-        ("rollout", "time", measured.decoding(new, decoding.denoising_steps)),
+        ("rollout", "time", _time(new, "tokens_per_second", fitting)),
     ]
     built = {name: build_method(method) for name, method in config.methods.items()}
+    sequences = config.training.steps * config.training.batch_size
     num_students = len(built) * max(1, len(config.seeds))
     copies = 1 + max(
         (m.objective.needs_reference + m.objective.needs_teacher for m in built.values()), default=0
@@ -120,7 +121,8 @@ def plan(config: RunConfig, rates: Path | None = None) -> list[Row]:
     rows += [
         ("train", "methods", ", ".join(built) or "none"),
         ("train", "students", str(num_students)),
-        *_training(config.training, model, copies, measured),
+        *_training(config.training, model, copies),
+        ("train", "time of a model", _time(sequences, "trajectories_per_second", measured)),
     ]
     settings = len(config.evaluation.settings)
     problems = f"{data.num_problems:,} at most, of {names} ({data.split})"
@@ -148,32 +150,29 @@ def plan_pretraining(config: PretrainConfig) -> list[Row]:
         ("model", "name", name),
         ("model", "parameters", _count(model)),
         ("train", "examples", f"{config.num_examples:,} at most, of {data}"),
-        *_training(config.training, model, 1, _Rates(None, name)),
+        *_training(config.training, model, 1),
+        ("train", "time of a model", UNKNOWN),
     ]
 
 
-def _training(
-    config: TrainingConfig, model: BlockDiffusionLM | None, copies: int, measured: _Rates
-) -> list[Row]:
+def _training(config: TrainingConfig, model: BlockDiffusionLM | None, copies: int) -> list[Row]:
     """One student's training.
 
     Args:
         model: on the meta device, if its shape is known.
         copies: models that training needs, the student among them.
     """
-    sequences = config.steps * config.batch_size
     processes = "a process" if config.batch_size > config.micro_batch_size else "one process"
     return [
         ("train", "optimizer steps", _steps(config)),
         ("train", "sequences a pass", f"{config.micro_batch_size} ({processes})"),
         ("train", "memory of weights, gradients and moments", _state(config, model, copies)),
         ("train", "memory of activations", UNKNOWN),
-        ("train", "time of a model", measured.training(sequences)),
     ]
 
 
 def _state(config: TrainingConfig, model: BlockDiffusionLM | None, copies: int) -> str:
-    """What is held from step to step, all of it in float32."""
+    """Memory that is held from step to step, all of it in float32."""
     if model is None or uses_deepspeed(config):
         return UNKNOWN
     weights = model.num_parameters()
@@ -192,7 +191,7 @@ def _steps(config: TrainingConfig) -> str:
 
 
 def model_name(config: RunConfig) -> str:
-    """The teacher's; a directory of the run where the recipe makes it."""
+    """The teacher's name; a directory of the run where the recipe makes the teacher."""
     return config.model if config.adapt is None else str(teacher_path(config))
 
 
@@ -219,59 +218,39 @@ def described(shape: dict[str, Any] | None) -> BlockDiffusionLM | None:
         ) from None
 
 
-class _Rates:
-    """Speeds that were measured for this very model; `unknown` for everything else."""
+def _measured(folder: Path, model: str) -> list[dict[str, Any]]:
+    """The rows of `t3d bench` for this very model, as t3d decodes and trains it."""
+    found = [folder / name for name in (DECODE, TRAIN) if (folder / name).is_file()]
+    if not found:
+        raise ValueError(f"{folder}: holds neither {DECODE} nor {TRAIN} of `t3d bench`")
+    return [
+        row
+        for path in found
+        for row in read_object(path, "measure again with `t3d bench`")["rows"]
+        if row["model"] == model and "t3d" in (row.get("engine"), row.get("implementation"))
+    ]
 
-    def __init__(self, folder: Path | None, model: str) -> None:
-        self.model = model
-        self.rows: dict[str, list[dict[str, Any]]] = {"decode.json": [], "train.json": []}
-        if folder is None:
-            return
-        found = [name for name in self.rows if (folder / name).is_file()]
-        if not found:
-            raise ValueError(f"{folder}: holds neither decode.json nor train.json of `t3d bench`")
-        for name in found:
-            document = read_object(folder / name, "measure again with `t3d bench`")
-            self.rows[name] = document["rows"]
 
-    def decoding(self, tokens: int, steps: int) -> str:
-        rows = [
-            (row["tokens_per_second"], row["device"])
-            for row in self.rows["decode.json"]
-            if row["engine"] == "t3d"
-            and row["model"] == self.model
-            and row["denoising_steps"] == steps
-        ]
-        return self._time(tokens, rows)
-
-    def training(self, sequences: int) -> str:
-        rows = [
-            (row["trajectories_per_second"], row["device"])
-            for row in self.rows["train.json"]
-            if row["implementation"] == "t3d" and row["model"] == self.model
-        ]
-        return self._time(sequences, rows)
-
-    @staticmethod
-    def _time(work: int, rows: list[tuple[float, str]]) -> str:
-        if not rows:
-            return UNKNOWN
-        rate, device = max(rows)
-        return f"{work / rate / 3600:.1f} hours at most on {device}"
+def _time(work: int, rate: str, measured: list[dict[str, Any]]) -> str:
+    """How long the work takes at the highest rate of this name; unknown without one."""
+    rates = [(row[rate], row["device"]) for row in measured if rate in row]
+    if not rates:
+        return UNKNOWN
+    fastest, device = max(rates)
+    return f"{work / fastest / 3600:.1f} hours at most on {device}"
 
 
 def _cache(model: BlockDiffusionLM | None, config: RunConfig) -> str:
     """Keys and values of a full batch of responses; the prompts' come on top."""
     if model is None:
         return UNKNOWN
-    own: Any = model.config
-    token = 2 * own.num_hidden_layers * own.num_key_value_heads * own.head_dim * 4
+    token = cache_bytes_per_token(model)
     tokens = config.rollout.batch_size * config.rollout.decoding.max_new_tokens
     return f"{_bytes(token * tokens)} and {_bytes(token)} a prompt token (float32)"
 
 
 def _count(model: BlockDiffusionLM | None) -> str:
-    """Parameters; tied weights count once."""
+    """Number of parameters; tied weights count once."""
     return UNKNOWN if model is None else f"{model.num_parameters():,}"
 
 

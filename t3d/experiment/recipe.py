@@ -161,8 +161,7 @@ class RunConfig:
         if data.prompts is None:
             task = mixture(self.problem_sets())
         else:
-            own = str(data.prompts)
-            task = get_task(own, protocol=data.protocol, unsafe_exec=data.unsafe_exec)
+            task = get_task(str(data.prompts), protocol=data.protocol, unsafe_exec=data.unsafe_exec)
         return repeated(task, data.num_responses)
 
     def check_prompts(self) -> None:
@@ -172,7 +171,8 @@ class RunConfig:
             ValueError: for prompts that ask for programs where no task does, or the other way.
         """
         prompts = self.data.prompts
-        if prompts is None or not all(path.exists() for path in (prompts, *self._own_tasks())):
+        own = [Path(task) for task in self.tasks if task not in TASKS]
+        if prompts is None or not all(path.exists() for path in (prompts, *own)):
             return
         asked = set[Domain]().union(*map(domains, self.tasks))
         if unfit := domains(str(prompts)) - asked:
@@ -183,9 +183,6 @@ class RunConfig:
                 f"{', '.join(self.tasks)} for {wanted}; give prompts of one kind, whose "
                 "lines have the key 'domain' with the value 'code' where they ask for programs"
             )
-
-    def _own_tasks(self) -> list[Path]:
-        return [Path(task) for task in self.tasks if task not in TASKS]
 
     def problem_sets(self) -> list[Task]:
         """The tasks.

@@ -180,7 +180,7 @@ def train_student(
         with stage(f"round {number + 1} of {built.rounds}") if several else nullcontext():
             if not is_trained(directory):
                 if number == 0:
-                    rows = _rows(config, method, student, store_path(config, method))
+                    rows = _rows(config, method, student)
                 else:
                     num = steps * training.batch_size
                     prompts = _rotated(_prompts(config, method), number, num)
@@ -247,14 +247,13 @@ def _rotated(prompts: list[Example], number: int, num: int) -> list[Example]:
     return (prompts[start:] + prompts[:start])[:num]
 
 
-def _rows(
-    config: RunConfig, method: MethodConfig, lm: LanguageModel, store: Path
-) -> list[dict[str, Any]]:
+def _rows(config: RunConfig, method: MethodConfig, lm: LanguageModel) -> list[dict[str, Any]]:
     """The rows that a method trains on."""
     built = build_method(method)
     if built.data == "labelled":
         return labelled_rows(lm, _prompts(config, method), max(config.training.block_sizes))
-    return training_rows(TrajectoryStore.open(store).read()[: method.num_sequences])
+    store = TrajectoryStore.open(store_path(config, method))
+    return training_rows(store.read()[: method.num_sequences])
 
 
 def verified(
@@ -314,8 +313,4 @@ def check_training(
                 f"got steps={config.steps}"
             )
     training_arguments(config, output)
-    if num_sequences < config.batch_size:
-        raise ValueError(
-            f"{num_sequences} training sequences are fewer than batch_size={config.batch_size}; "
-            "take more prompts or a smaller batch"
-        )
+    config.check_enough(num_sequences)

@@ -36,7 +36,6 @@ class Watch(TrainingCallback):
         config: WatchConfig,
         *,
         batch_size: int = 64,
-        seed: int = 0,
     ) -> None:
         """`lm` is the model in training; the first of `problems` are evaluated."""
         self.lm = lm
@@ -44,7 +43,6 @@ class Watch(TrainingCallback):
         self.problems = problems[: config.num_problems]
         self.config = config
         self.batch_size = batch_size
-        self.seed = seed
         self.rows: list[dict[str, float]] = []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -72,7 +70,6 @@ class Watch(TrainingCallback):
             self.problems,
             self.config.decoding,
             batch_size=self.batch_size,
-            seed=self.seed,
             progress=False,
         ).row
         model.train()

@@ -82,11 +82,11 @@ def grade_programs(
             (stdin, [f"assert stdout.split() == {stdout.split()!r}"])
             for stdin, stdout in item.cases
         ]
-        reason = "passed"
-        for stdin, tests in runs or [(None, item.tests)]:
-            reason = run(item.program, tests, item.test_setup, item.time_limit_s, backend, stdin)
-            if reason != "passed":
-                break
+        reasons = (
+            run(item.program, tests, item.test_setup, item.time_limit_s, backend, stdin)
+            for stdin, tests in runs or [(None, item.tests)]
+        )
+        reason = next((reason for reason in reasons if reason != "passed"), "passed")
         return CodeVerdict(reason == "passed", reason)
 
     with ThreadPoolExecutor(num_workers or os.cpu_count()) as pool:

@@ -14,6 +14,8 @@ from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
+from t3d.core.files import write_bytes
+
 if TYPE_CHECKING:
     from t3d.decoding.request import Completion
     from t3d.tasks import Grade
@@ -212,6 +214,4 @@ def write_html(path: Path, problems: Sequence[Problem]) -> None:
             _problem_html(number, problem) for number, problem in enumerate(problems, 1)
         ),
     )
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(path)
+    write_bytes(path, page.encode())

@@ -47,20 +47,16 @@ class OwnQuestions:
         self._unsafe_exec = unsafe_exec
         self._files = split_files(path) or dict.fromkeys(_SPLITS, path)
         read = {file: numbered_prompts(file) for file in dict.fromkeys(self._files.values())}
-        owners: dict[str, str] = {}
+        owners: dict[str, tuple[Path, int]] = {}
         for file, rows in read.items():
-            here: dict[str, str] = {}
             for number, example in rows.items():
-                where = f"{file.name}, line {number}"
+                owner, line = owners.setdefault(example.asks, (file, number))
                 # Training may see a question twice; an evaluation would count it twice.
-                again = (
-                    here.setdefault(example.asks, where) if file.stem in ("dev", "test") else where
-                )
-                first = owners.get(example.asks, again)
-                if first != where:
-                    raise ValueError(f"{path}: {where}, asks what {first}, asks; drop one of them")
-                here[example.asks] = where
-            owners |= here
+                if owner != file or (line != number and file.stem in ("dev", "test")):
+                    raise ValueError(
+                        f"{path}: {file.name}, line {number}, asks what {owner.name}, line {line}, "
+                        "asks; drop one of them"
+                    )
         # Many files have one name, but results are told apart by their task's: by its problems.
         problems = read[[*self._files.values()][-1]].values()
         seen = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +37,19 @@ def convert_upstream(source: Path, output: Path, dataset: str) -> int:
     return len(records)
 
 
-def upstream_rows(source: Path) -> list[Any]:
-    """Raises: ValueError naming the file, if it is no JSON list of problems."""
+def upstream_rows(source: Path, what: str = "problems") -> list[Any]:
+    """The items of a file; `what` is their name in messages.
+
+    Raises:
+        ValueError: naming the file, if it is no JSON list.
+    """
     text = read_text(source)
     try:
         rows = parse_json(text)
     except ValueError as error:
         raise ValueError(f"{source}: not JSON ({error})") from None
     if not isinstance(rows, list) or not rows:
-        raise ValueError(f"{source}: must be a JSON list of problems")
+        raise ValueError(f"{source}: must be a JSON list of {what}, with at least one")
     return rows
 
 
@@ -69,31 +72,30 @@ def _convert(row: Any, index: int, dataset: str, split: str, source: str) -> Rec
         raise ValueError(f"'test_method' must be 'function' or 'stdio', got {method!r}")
     is_stdio = method == "stdio"
     is_code = is_stdio or "test_list" in row
-    tests = _texts(row, "test_list") if is_code and not is_stdio else []
-    answer = None if is_code else _value(row, "ground_truth_answer", str)
-    cases: dict[str, Any] = (
-        {key: _texts(row, key) for key in ("test_input", "test_output")} if is_stdio else {}
-    )
-    if len({len(texts) for texts in cases.values()}) > 1:
-        raise ValueError("'test_input' and 'test_output' must be equally long")
-    kind: Callable[..., Record] = StdioRecord if is_stdio else Record
-    return kind(
+    own: dict[str, Any]
+    if is_stdio:
+        own = {key: _texts(row, key) for key in ("test_input", "test_output")}
+        if len(own["test_input"]) != len(own["test_output"]):
+            raise ValueError("'test_input' and 'test_output' must be equally long")
+    elif is_code:
+        own = {"tests": _texts(row, "test_list"), "prompt_prefix": _value(row, "prefix", str)}
+    else:
+        # An empty gold answer would call every other one wrong.
+        own = {"answer": _value(row, "ground_truth_answer", str) or None}
+    if is_code:
+        limit = _value(row, "test_time_limit", int | float)
+        own |= {"test_method": method, "time_limit_s": limit}
+    meta = {key: row[key] for key in ("level", "subject") if key in row}
+    return (StdioRecord if is_stdio else Record)(
         id=f"{dataset}/upstream/{index}",
         dataset=dataset,
         split=split,
         domain="code" if is_code else "math",
         question=_value(row, "question", str),
-        # An empty gold answer would call every other one wrong.
-        answer=answer or None,
-        prompt_prefix=_value(row, "prefix", str) if is_code and not is_stdio else None,
-        test_method=method if is_code else None,
-        tests=tests,
-        time_limit_s=_value(row, "test_time_limit", int | float) if is_code else None,
-        meta={key: row[key] for key in ("level", "subject") if key in row}
-        | ({"in_t3d": True} if is_code else {}),
+        meta=meta | ({"in_t3d": True} if is_code else {}),
         source=source,
         license="as its source",
-        **cases,
+        **own,
     )
 
 

@@ -123,6 +123,14 @@ class TrainingConfig:
                 "adapters are small, and the base is held once"
             )
 
+    def check_enough(self, num_sequences: int) -> None:
+        """Raise ValueError if the training sequences do not make one batch."""
+        if num_sequences < self.batch_size:
+            raise ValueError(
+                f"{num_sequences} training sequences are fewer than batch_size={self.batch_size}; "
+                "take more or a smaller batch"
+            )
+
 
 @dataclass
 class MethodConfig:

@@ -231,11 +231,7 @@ def read_lesson(config: PretrainConfig) -> Lesson:
     else:
         rows, source = labelled_rows(lm, examples, max(block_sizes)), {"task": config.task}
         _tell_long(lm, rows)
-    if len(rows) < config.training.batch_size:
-        raise ValueError(
-            f"{len(rows)} training sequences are fewer than "
-            f"batch_size={config.training.batch_size}; take more problems or a smaller batch"
-        )
+    config.training.check_enough(len(rows))
     if config.prompt_loss:
         rows = [_all_response(row, lm.mask_token_id) for row in rows]
     return Lesson(lm, rows, source)

@@ -57,10 +57,7 @@ def fit(
         ValueError: if there are fewer sequences than one batch takes, or a block is longer than
             the model.
     """
-    if len(rows) < config.batch_size:
-        raise ValueError(
-            f"{len(rows)} training sequences are fewer than batch_size={config.batch_size}"
-        )
+    config.check_enough(len(rows))
     check_block_sizes(lm, config.block_sizes)
     trainer = DiffusionTrainer(lm, method, rows, config, directory, teacher)
     for callback in (*callbacks, Saving(config.save_seconds)):

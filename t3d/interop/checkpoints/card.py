@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from t3d.core.files import read_object
 from t3d.evaluation.results import ResultRow, load_results
+from t3d.interop.checkpoints.config import ExportConfig
 from t3d.interop.checkpoints.engines import Consumer, engine_findings
 
 ENGINES: tuple[Consumer, ...] = ("sglang", "lmdeploy")
@@ -32,14 +33,7 @@ def served_engines(directory: Path) -> frozenset[Consumer]:
     return frozenset(engine for engine in ENGINES if engine in (tags or ()))
 
 
-def write_card(
-    directory: Path,
-    *,
-    title: str,
-    source: str,
-    results: Path | None = None,
-    license: str | None = None,
-) -> None:
+def write_card(directory: Path, asked: ExportConfig, *, title: str, source: str) -> None:
     """Write README.md of a folder that holds everything else.
 
     Args:
@@ -52,12 +46,12 @@ def write_card(
     stops = tuple(read_object(directory / "generation_config.json")["eos_token_id"])
     path = directory / "provenance.json"
     record = read_object(path) if path.exists() else {}
-    rows = [] if results is None else _own_rows(results, source)
+    rows = [] if asked.results is None else _own_rows(asked.results, source)
     failing = {finding.consumer for finding in engine_findings(directory, stops) if finding.fatal}
     served: list[Consumer] = [engine for engine in ENGINES if engine not in failing]
     base = str(record.get("model", ""))
     data = ModelCardData(
-        license=license,
+        license=asked.license,
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["block-diffusion", "t3d", *served],

@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig
 from t3d.core.dtypes import Dtype
 from t3d.core.files import check_output, read_object, write_bytes, write_json
 from t3d.interop.checkpoints.card import write_card
+from t3d.interop.checkpoints.config import ExportConfig
 from t3d.models import LanguageModel, from_pretrained
 from t3d.models.families import family_of
 from t3d.models.files import read_generation
@@ -26,50 +27,33 @@ TEMPLATES = Path(__file__).parent / "templates"
 skip it."""
 
 
-def export(
-    model: str | Path,
-    output: Path,
-    *,
-    dtype: Dtype | None = None,
-    max_shard_size: str = "5GB",
-    untie: bool = False,
-    block_size: int | None = None,
-    mask_token_id: int | None = None,
-    results: Path | None = None,
-    license: str | None = None,
-) -> None:
+def export(model: str | Path, output: Path, config: ExportConfig | None = None) -> None:
     """Write a checkpoint for transformers, SGLang and LMDeploy. Nothing is left after a failure.
 
     Args:
         model: a checkpoint directory, a Hub name, or a built-in name.
         output: the directory, new or empty.
-        dtype: number format of the weights; by default unchanged.
-        max_shard_size: largest size of one safetensors file, such as 5GB.
-        untie: store the head as a separate weight where it shares the embedding's.
-        block_size: training block size, where config.json lacks it.
-        mask_token_id: id of the mask token, where config.json and the tokenizer lack it.
-        results: a results.json for the card, which shows this model's rows.
-        license: name of the license in the card, such as apache-2.0.
 
     Raises:
         ValueError: if the output holds something or cannot be written, or the model cannot be
             loaded.
     """
     check_output(output)
-    if not re.fullmatch(r"\d+\s*(K|M|G)?B", max_shard_size):
-        raise ValueError(f"max_shard_size must be a size such as 5GB, got {max_shard_size!r}")
+    config = config or ExportConfig()
+    size = config.max_shard_size
+    if not re.fullmatch(r"\d+\s*(K|M|G)?B", size):
+        raise ValueError(f"max_shard_size must be a size such as 5GB, got {size!r}")
     source = BUILT_IN.get(str(model), Path(model))
-    stored = _stored_dtype(str(source)) if dtype is None else dtype
     lm = from_pretrained(
         model,
         device="cpu",
-        dtype=getattr(torch, stored),
-        block_size=block_size,
-        mask_token_id=mask_token_id,
+        dtype=getattr(torch, config.dtype or _stored_dtype(str(source))),
+        block_size=config.block_size,
+        mask_token_id=config.mask_token_id,
     )
     if lm.model.config.block_size is None:
         raise ValueError(f"{model}: config.json has no block_size; give --block_size")
-    if untie and lm.model.config.tie_word_embeddings:
+    if config.untie and lm.model.config.tie_word_embeddings:
         _untie(lm.model)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +64,7 @@ def export(
         ) from None
     try:
         partial.chmod(0o755)
-        lm.model.save_pretrained(partial, max_shard_size=max_shard_size)
+        lm.model.save_pretrained(partial, max_shard_size=size)
         lm.tokenizer.save_pretrained(partial)
         _finish_config(partial)
         _finish_generation_config(partial, lm, source)
@@ -88,7 +72,7 @@ def export(
         write_code(partial)
         if (source / "provenance.json").exists():
             shutil.copy(source / "provenance.json", partial)
-        write_card(partial, title=output.name, source=str(model), results=results, license=license)
+        write_card(partial, config, title=output.name, source=str(model))
         partial.rename(output)
     except OSError as error:
         raise ValueError(

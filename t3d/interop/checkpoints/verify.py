@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -43,41 +43,34 @@ def check(directory: Path) -> list[Finding]:
         lm = from_pretrained(str(directory), device="cpu")
     except ValueError as error:
         return [Finding("t3d", str(error), AGAIN), *engine_findings(directory, ())]
-    found = [*_code_findings(directory, config), *_tokenizer_findings(directory)]
+    problems = [*_code_problems(directory, config), *_tokenizer_problems(directory)]
     size = lm.model.config.block_size
+    if size is not None and not problems:
+        problems = _compare(directory, lm, size)
+    found = [Finding("transformers", problem, AGAIN) for problem in problems]
     if size is None:
         found.append(Finding("t3d", "config.json has no block_size", "add it"))
-    elif not found:
-        found += _compare(directory, lm, size)
     return found + engine_findings(directory, lm.stop_token_ids)
 
 
-def _code_findings(directory: Path, config: dict[str, object]) -> list[Finding]:
-    """Findings where AutoConfig, AutoModel or AutoModelForCausalLM would not find the code."""
+def _code_problems(directory: Path, config: dict[str, object]) -> Iterator[str]:
+    """Where AutoConfig, AutoModel or AutoModelForCausalLM would not find the code."""
     classes = config.get("auto_map")
-    found = []
     for name in ("AutoConfig", "AutoModel", "AutoModelForCausalLM"):
         target = classes.get(name) if isinstance(classes, dict) else None
         if not isinstance(target, str):
-            problem = f"{name} has no class in auto_map of config.json"
-            found.append(Finding("transformers", problem, AGAIN))
+            yield f"{name} has no class in auto_map of config.json"
         elif not (directory / f"{target.partition('.')[0]}.py").is_file():
-            problem = f"{target.partition('.')[0]}.py is missing, which auto_map names"
-            found.append(Finding("transformers", problem, AGAIN))
-    return found
+            yield f"{target.partition('.')[0]}.py is missing, which auto_map names"
 
 
-def _tokenizer_findings(directory: Path) -> list[Finding]:
-    """Findings where transformers 4 would not load the tokenizer."""
+def _tokenizer_problems(directory: Path) -> Iterator[str]:
+    """Why transformers 4 would not load the tokenizer."""
     settings = read_object(directory / "tokenizer_config.json", AGAIN)
-    found = []
     if settings.get("tokenizer_class") == "TokenizersBackend":
-        problem = "tokenizer_class TokenizersBackend is unknown to transformers 4"
-        found.append(Finding("transformers", problem, AGAIN))
+        yield "tokenizer_class TokenizersBackend is unknown to transformers 4"
     if isinstance(settings.get("extra_special_tokens"), list):
-        problem = "extra_special_tokens as a list is unknown to transformers 4"
-        found.append(Finding("transformers", problem, AGAIN))
-    return found
+        yield "extra_special_tokens as a list is unknown to transformers 4"
 
 
 def probe_inputs(vocab_size: int, block_size: int) -> Tensor:
@@ -117,13 +110,13 @@ def expected(lm: LanguageModel, ids: Tensor, block_size: int) -> dict[str, Tenso
     return found
 
 
-def _compare(directory: Path, lm: LanguageModel, block_size: int) -> list[Finding]:
-    """Findings where logits or prompts of transformers alone differ from t3d's."""
+def _compare(directory: Path, lm: LanguageModel, block_size: int) -> list[str]:
+    """Where logits or prompts of transformers alone differ from t3d's."""
     ids = probe_inputs(lm.model.config.vocab_size, block_size)
     try:
         (found,) = run_probe(sys.executable, [(directory, ids)])
     except ValueError as error:
-        return [Finding("transformers", f"cannot load and run it: {error}", AGAIN)]
+        return [f"cannot load and run it: {error}"]
     wanted = expected(lm, ids, block_size)
     head = lm.model.get_output_embeddings()
     assert isinstance(head, nn.Linear)
@@ -142,4 +135,4 @@ def _compare(directory: Path, lm: LanguageModel, block_size: int) -> list[Findin
             problems.append(f"{what} differ from t3d's by {error:.1e} of the largest")
     if not torch.equal(found["prompt"], wanted["prompt"]):
         problems.append("the chat template gives other tokens than in t3d")
-    return [Finding("transformers", problem, AGAIN) for problem in problems]
+    return problems

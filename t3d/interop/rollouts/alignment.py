@@ -87,11 +87,6 @@ def encode(lm: LanguageModel, texts: Sequence[str]) -> list[list[int]]:
     return lm.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
 
 
-def decode(lm: LanguageModel, rows: Sequence[list[int]]) -> list[str]:
-    """Texts of token ids, special tokens included, as JetEngine writes them."""
-    return [lm.text(ids) for ids in rows]
-
-
 def check_text(lm: LanguageModel, ids: list[int], text: str, same: bool) -> None:
     """Raise UnalignedError unless a text stands for these ids and no others.
 

@@ -14,7 +14,6 @@ from t3d.interop.rollouts.alignment import (
     TransferReport,
     UnalignedError,
     check_text,
-    decode,
     encode,
     passes,
 )
@@ -44,9 +43,9 @@ def export_rollouts(
         ValueError: for a store that is not complete, or of which nothing can be written.
     """
     rows = store.read_complete()
-    prompts = decode(lm, [row.prompt_ids for row in rows])
+    prompts = [lm.text(row.prompt_ids) for row in rows]
     ids = [row.response_ids[: row.num_response_tokens] for row in rows]
-    texts = decode(lm, ids)
+    texts = [lm.text(own) for own in ids]
     again = zip(encode(lm, prompts), encode(lm, texts), strict=True)
     entries: list[dict[str, Any]] = []
     skipped: list[Skipped] = []

@@ -18,7 +18,6 @@ from t3d.interop.rollouts.alignment import (
     TransferReport,
     UnalignedError,
     check_text,
-    decode,
     encode,
     make_trajectory,
 )
@@ -106,7 +105,7 @@ def _align(
 ) -> tuple[list[Trajectory], list[Skipped]]:
     """Trajectories of the responses that can be aligned, and a report of the others."""
     ids = encode(lm, [response.text for response in responses])
-    texts = decode(lm, ids)
+    texts = [lm.text(own) for own in ids]
     rows: list[Trajectory] = []
     skipped: list[Skipped] = []
     for response, row_ids, text in zip(responses, ids, texts, strict=True):

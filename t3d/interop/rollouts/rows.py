@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from t3d.core.files import parse_json, read_file
+from t3d.tasks.upstream import upstream_rows
 
 Format = Literal["t3d", "dllm-rl"]
 
@@ -44,14 +44,7 @@ def read_responses(source: Path, format: Format) -> list[Response]:
     Raises:
         ValueError: naming file, entry and key, for whatever is not in that format.
     """
-    try:
-        rows = parse_json(read_file(source))
-    except OSError as error:
-        raise ValueError(f"{source}: cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise ValueError(f"{source}: not JSON ({error})") from None
-    if not isinstance(rows, list) or not rows:
-        raise ValueError(f"{source}: must be a JSON list of rollouts, with at least one")
+    rows = upstream_rows(source, "rollouts")
     responses: list[Response] = []
     entries: dict[str, int] = {}
     for entry, row in enumerate(rows):

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from t3d.cli.exporting import export_command as command
 from t3d.core.files import write_json
 from t3d.evaluation.results import save_results
+from t3d.interop.checkpoints.config import ExportConfig
 from t3d.interop.checkpoints.engines import Finding
 from t3d.interop.checkpoints.layout import export
 from t3d.interop.checkpoints.verify import check, claims, expected, probe_inputs, run_probe
@@ -58,7 +59,9 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def exported(saved: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("exported")
     for name, path in saved.items():
-        export(path, folder / name, max_shard_size="20KB" if name == "untied" else "5GB")
+        export(
+            path, folder / name, ExportConfig(max_shard_size="20KB" if name == "untied" else "5GB")
+        )
     return {name: folder / name for name in MODELS}
 
 
@@ -152,7 +155,7 @@ def test_the_modeling_file_is_small(exported: dict[str, Path]) -> None:
 
 
 def test_dtype_and_untied_head(saved: dict[str, Path], tmp_path: Path) -> None:
-    export(saved["tied"], tmp_path / "half", dtype="bfloat16", untie=True)
+    export(saved["tied"], tmp_path / "half", ExportConfig(dtype="bfloat16", untie=True))
     tensors = load_file(tmp_path / "half" / "model.safetensors")
     assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
     assert torch.equal(tensors["lm_head.weight"], tensors["model.embed_tokens.weight"])
@@ -179,9 +182,9 @@ def test_calibrated_settings_and_provenance_come_along(
 
 def test_nothing_is_left_of_a_failed_export(saved: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such results file"):
-        export(saved["untied"], tmp_path / "out", results=tmp_path / "absent.json")
+        export(saved["untied"], tmp_path / "out", ExportConfig(results=tmp_path / "absent.json"))
     with pytest.raises(ValueError, match="max_shard_size must be a size such as 5GB, got 'big'"):
-        export(saved["untied"], tmp_path / "out", max_shard_size="big")
+        export(saved["untied"], tmp_path / "out", ExportConfig(max_shard_size="big"))
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("")
@@ -195,7 +198,7 @@ def test_a_block_size_must_come_from_somewhere(saved: dict[str, Path], tmp_path:
     edit(source / "config.json", block_size=None)
     with pytest.raises(ValueError, match="config.json has no block_size; give --block_size"):
         export(source, tmp_path / "out")
-    export(source, tmp_path / "out", block_size=8)
+    export(source, tmp_path / "out", ExportConfig(block_size=8))
     assert json.loads((tmp_path / "out" / "config.json").read_text())["block_size"] == 8
 
 
@@ -344,9 +347,10 @@ def test_the_card_tells_what_is_known_and_no_more(saved: dict[str, Path], tmp_pa
     other = replace(row, method="theirs", model="elsewhere")
     save_results(tmp_path / "results.json", [other], {})
     with pytest.raises(ValueError, match="results.json: holds no row of .*source; evaluate it"):
-        export(source, tmp_path / "full", results=tmp_path / "results.json")
+        export(source, tmp_path / "full", ExportConfig(results=tmp_path / "results.json"))
     save_results(tmp_path / "results.json", [row, other], {})
-    export(source, tmp_path / "full", results=tmp_path / "results.json", license="apache-2.0")
+    config = ExportConfig(results=tmp_path / "results.json", license="apache-2.0")
+    export(source, tmp_path / "full", config)
     full = (tmp_path / "full" / "README.md").read_text()
     for part in (
         "license: apache-2.0",
