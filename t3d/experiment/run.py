@@ -17,6 +17,7 @@ from t3d.decoding.rollout import encode_prompts
 from t3d.evaluation.comparison import Comparison
 from t3d.evaluation.evaluate import Evaluation, is_finished
 from t3d.evaluation.results import Cell
+from t3d.evaluation.samples import Sample
 from t3d.experiment.adapt import with_teacher
 from t3d.experiment.grid import check_evaluation
 from t3d.experiment.recipe import RunConfig
@@ -94,7 +95,7 @@ def walk(config: RunConfig, *, progress: bool = True) -> tuple[list[Cell], list[
 
         def report() -> tuple[list[Cell], list[Problem]]:
             evaluations = _evaluations(config, units, known)
-            cells = [e.cell for e in evaluations.values()]
+            cells = [cell for cell, _ in evaluations.values()]
             shown = _problem_views(
                 config, teacher, problems[: config.evaluation.num_shown], units, evaluations
             )
@@ -160,7 +161,8 @@ def prepare(config: RunConfig) -> tuple[LanguageModel, list[Example]]:
     return teacher, first
 
 
-_Evaluations = dict[tuple[Unit, str, DecodingConfig], Evaluation]
+_Evaluations = dict[tuple[Unit, str, DecodingConfig], tuple[Cell, list[Sample]]]
+"""Results, and as many samples as the report shows: all of a large comparison's take gigabytes."""
 
 
 def _evaluations(config: RunConfig, units: Sequence[Unit], known: _Evaluations) -> _Evaluations:
@@ -178,7 +180,8 @@ def _evaluations(config: RunConfig, units: Sequence[Unit], known: _Evaluations) 
                 path = evaluation_directory(config, unit, task) / setting.name
                 key = unit, task.name, setting
                 if key not in known and is_finished(path):
-                    known[key] = Evaluation.load(path)
+                    found = Evaluation.load(path)
+                    known[key] = found.cell, found.samples[: config.evaluation.num_shown]
                 if key in known:
                     out[key] = known[key]
     return out
@@ -202,7 +205,7 @@ def _problem_views(
             for setting in config.evaluation.settings:
                 if (found := evaluations.get((unit, task, setting))) is None:
                     continue
-                sample = found.samples[number]
+                sample = found[1][number]
                 views.append(
                     view_of(
                         sample.completion,
