@@ -148,7 +148,7 @@ def states_picture(lm: LanguageModel) -> Figure:
     trajectory = decoded(lm)
     layout = BlockLayout(BLOCK_SIZE)
     batch = TrajectoryBatch.collate(training_rows([trajectory]), lm.pad_token_id)
-    vocabulary = Vocabulary(lm.model.config.vocab_size, lm.mask_token_id, lm.banned_token_ids)
+    vocabulary = Vocabulary.of(lm)
     noiser = TrajectoryState(levels=(0.75, 0.5, 0.25), level_power=0.0)
     [view] = noiser(NoiserInput(batch, layout, torch.tensor([3]), vocabulary, 0.0))
     prompt = len(trajectory.prompt_ids)

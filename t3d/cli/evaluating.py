@@ -123,10 +123,11 @@ def calibrate_command(
     config = GridConfig(**settings)
 
     from t3d.decoding.defaults import write_generation_config
-    from t3d.evaluation.calibrate import choose
+    from t3d.evaluation.calibrate import check_limits, choose
     from t3d.experiment.grid import evaluate_into
     from t3d.report.tables import calibration_terminal
 
+    check_limits(max_loss, confidence)
     evaluations = evaluate_into(model, None, config, split, output, progress=progress)
     full, *others = [evaluation.cell for evaluation in evaluations]
     choice = choose(others, full, max_loss=max_loss, confidence=confidence, speed=speed)

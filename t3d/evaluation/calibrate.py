@@ -82,6 +82,14 @@ class Choice:
         return asdict(self) | rows | {"candidates": candidates}
 
 
+def check_limits(max_loss: float, confidence: float) -> None:
+    """Raise ValueError for limits that `choose` does not take."""
+    if not 0 <= max_loss < 100:
+        raise ValueError(f"max_loss must lie in [0, 100) points, got {max_loss:g}")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie between 0 and 1, got {confidence:g}")
+
+
 def choose(
     cells: Sequence[Cell],
     baseline: Cell,
@@ -104,10 +112,7 @@ def choose(
         ValueError: for numbers out of range, two cells of one setting, or cells of another
             checkpoint, task or number of problems than the baseline's.
     """
-    if not 0 <= max_loss < 100:
-        raise ValueError(f"max_loss must lie in [0, 100) points, got {max_loss:g}")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must lie between 0 and 1, got {confidence:g}")
+    check_limits(max_loss, confidence)
     full = Condition.of(baseline.row)
     same = {"confidence_threshold": 0.0, "entropy_bound": 0.0}
     sweeps: dict[DecodingConfig, dict[Condition, Cell]] = defaultdict(dict)

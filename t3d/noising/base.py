@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from torch.nn.functional import pad
 from t3d.core.blocks import BlockLayout
 from t3d.core.rng import fold
 from t3d.core.trajectory import TrajectoryBatch
+
+if TYPE_CHECKING:
+    from t3d.models import LanguageModel
 
 # The purposes that random numbers are drawn for; each has a stream of its own.
 LEVEL, SUBSET, REPLACE, TOKEN, LATER, RANDOM_VIEW = range(6)
@@ -27,12 +30,17 @@ class Vocabulary:
 
     size: int
     mask_token_id: int
+    pad_token_id: int
+    """Id of the token that upstream shows behind the stop token."""
+    base_size: int
+    """Number of ids, from 0, that are no added tokens; upstream draws its random tokens there."""
     banned: tuple[int, ...] = ()
     """Further token ids that are not drawn as noise."""
-    pad_token_id: int = 0
-    """What upstream shows behind the stop token."""
-    base_size: int = 0
-    """Number of ids, from 0, that are no added tokens; upstream draws its random tokens there."""
+
+    @classmethod
+    def of(cls, lm: LanguageModel) -> Vocabulary:
+        ids = lm.mask_token_id, lm.pad_token_id
+        return cls(lm.model.config.vocab_size, *ids, lm.tokenizer.vocab_size, lm.banned_token_ids)
 
 
 @dataclass(frozen=True)

@@ -74,13 +74,7 @@ class DiffusionTrainer(Trainer):
         # sequences in the whole accumulation window.
         self.model_accepts_loss_kwargs = True
         self.method = method
-        self.vocabulary = Vocabulary(
-            lm.model.config.vocab_size,
-            lm.mask_token_id,
-            lm.banned_token_ids,
-            lm.pad_token_id,
-            lm.tokenizer.vocab_size,
-        )
+        self.vocabulary = Vocabulary.of(lm)
         sizes = config.block_sizes
         grows = method.block_schedule == "growing"
         self.layouts = [BlockLayout(size) for size in (sorted(sizes) if grows else sizes)]

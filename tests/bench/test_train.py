@@ -81,7 +81,7 @@ def test_a_load_is_what_the_layout_lays_out(
     ]
     batch = TrajectoryBatch.collate(training_rows(trajectories), 0)
     keys = torch.arange(len(lengths))
-    noised = NoiserInput(batch, layout, keys, Vocabulary(64, 63), 0.5)
+    noised = NoiserInput(batch, layout, keys, Vocabulary(64, 63, 0, 64), 0.5)
     views = build_method(MethodConfig(method)).noiser(noised)
     grid = layout.training(batch.prompt_length, batch.length, len(views))
     held = grid.stream != PADDING

@@ -85,6 +85,15 @@ FOUND: list[tuple[str, str, str, list[Damage], str]] = [
         [("upstream.json", "pipe", 0, None)],
         "upstream.json: cannot be read: no regular file",
     ),
+    *[
+        ("calibrate", f"{MODEL} --task own --split test --config grid.yaml --output out {wrong}",
+         "model own grid.yaml", [], part)
+        for wrong, part in (
+            ("--max_loss=-1", "max_loss must lie in [0, 100) points, got -1"),
+            ("--max_loss=.nan", "max_loss must lie in [0, 100) points, got nan"),
+            ("--confidence=1", "confidence must lie between 0 and 1, got 1"),
+        )
+    ],
     ("report", "rows", "rows", [("rows/results.json", "pipe", 0, None)], "no regular file"),
     ("export", "--check exported", "exported", [("exported/config.json", "pipe", 0, None)], "no r"),
     ("generate", f"{MODEL} q", "model", [(CONFIG, "pipe", 0, None)], "no regular file"),

@@ -179,7 +179,7 @@ def test_the_recorded_log_probs_are_those_of_the_training_forward(block_size: in
 
 def test_a_blocks_logits_do_not_depend_on_how_other_blocks_are_noised():
     """Also at a training block that is not the decoder's."""
-    layout, vocabulary = BlockLayout(8), Vocabulary(50, MASK)
+    layout, vocabulary = BlockLayout(8), Vocabulary(50, MASK, 0, 50)
     batch, _ = decoded(settings(4, max_new_tokens=20))
     keys = torch.arange(len(batch.length))
     noiser = TrajectoryState(levels=(1.0,), random_share=0.2)

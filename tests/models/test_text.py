@@ -155,7 +155,8 @@ def test_ids_without_a_token_are_neither_generated_nor_noise(lm: LanguageModel) 
     for done in make_decoder(lm, config, 8).decode(requests):
         assert padding.isdisjoint(done.initial_ids)
         assert padding.isdisjoint(done.response_ids)
-    assert Vocabulary(size, lm.mask_token_id, lm.banned_token_ids).banned == lm.banned_token_ids
+    vocabulary = Vocabulary.of(lm)
+    assert (vocabulary.size, vocabulary.banned) == (size, lm.banned_token_ids)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 3e38])

@@ -12,7 +12,7 @@ from t3d.core.blocks import BlockLayout
 from t3d.core.trajectory import Trajectory, TrajectoryBatch, training_row
 from t3d.noising import Noiser, NoiserInput, View, Vocabulary
 
-VOCABULARY = Vocabulary(size=64, mask_token_id=50)
+VOCABULARY = Vocabulary(size=64, mask_token_id=50, pad_token_id=0, base_size=64)
 
 
 MASK = VOCABULARY.mask_token_id

@@ -27,13 +27,13 @@ from t3d.training.config import MethodConfig
 from t3d.training.methods import METHODS, build_method
 
 MASK, SIZE = 50, 4
-VOCABULARY = Vocabulary(64, MASK)
+VOCABULARY = Vocabulary(64, MASK, 0, 64)
 
 
 def test_ids_that_are_banned_are_no_noise() -> None:
     batch = TrajectoryBatch.collate([training_row(t, i) for i, t in enumerate(trajectories(8))], 0)
     banned = tuple(range(5, 50))
-    vocabulary, keys = Vocabulary(64, MASK, banned), torch.arange(8)
+    vocabulary, keys = Vocabulary(64, MASK, 0, 64, banned), torch.arange(8)
     inputs = NoiserInput(batch, BlockLayout(SIZE), keys, vocabulary, 0.5)
     (view,) = TrajectoryState(random_share=1.0)(inputs)
     shown = set(view.xt[view.loss_mask].tolist())

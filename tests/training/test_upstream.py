@@ -67,7 +67,7 @@ def noised(case: dict[str, Any], num: int = 1) -> tuple[Method, TrajectoryBatch,
     }
     method = build_method(MethodConfig("t3d", noiser=settings, compat="upstream"))
     batch = TrajectoryBatch.collate([training_row(trajectory(case), 0)] * num, PAD)
-    vocabulary = Vocabulary(SIZE, MASK, pad_token_id=PAD, base_size=WORDS)
+    vocabulary = Vocabulary(SIZE, MASK, PAD, WORDS)
     layout, keys = BlockLayout(case["block_size"]), torch.arange(num)
     [view] = method.noiser(NoiserInput(batch, layout, keys, vocabulary, 0.5))
     return method, batch, view
@@ -115,7 +115,7 @@ def test_a_sequence_has_one_level():
     method = build_method(MethodConfig("t3d", noiser={"random_share": 0.0}, compat="upstream"))
     num = 4000
     batch = TrajectoryBatch.collate([training_row(trajectory(EXACT[0]), 0)] * num, PAD)
-    vocabulary = Vocabulary(SIZE, MASK, pad_token_id=PAD, base_size=WORDS)
+    vocabulary = Vocabulary(SIZE, MASK, PAD, WORDS)
     given = NoiserInput(batch, BlockLayout(8), torch.arange(num), vocabulary, 0.5)
     [view] = method.noiser(given)
     hidden = view.masked.view(num, -1, 8).sum(-1)[:, 1:]
