@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from t3d.core.blocks import CLEAN, Coordinates
+from t3d.core.blocks import CLEAN, BlockLayout
 from t3d.models.attention import dense_mask
 
 FOLDED_WIDTH = 64
@@ -46,23 +46,26 @@ class Group:
     def of(
         cls,
         rows: list[int],
+        slot: Tensor,
         position: Tensor,
+        stream: Tensor,
         num_visible: int,
         *,
         block_size: int,
         heads_per_key: int,
     ) -> Group:
-        """The group of the sequences in `rows`, which run the positions [B, W].
+        """The group of the sequences in `rows`, which run tokens [B, W] of positions and streams.
 
-        They see slots 0..num_visible-1 under the mask of block diffusion. All slots up to the end
-        of its current block were written by the sequence itself; a former user of the row may have
-        left values only in later slots, which the mask hides.
+        They see slots 0..num_visible-1 under the mask of block diffusion. A slot holds the clean
+        token of its position, but for those that this pass writes. All slots up to the start of
+        its current block were written by the sequence itself; what earlier passes or a former user
+        of the row left in later ones counts as clean tokens of later blocks, which nobody sees.
         """
-        slots = torch.arange(num_visible, device=position.device)[None]
-        clean = torch.full((1, 1), CLEAN, device=position.device)
-        queries, keys = (
-            Coordinates(p, p // block_size, clean.expand_as(p)) for p in (position, slots)
-        )
+        slots = torch.arange(num_visible, device=position.device).expand(len(rows), -1)
+        clean = torch.full_like(slots, CLEAN)
+        layout = BlockLayout(block_size)
+        queries = layout.coordinates(position, stream)
+        keys = layout.coordinates(slots.scatter(1, slot, position), clean.scatter(1, slot, stream))
         first = rows[0]
         adjacent = rows == list(range(first, first + len(rows)))
         own = slice(first, first + len(rows)) if adjacent else position.new_tensor(rows)

@@ -24,15 +24,17 @@ def pass_bytes(
 ) -> int:
     """Upper bound of the bytes that a pass takes beside weights and cache.
 
-    A pass has the tokens of a prefill chunk and two blocks of each sequence. Counted are the hidden
-    states of each token in one layer, and the logits of each masked position in float32, six
-    times: sorting and sampling make copies.
+    A pass has the tokens of a prefill chunk, and of each sequence the finished block and every
+    state, with drafts the next block's first, too. Counted are the hidden states of each token in
+    one layer, and the logits of each masked position in float32, six times: sorting and sampling
+    make copies.
     """
     shape = model.config
     heads = shape.num_attention_heads * shape.head_dim
-    tokens = prefill_chunk + 2 * config.block_size * batch_size
+    num = config.most_states + (config.most_states > 1)
+    tokens = prefill_chunk + (num + 1) * config.block_size * batch_size
     states = 4 * shape.hidden_size + 3 * shape.intermediate_size + 4 * heads
-    masked = config.window_size * batch_size
+    masked = num * config.window_size * batch_size
     return tokens * states * model.dtype.itemsize + 6 * 4 * masked * shape.vocab_size
 
 

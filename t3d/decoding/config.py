@@ -55,6 +55,11 @@ class DecodingConfig:
         confidence: what orders positions and is held against the threshold: the candidate's own
             probability, or, as in the code that T3D's authors released, that after temperature,
             top_k and top_p, which a low temperature brings close to 1.
+        draft_states: denoising states of a block that one forward pass runs at most. With 1 each
+            step takes a pass. With more the steps to come are drafted from the last prediction, and
+            the next pass verifies them: the same output in fewer passes, each of more tokens. As
+            many as denoising_steps hold a whole draft; further ones hold the same tokens in other
+            orders, which helps where confidence decides the order.
     """
 
     block_size: int = 4
@@ -69,6 +74,7 @@ class DecodingConfig:
     random_share: float = 0.0
     entropy_bound: float = 0.1
     confidence: Confidence = "untempered"
+    draft_states: int = 1
 
     @property
     def window_size(self) -> int:
@@ -96,12 +102,15 @@ class DecodingConfig:
             changes["confidence"] = DecodingConfig.confidence
         if self.window == self.block_size:
             changes["window"] = None
+        if self.denoising_steps == 1 and self.remasking != "entropy_bounded":
+            changes["draft_states"] = 1
         return replace(self, **changes)
 
     @property
     def full(self) -> DecodingConfig:
-        """The same setting at full steps: one token a step, in order of confidence."""
-        changed = replace(self, remasking=STATIC, denoising_steps=self.window_size)
+        """The same setting at full steps: one token a step, in order of confidence, each step a
+        pass."""
+        changed = replace(self, remasking=STATIC, denoising_steps=self.window_size, draft_states=1)
         return changed.effective
 
     @property
@@ -110,8 +119,19 @@ class DecodingConfig:
         # Decoding is faster with a lower threshold and with a higher entropy bound.
         speed = (self.tokens_per_step, -self.confidence_threshold, self.entropy_bound)
         rest = (self.window_size, self.max_new_tokens, self.top_k, self.top_p, self.random_share)
-        kind = (self.remasking != STATIC, self.remasking, self.confidence)
+        kind = (self.remasking != STATIC, self.remasking, self.confidence, self.draft_states)
         return self.temperature, self.block_size, *kind, *speed, *rest
+
+    @property
+    def most_states(self) -> int:
+        """Number of a block's states in one pass at most, with drafts of every order."""
+        most = self.denoising_steps if self.order_is_known else 2**self.window_size - 1
+        return min(self.draft_states, most)
+
+    @property
+    def order_is_known(self) -> bool:
+        """Whether positions commit in an order that no prediction changes."""
+        return self.remasking in ("sequential", "random", "ancestral")
 
     @property
     def pace(self) -> str:
@@ -154,7 +174,7 @@ class DecodingConfig:
         check_ranges(
             self,
             {
-                "[1, inf)": "block_size denoising_steps max_new_tokens window",
+                "[1, inf)": "block_size denoising_steps max_new_tokens window draft_states",
                 "[0, 1]": "confidence_threshold random_share",
                 "[0, inf)": "temperature top_k entropy_bound",
                 "(0, 1]": "top_p",

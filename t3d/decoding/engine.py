@@ -12,16 +12,18 @@ from collections.abc import Callable, Collection
 from collections.abc import Sequence as Ordered
 
 import torch
+from torch import Tensor
 
 from t3d.core.blocks import BlockLayout
 from t3d.core.ranges import check_number
 from t3d.decoding.config import DecodingConfig
 from t3d.decoding.denoising import choose
+from t3d.decoding.drafting import draft
 from t3d.decoding.request import Completion, Event, Request
 from t3d.decoding.runner import Runner
 from t3d.decoding.sampling import initial_ids
 from t3d.decoding.scheduler import Scheduler, Work
-from t3d.decoding.sequence import Sequence
+from t3d.decoding.sequence import Draft, Sequence, State
 from t3d.models.block_diffusion import BlockDiffusionLM
 
 PREFILL_CHUNK = 8192
@@ -199,40 +201,85 @@ class BlockDecoder:
 
     def _pass(self, works: list[Work]) -> list[Event]:
         logits = self._runner.run(works)
-        # Sequences of one setting, and the rows of the logits that belong to them.
-        groups: dict[DecodingConfig, tuple[list[Sequence], list[int]]] = {}
+        # Works of one setting, and the rows of the logits that belong to them.
+        groups: dict[DecodingConfig, tuple[list[Work], list[int]]] = {}
         row = 0
         for work in works:
-            sequence = work.sequence
-            if not work.denoises:
-                sequence.store(work.stop)
+            work.sequence.num_tokens += work.width
+            if not work.states:
+                work.sequence.store(work.stop)
                 continue
-            sequences, rows = groups.setdefault(sequence.config, ([], []))
-            sequences.append(sequence)
-            rows += range(row, row := row + len(sequence.masked))
+            own, rows = groups.setdefault(work.sequence.config, ([], []))
+            own.append(work)
+            rows += range(row, row := row + sum(len(state.masked) for state in work.states))
         events = []
-        for config, (sequences, rows) in groups.items():
-            own = logits if len(groups) == 1 else logits[torch.tensor(rows, device=logits.device)]
-            columns = choose(config, sequences, own, self._banned)
-            cells = zip(*columns, strict=True)
-            for sequence in sequences:
-                event = self._commit(sequence, [next(cells) for _ in sequence.masked])
-                if event.places or event.completion is not None:
-                    events.append(event)
+        for config, (own, rows) in groups.items():
+            few = logits if len(groups) == 1 else logits[torch.tensor(rows, device=logits.device)]
+            events += self._denoise(config, own, few)
         return events
 
-    def _commit(self, sequence: Sequence, cells: list[tuple[float, ...]]) -> Event:
-        step = sequence.step
-        chosen = [
-            (position, int(token), log_prob)
-            for position, (token, log_prob, commits) in zip(sequence.masked, cells, strict=True)
-            if commits
-        ]
-        sequence.commit(chosen)
-        places = [position - sequence.prompt_length for position, _, _ in chosen]
-        tokens = [token for _, token, _ in chosen]
-        completion = sequence.finished(self.stop_token_ids)
-        return Event(sequence.id, step, places, tokens, completion)
+    def _denoise(self, config: DecodingConfig, works: list[Work], logits: Tensor) -> list[Event]:
+        """Take the steps that the logits [M, V] of the works' states lead to, and draft the next.
+
+        The works are of sequences with one setting.
+        """
+        states = [state for work in works for state in work.states]
+        steps = iter(choose(config, states, logits, self._banned))
+        events: list[Event] = []
+        drafting: list[Sequence] = []
+        rows: list[int] = []
+        row = 0
+        for work in works:
+            sequence, row_of = work.sequence, dict[State, int]()
+            for state in work.states:
+                row_of[state] = row
+                row += len(state.masked)
+            last, own = self._walk(work, {state: next(steps) for state in work.states})
+            events += own
+            sequence.draft = Draft()
+            left = [r for r, p in enumerate(last.masked, row_of[last]) if p in sequence.masked]
+            # Nothing is left of a block or window that is finished, and the next has no logits.
+            if config.most_states > 1 and left:
+                drafting.append(sequence)
+                rows += left
+        if drafting:
+            own_logits = logits[torch.tensor(rows, device=logits.device)]
+            drafts = draft(config, drafting, own_logits, self._banned, self.stop_token_ids)
+            for sequence, found in zip(drafting, drafts, strict=True):
+                sequence.draft = found
+        return events
+
+    def _walk(
+        self, work: Work, steps: dict[State, list[tuple[int, int, float]]]
+    ) -> tuple[State, list[Event]]:
+        """Commit step after step, for as long as they lead to a state that the pass saw.
+
+        Args:
+            steps: what each state commits: position, token id and log-probability.
+
+        Returns:
+            The last of these states, and the events.
+        """
+        sequence, drafted = work.sequence, work.sequence.draft.block
+        block = slice(sequence.start, sequence.end)
+        sequence.num_denoising += 1
+        sequence.num_drafted += len(steps) - 1
+        events: list[Event] = []
+        state, completion = sequence.state, None
+        while True:
+            last, chosen = state, steps[state]
+            sequence.commit(chosen)
+            completion = sequence.finished(self.stop_token_ids)
+            if chosen or completion is not None:
+                places = [position - sequence.prompt_length for position, _, _ in chosen]
+                tokens = [token for _, token, _ in chosen]
+                events.append(Event(sequence.id, last.step, places, tokens, completion))
+            state = sequence.state
+            # The next block's first state saw this block as it was drafted.
+            unseen = state.start == block.stop and tuple(sequence.ids[block]) != drafted
+            if completion is not None or state not in steps or unseen:
+                return last, events
+            sequence.num_accepted += 1
 
     def _check(self, index: int, request: Request, config: DecodingConfig) -> int:
         """Number of positions that the request takes; ValueError if it cannot be decoded."""

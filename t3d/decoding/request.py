@@ -41,9 +41,15 @@ class Passes:
     prefill: int = 0
     """Number of passes that only stored a part of the prompt."""
     denoising: int = 0
-    """Number of passes that ran a denoising step, over all blocks."""
+    """Number of passes that ran denoising steps, over all blocks."""
     commit: int = 0
     """Number of passes that only stored a finished block."""
+    tokens: int = field(default=0, compare=False)
+    """Number of tokens that these passes computed, the prompt's included."""
+    drafted: int = field(default=0, compare=False)
+    """Number of drafted states that denoising passes verified, `DecodingConfig.draft_states`."""
+    accepted: int = field(default=0, compare=False)
+    """Number of those that decoding came to: steps that took no pass of their own."""
 
     @property
     def total(self) -> int:

@@ -62,25 +62,39 @@ class Runner:
         device = self.model.device
         ids: list[int] = []
         rows: list[int] = []
+        slots: list[int] = []
         positions: list[int] = []
+        streams: list[int] = []
         select: list[int] = []
         for work in works:
-            sequence, before = work.sequence, len(ids)
-            ids += sequence.ids[work.first : work.stop]
+            sequence, size = work.sequence, work.sequence.config.block_size
+            known = range(work.first, sequence.start if work.states else work.stop)
+            ids += sequence.ids[known.start : known.stop]
+            positions += known
+            for start, block in work.blocks if work.states else ():
+                ids += block
+                positions += range(start, start + len(block))
             rows += [sequence.row] * work.width
-            positions += range(work.first, work.stop)
-            if work.denoises:
-                select += [before + masked - work.first for masked in sequence.masked]
-        token, row, position = torch.tensor([ids, rows, positions], device=device)[:, None]
-        self._cache.place(row, position)
+            slots += range(work.first, work.stop)
+            streams += [
+                max(slot - sequence.start, 0) // size for slot in range(work.first, work.stop)
+            ]
+            at = len(ids) - size * len(work.states)
+            for state in work.states:
+                select += [at + masked - state.start for masked in state.masked]
+                at += size
+        columns = torch.tensor([ids, rows, slots, positions, streams], device=device)
+        token, row, slot, position = columns[:4, None]
+        self._cache.place(row, slot)
         groups, start, shape = [], 0, self.model.config
         for (width, block_size), own in groupby(works, key=lambda work: work.kind):
             together = list(own)
             stop = start + width * len(together)
+            tokens = columns[2:, start:stop].view(3, -1, width)
             groups.append(
                 Group.of(
                     [work.sequence.row for work in together],
-                    position[0, start:stop].view(-1, width),
+                    *tokens,
                     max(work.stop for work in together),
                     block_size=block_size,
                     heads_per_key=shape.num_attention_heads // shape.num_key_value_heads,

@@ -6,18 +6,31 @@ from collections import deque
 from dataclasses import dataclass
 
 from t3d.core.blocks import BlockLayout
-from t3d.decoding.sequence import Sequence
+from t3d.decoding.sequence import Sequence, State
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """The part of one sequence in a forward pass: it runs its positions first..stop-1."""
+    """The part of one sequence in a forward pass: it writes its cache slots first..stop-1.
+
+    A slot before the current block is a position. From there on come the blocks that `blocks` names
+    end to end, all but one of them in slots that later blocks will overwrite.
+    """
 
     sequence: Sequence
     first: int
     stop: int
-    denoises: bool
-    """Whether the last block takes a denoising step; otherwise the positions are only stored."""
+    states: tuple[State, ...] = ()
+    """States that take a denoising step; without any, the positions are only stored."""
+
+    @property
+    def blocks(self) -> list[tuple[int, tuple[int, ...]]]:
+        """First position and token ids of the drafted block, where it is finished, and of the
+        states. The first of them is clean to those that follow: a state of the next block sees it.
+        """
+        block, start = self.sequence.draft.block, self.sequence.start
+        finished = [] if block is None else [(start, block)]
+        return finished + [(state.start, state.ids) for state in self.states]
 
     @property
     def width(self) -> int:
@@ -65,12 +78,13 @@ class Scheduler:
         Raises:
             ValueError: if it fits no cache of the size allowed.
         """
-        if self._exceeds(1, len(sequence.ids)):
+        if self._exceeds(1, sequence.num_slots):
             raise ValueError(
                 f"request {sequence.id}: its {sequence.prompt_length} prompt tokens and "
                 f"{len(sequence.ids) - sequence.prompt_length} response tokens in whole blocks "
-                f"take {len(sequence.ids)} cache slots, more than the cache's {self.cache_tokens}; "
-                "raise cache_tokens (or memory_share) or lower max_new_tokens"
+                f"take {sequence.num_slots} cache slots with draft_states="
+                f"{sequence.config.draft_states}, more than the cache's {self.cache_tokens}; raise "
+                "cache_tokens (or memory_share), or lower max_new_tokens or draft_states"
             )
         self.waiting.append(sequence)
 
@@ -79,9 +93,9 @@ class Scheduler:
 
     def admit(self) -> None:
         """Let waiting sequences in while there is room; sets `num_rows` and `num_slots`."""
-        longest = max((len(s.ids) for s in self.running), default=0)
+        longest = max((s.num_slots for s in self.running), default=0)
         while self.waiting and len(self.running) < self.batch_size:
-            needed = max(longest, len(self.waiting[0].ids))
+            needed = max(longest, self.waiting[0].num_slots)
             if self._exceeds(len(self.running) + 1, needed):
                 break
             sequence = self.waiting.popleft()
@@ -98,7 +112,7 @@ class Scheduler:
             # least doubles.
             num = max(len(self.running) + len(self.waiting), 2 * self.num_rows)
             self.num_rows = min(self.batch_size, num)
-            self.num_slots = max(self.num_slots, longest, *(len(s.ids) for s in self.waiting), 0)
+            self.num_slots = max(self.num_slots, longest, *(s.num_slots for s in self.waiting), 0)
 
     def release(self, sequence: Sequence) -> int | None:
         """Free the row of a sequence, and move the last row there, so that rows stay adjacent.
@@ -134,5 +148,8 @@ class Scheduler:
         first, stop = sequence.num_cached, sequence.start
         if first < sequence.prefix:
             stop = self._chunk_end(sequence)
-        denoises = stop == sequence.start and (self.fused or first == stop)
-        return Work(sequence, first, sequence.end if denoises else stop, denoises)
+        if stop < sequence.start or not (self.fused or first == stop):
+            return Work(sequence, first, stop)
+        states = sequence.states
+        num = len(states) + (sequence.draft.block is not None)
+        return Work(sequence, first, stop + num * sequence.config.block_size, states)

@@ -2,12 +2,50 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 
 from t3d.core.blocks import BlockLayout
 from t3d.core.trajectory import FinishReason
 from t3d.decoding.config import DecodingConfig
 from t3d.decoding.request import Completion, Passes, Request
+
+
+@dataclass(frozen=True)
+class State:
+    """A denoising state of one block, committed or drafted: the input of a step."""
+
+    seed: int
+    """Key of the request's random numbers."""
+    start: int
+    """First position of the block."""
+    ids: tuple[int, ...]
+    """Token ids of the block that the model sees."""
+    masked: tuple[int, ...]
+    """Positions of the current window that are still to be decoded, ascending."""
+    step: int
+    """Number of denoising steps of the block so far."""
+    first_step: int
+    """Denoising step of the block with which the current window began."""
+
+    def after(self, chosen: Iterable[tuple[int, int]], num_steps: int = 1) -> State:
+        """The state that follows when these steps commit (position, token)."""
+        ids, positions = list(self.ids), set[int]()
+        for position, token in chosen:
+            ids[position - self.start] = token
+            positions.add(position)
+        masked = tuple(p for p in self.masked if p not in positions)
+        return replace(self, ids=tuple(ids), masked=masked, step=self.step + num_steps)
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What a pass is to verify beside the state that a block is in."""
+
+    states: tuple[State, ...] = ()
+    """States that the next steps may lead to."""
+    block: tuple[int, ...] | None = None
+    """The finished block, where the draft reaches its end."""
 
 
 @dataclass(eq=False)
@@ -34,6 +72,10 @@ class Sequence:
     num_prefills: int = 0
     num_denoising: int = 0
     num_commits: int = 0
+    num_tokens: int = 0
+    num_drafted: int = 0
+    num_accepted: int = 0
+    draft: Draft = Draft()
     start: int = field(init=False)
     masked: list[int] = field(init=False)
     """Positions of the current window that are still to be decoded, ascending."""
@@ -60,6 +102,34 @@ class Sequence:
         """The position after the current block."""
         return self.start + self.config.block_size
 
+    @property
+    def num_slots(self) -> int:
+        """Number of cache slots that its passes write; states beside the first need their own."""
+        num = self.config.most_states
+        return len(self.ids) + (num * self.config.block_size if num > 1 else 0)
+
+    @property
+    def state(self) -> State:
+        """The state that the current block is in."""
+        return State(
+            self.request.seed,
+            self.start,
+            tuple(self.ids[self.start : self.end]),
+            tuple(self.masked),
+            self.step,
+            self.first_step,
+        )
+
+    @property
+    def states(self) -> tuple[State, ...]:
+        """The states of the next pass: the current one, the draft's, and the next block's first."""
+        states = (self.state, *self.draft.states)
+        if self.draft.block is None or self.end == len(self.ids):
+            return states
+        ids = tuple(self.ids[self.end : self.end + self.config.block_size])
+        window = range(self.end, self.end + self.config.window_size)
+        return *states, State(self.request.seed, self.end, ids, tuple(window), 0, 0)
+
     def store(self, stop: int) -> None:
         """Note that a pass stored the positions before `stop` and did nothing else."""
         if stop > self.prefix:
@@ -78,7 +148,6 @@ class Sequence:
         # Every earlier block was stored before this one was denoised.
         self.num_cached = self.start
         self.step += 1
-        self.num_denoising += 1
 
     def finished(self, stop_token_ids: frozenset[int]) -> Completion | None:
         """The completion if the last step finished the response; otherwise None.
@@ -110,6 +179,13 @@ class Sequence:
             log_probs=self.log_probs[response],
             num_response_tokens=stop - self.prompt_length,
             finish_reason=reason,
-            passes=Passes(self.num_prefills, self.num_denoising, self.num_commits),
+            passes=Passes(
+                self.num_prefills,
+                self.num_denoising,
+                self.num_commits,
+                self.num_tokens,
+                self.num_drafted,
+                self.num_accepted,
+            ),
             initial_ids=self.initial_ids[: self.end - self.prompt_length],
         )

@@ -39,6 +39,8 @@ class DecodingMetrics:
     average_steps: float
     average_length: float
     truncated: float
+    tokens_computed: int
+    accepted: float | None
 
 
 def decoding_metrics(completions: Sequence[Completion]) -> DecodingMetrics:
@@ -53,6 +55,8 @@ def decoding_metrics(completions: Sequence[Completion]) -> DecodingMetrics:
     tokens = sum(completion.num_response_tokens for completion in completions)
     denoising = sum(completion.passes.denoising for completion in completions)
     passes = sum(completion.passes.total for completion in completions)
+    drafted = sum(completion.passes.drafted for completion in completions)
+    accepted = sum(completion.passes.accepted for completion in completions)
     assert denoising > 0, "a completion without denoising passes was not decoded"
     return DecodingMetrics(
         tokens_per_forward=tokens / denoising,
@@ -61,4 +65,6 @@ def decoding_metrics(completions: Sequence[Completion]) -> DecodingMetrics:
         average_steps=denoising / num,
         average_length=tokens / num,
         truncated=sum(completion.finish_reason == "length" for completion in completions) / num,
+        tokens_computed=sum(completion.passes.tokens for completion in completions),
+        accepted=accepted / drafted if drafted else None,
     )

@@ -22,8 +22,10 @@ _KINDS = {"str": str, "bool | None": (bool, type(None))}
 _RANGES = {
     "(-inf, inf)": "seed",
     "[1, inf)": "n",
-    "[0, 1]": "accuracy ci95 truncated agreement string_accuracy no_answer timed_out faithful",
-    "[0, inf)": "passes average_steps average_length latency_seconds optimizer_steps tokens_seen",
+    "[0, 1]": "accuracy ci95 truncated agreement string_accuracy no_answer timed_out faithful "
+    "accepted",
+    "[0, inf)": "passes average_steps average_length latency_seconds optimizer_steps tokens_seen "
+    "tokens_computed",
     # The bound is far above any machine; larger numbers could not be drawn in figures.
     "[0, 1e+12)": "tokens_per_forward tokens_per_pass tokens_per_second",
 }
@@ -74,6 +76,11 @@ class ResultRow:
     faithful: float | None = None
     """Share of responses that speak of what the question does, in true equations; None where that
     is not graded, as in files of earlier versions."""
+    tokens_computed: int | None = None
+    """Number of tokens that the passes computed, prompts included; None in files of earlier
+    versions."""
+    accepted: float | None = None
+    """Share of the drafted states to which decoding came; None where none were drafted."""
     recommended: bool | None = None
     """Whether `method` is the one that a comparison recommends; None outside of one."""
 

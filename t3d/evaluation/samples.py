@@ -55,9 +55,7 @@ DECODED = pa.schema(
         pa.field("log_probs", list_of(pa.float32()), nullable=False),
         pa.field("num_response_tokens", pa.int64(), nullable=False),
         pa.field("finish_reason", pa.string(), nullable=False),
-        pa.field("passes_prefill", pa.int64(), nullable=False),
-        pa.field("passes_denoising", pa.int64(), nullable=False),
-        pa.field("passes_commit", pa.int64(), nullable=False),
+        *(pa.field(f"passes_{name.name}", pa.int64(), nullable=False) for name in fields(Passes)),
         pa.field("rank", pa.int64(), nullable=False),
         pa.field("seconds", pa.float64(), nullable=False),
     ]

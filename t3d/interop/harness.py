@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from t3d.core.ranges import check_ranges
 from t3d.decoding.config import DecodingConfig
 
 
@@ -38,3 +39,14 @@ class HarnessConfig:
     log_samples: bool = False
     confirm_run_unsafe_code: bool = False
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_ranges(
+            self,
+            {
+                "[1, inf)": "batch_size",
+                "(0, inf)": "limit",
+                "[0, inf)": "num_fewshot",
+                "(-inf, inf)": "seed",
+            },
+        )

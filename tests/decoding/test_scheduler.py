@@ -42,7 +42,7 @@ def advance(plan: Scheduler) -> list[Sequence]:
     finished = []
     for work in plan.next_pass():
         current = work.sequence
-        if work.denoises:
+        if work.states:
             current.commit([(position, 5, -1.0) for position in current.masked[:2]])
             if current.finished(frozenset()) is not None:
                 finished.append(current)
@@ -100,7 +100,7 @@ def test_everybody_finishes_in_a_row_of_their_own_and_within_bounds(
             size = work.sequence.config.block_size
             assert work.first == work.sequence.num_cached
             assert work.first % size == 0 == work.stop % size
-            if work.denoises:
+            if work.states:
                 assert work.stop == work.sequence.end
                 assert fused or work.width == size
             else:
@@ -145,7 +145,7 @@ def test_prompts_in_chunks_leave_room_for_others() -> None:
     spans = []
     for _ in range(5):
         works = {w.sequence.id: w for w in plan.next_pass()}
-        spans.append({i: (w.first, w.stop, w.denoises) for i, w in works.items()})
+        spans.append({i: (w.first, w.stop, bool(w.states)) for i, w in works.items()})
         advance(plan)
     assert [span[0] for span in spans] == [
         (0, 8, True),

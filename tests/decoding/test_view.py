@@ -34,6 +34,11 @@ def random(*shape: int) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
+def group_of(rows: list[int], position: Tensor, num_visible: int, **shape: int) -> Group:
+    """A group of clean tokens, each in the slot of its position."""
+    return Group.of(rows, position, position, torch.zeros_like(position), num_visible, **shape)
+
+
 @given(
     st.lists(
         st.tuples(st.sampled_from([1, 2, 4]), st.integers(0, 3), st.integers(1, 4)),
@@ -62,7 +67,7 @@ def test_groups_attend_as_each_sequence_alone(
         own_rows = [row for row, _ in own]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(attention, "FOLDED_WIDTH", folded_width)
-            groups.append(Group.of(own_rows, position, visible, block_size=size, heads_per_key=3))
+            groups.append(group_of(own_rows, position, visible, block_size=size, heads_per_key=3))
         for row, first in own:
             for place in range(first, first + width):
                 seen = slice(0, (place // size + 1) * size)
@@ -77,7 +82,7 @@ def test_groups_attend_as_each_sequence_alone(
 @pytest.mark.parametrize("rows", [[0, 1, 2], [1, 2], [2]])
 def test_neighbours_are_read_in_place(rows: list[int]) -> None:
     keys, position = random(ROWS, KEY_HEADS, SLOTS, SIZE), torch.zeros(len(rows), 1).long()
-    group = Group.of(rows, position, 1, block_size=1, heads_per_key=1)
+    group = group_of(rows, position, 1, block_size=1, heads_per_key=1)
     assert torch.equal(keys[group.rows], keys[rows])
     assert keys[group.rows].data_ptr() == keys[rows[0]].data_ptr()
 
