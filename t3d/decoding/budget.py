@@ -78,7 +78,8 @@ def fitting_cache(
     held += packed_bytes(packable(model))
     total = int(memory_share * device_bytes)
     reserved = pass_bytes(model, config, batch_size, prefill_chunk)
-    per_token = cache_bytes_per_token(model)
+    # A model that drafts has a cache of its own, as large as this one where it is a student.
+    per_token = cache_bytes_per_token(model) * (1 if config.draft_model is None else 2)
     num_layers = model.config.num_hidden_layers
     tokens = cache_tokens(per_token, num_layers, total=total, held=held, reserved=reserved)
     if tokens < config.block_size:

@@ -9,7 +9,7 @@ from t3d.decoding.budget import GPU_SHARE, fitting_cache
 from t3d.decoding.config import DecodingConfig
 from t3d.decoding.engine import PREFILL_CHUNK, BlockDecoder
 from t3d.decoding.request import Completion, Request
-from t3d.models.loading import LanguageModel
+from t3d.models.loading import LanguageModel, from_pretrained
 
 
 def make_decoder(
@@ -40,8 +40,17 @@ def make_decoder(
             sequences wait for room. By default 0.9 on a GPU, and no bound on a CPU.
 
     Raises:
-        ValueError: for a share that leaves no room.
+        ValueError: for a share that leaves no room, or a draft_model that cannot be loaded or has
+            another tokenizer.
     """
+    drafter = None
+    if config.draft_model is not None and config.most_states > 1:
+        drafter = from_pretrained(config.draft_model, device=lm.model.device, dtype=lm.model.dtype)
+        if drafter.tokenizer.get_vocab() != lm.tokenizer.get_vocab():
+            raise ValueError(
+                f"draft_model {config.draft_model} has another tokenizer than {lm.name}; give a "
+                "checkpoint that was trained from the same model"
+            )
     if memory_share is None and lm.model.device.type == "cuda":
         memory_share = GPU_SHARE
     cache_tokens = None
@@ -62,6 +71,7 @@ def make_decoder(
         batch_size=batch_size,
         fused=fused,
         cache_tokens=cache_tokens,
+        draft_model=None if drafter is None else drafter.model,
     )
 
 

@@ -60,6 +60,8 @@ class DecodingConfig:
             the next pass verifies them: the same output in fewer passes, each of more tokens. As
             many as denoising_steps hold a whole draft; further ones hold the same tokens in other
             orders, which helps where confidence decides the order.
+        draft_model: a checkpoint directory or Hub name that drafts, such as a few-step student of
+            the model; by default the model itself. Each draft then takes a pass of that model.
     """
 
     block_size: int = 4
@@ -75,6 +77,7 @@ class DecodingConfig:
     entropy_bound: float = 0.1
     confidence: Confidence = "untempered"
     draft_states: int = 1
+    draft_model: str | None = None
 
     @property
     def window_size(self) -> int:
@@ -104,6 +107,8 @@ class DecodingConfig:
             changes["window"] = None
         if self.denoising_steps == 1 and self.remasking != "entropy_bounded":
             changes["draft_states"] = 1
+        if 1 in (self.draft_states, changes.get("draft_states")):
+            changes["draft_model"] = None
         return replace(self, **changes)
 
     @property
@@ -119,14 +124,20 @@ class DecodingConfig:
         # Decoding is faster with a lower threshold and with a higher entropy bound.
         speed = (self.tokens_per_step, -self.confidence_threshold, self.entropy_bound)
         rest = (self.window_size, self.max_new_tokens, self.top_k, self.top_p, self.random_share)
-        kind = (self.remasking != STATIC, self.remasking, self.confidence, self.draft_states)
+        kind = (
+            self.remasking != STATIC,
+            self.remasking,
+            self.confidence,
+            self.draft_states,
+            self.draft_model or "",
+        )
         return self.temperature, self.block_size, *kind, *speed, *rest
 
     @property
     def most_states(self) -> int:
         """Number of a block's states in one pass at most, with drafts of every order."""
         most = self.denoising_steps if self.order_is_known else 2**self.window_size - 1
-        return min(self.draft_states, most)
+        return min(self.effective.draft_states, most)
 
     @property
     def order_is_known(self) -> bool:

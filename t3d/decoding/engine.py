@@ -47,6 +47,8 @@ class BlockDecoder:
             next step. With a smaller one these wait less, and long prompts take more passes.
         cache_tokens: largest size of the cache, in which every row has as many slots as the longest
             running sequence needs; sequences wait for room. None: as much as `batch_size` needs.
+        draft_model: the model that drafts for all requests, `DecodingConfig.draft_model`; by
+            default the model itself.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class BlockDecoder:
         fused: bool = True,
         prefill_chunk: int = PREFILL_CHUNK,
         cache_tokens: int | None = None,
+        draft_model: BlockDiffusionLM | None = None,
     ) -> None:
         bounds = {"batch_size": batch_size, "prefill_chunk": prefill_chunk}
         if cache_tokens is not None:
@@ -88,6 +91,8 @@ class BlockDecoder:
             cache_tokens=cache_tokens,
         )
         self._runner = Runner(model)
+        self._draft_runner = None if draft_model is None else Runner(draft_model)
+        self._runners = [runner for runner in (self._runner, self._draft_runner) if runner]
         self._sequences: dict[int, Sequence] = {}
         self._num_submitted = 0
 
@@ -174,7 +179,8 @@ class BlockDecoder:
         """Drop every request and the cache, whatever state an exception left them in."""
         self._sequences.clear()
         self._scheduler.reset()
-        self._runner.reset()
+        for runner in self._runners:
+            runner.reset()
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
@@ -186,7 +192,8 @@ class BlockDecoder:
         """
         scheduler = self._scheduler
         scheduler.admit()
-        self._runner.resize(scheduler.num_rows, scheduler.num_slots)
+        for runner in self._runners:
+            runner.resize(scheduler.num_rows, scheduler.num_slots)
         works = scheduler.next_pass()
         events = self._pass(works) if works else []
         for event in events:
@@ -197,7 +204,8 @@ class BlockDecoder:
     def _release(self, sequence: Sequence) -> None:
         moved = self._scheduler.release(sequence)
         if moved is not None:
-            self._runner.move(moved, sequence.row)
+            for runner in self._runners:
+                runner.move(moved, sequence.row)
 
     def _pass(self, works: list[Work]) -> list[Event]:
         logits = self._runner.run(works)
@@ -237,17 +245,36 @@ class BlockDecoder:
             last, own = self._walk(work, {state: next(steps) for state in work.states})
             events += own
             sequence.draft = Draft()
+            if config.most_states == 1 or (own and own[-1].completion is not None):
+                continue
             left = [r for r, p in enumerate(last.masked, row_of[last]) if p in sequence.masked]
             # Nothing is left of a block or window that is finished, and the next has no logits.
-            if config.most_states > 1 and left:
+            if left or self._draft_runner is not None:
                 drafting.append(sequence)
                 rows += left
         if drafting:
-            own_logits = logits[torch.tensor(rows, device=logits.device)]
-            drafts = draft(config, drafting, own_logits, self._banned, self.stop_token_ids)
+            if self._draft_runner is not None:
+                drafting, few = self._predict(self._draft_runner, drafting)
+            else:
+                few = logits[torch.tensor(rows, device=logits.device)]
+            drafts = draft(config, drafting, few, self._banned, self.stop_token_ids)
             for sequence, found in zip(drafting, drafts, strict=True):
                 sequence.draft = found
         return events
+
+    def _predict(self, runner: Runner, sequences: list[Sequence]) -> tuple[list[Sequence], Tensor]:
+        """The model that drafts sees the states that the sequences are in.
+
+        Returns:
+            The sequences in the order of the pass, and the logits of their masked positions.
+        """
+        works = [Work(s, s.num_draft_cached, s.end, (s.state,)) for s in sequences]
+        works.sort(key=lambda work: work.kind)
+        logits = runner.run(works)
+        for sequence in sequences:
+            sequence.num_draft_cached = sequence.start
+            sequence.num_drafts += 1
+        return [work.sequence for work in works], logits
 
     def _walk(
         self, work: Work, steps: dict[State, list[tuple[int, int, float]]]
@@ -295,6 +322,11 @@ class BlockDecoder:
                 f"request {index}: a prompt of {length} tokens and max_new_tokens={new} make "
                 f"{end} in whole blocks of {config.block_size}, more than the model's "
                 f"max_position_embeddings={limit}; shorten the prompt or lower max_new_tokens"
+            )
+        if config.draft_model != self.config.draft_model:
+            raise ValueError(
+                f"request {index}: draft_model must be the decoder's, "
+                f"{self.config.draft_model!r}, got {config.draft_model!r}"
             )
         for token in request.prompt_ids:
             if not 0 <= token < vocabulary:

@@ -50,6 +50,8 @@ class Passes:
     """Number of drafted states that denoising passes verified, `DecodingConfig.draft_states`."""
     accepted: int = field(default=0, compare=False)
     """Number of those that decoding came to: steps that took no pass of their own."""
+    drafts: int = field(default=0, compare=False)
+    """Number of passes of `DecodingConfig.draft_model`, which are no others of these."""
 
     @property
     def total(self) -> int:

@@ -75,6 +75,9 @@ class Sequence:
     num_tokens: int = 0
     num_drafted: int = 0
     num_accepted: int = 0
+    num_drafts: int = 0
+    num_draft_cached: int = 0
+    """`num_cached` of the model that drafts, if it is another one."""
     draft: Draft = Draft()
     start: int = field(init=False)
     masked: list[int] = field(init=False)
@@ -186,6 +189,7 @@ class Sequence:
                 self.num_tokens,
                 self.num_drafted,
                 self.num_accepted,
+                self.num_drafts,
             ),
             initial_ids=self.initial_ids[: self.end - self.prompt_length],
         )

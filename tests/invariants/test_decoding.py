@@ -398,3 +398,27 @@ def test_replay_rebuilds_every_visited_state(config: DecodingConfig, request: Re
         for shown, first, then, last in zip(state, initial[block], after, ids[block], strict=True):
             assert shown in (first, last)
             assert then in ((first, last) if shown == first else (last,))
+
+
+@settings(max_examples=25)
+@given(
+    configs(),
+    st.lists(requests, min_size=1, max_size=5),
+    st.integers(1, 5),
+    st.sampled_from([None, 64, 100]),
+    st.integers(0, 1),
+)
+def test_another_model_may_draft(
+    config: DecodingConfig,
+    batch: list[Request],
+    batch_size: int,
+    cache_tokens: int | None,
+    seed: int,
+) -> None:
+    """Whether it predicts as the model does (seed 0) or not, the output is the model's own."""
+    other = tiny(vocab_size=VOCABULARY, seed=seed, num_hidden_layers=2 - seed)
+    room = roomy(cache_tokens, config, batch)
+    decoder = engine(config, batch_size, cache_tokens=room, draft_model=other)
+    for request, completion in zip(batch, decoder.decode(batch), strict=True):
+        assert_same(completion, oracle(config, request))
+        assert_same(completion, engine(config, 1, draft_model=other).decode([request])[0])
