@@ -1,4 +1,4 @@
-"""The two pictures of docs/index.md: the training layout, and one response with its states.
+"""Pictures of the documents: the training layout, one response with its states, a verified pass.
 
 python -m benchmarks.pictures
 """
@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from torch import Tensor
 
 import t3d
 from t3d.core.blocks import CLEAN, BlockLayout, may_attend
@@ -58,54 +59,53 @@ def canvas(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def layout_picture() -> Figure:
-    """Who attends to whom in the training layout [x_0 || x_t] of one sequence."""
-    layout = BlockLayout(BLOCK_SIZE)
-    length = torch.tensor([PROMPT + RESPONSE])
-    grid = layout.training(torch.tensor([PROMPT]), length, num_views=1)
-    sees = may_attend(grid[:, :, None], grid[:, None, :])[0]
-    position, stream = grid.position[0].tolist(), grid.stream[0].tolist()
-    num = len(position)
-    num_clean = stream.count(CLEAN)
-    figure, axes = canvas(9.6, 9.2)
+def attention_picture(
+    sees: Tensor,
+    is_clean: Sequence[bool],
+    columns: Sequence[tuple[str, str]],
+    blocks: Sequence[str],
+    parts: Sequence[tuple[int, int, str]],
+    note: str,
+) -> Figure:
+    """Who attends to whom among the tokens of a forward pass.
+
+    Args:
+        sees: [L, L], whether a query (row) sees a key (column).
+        is_clean: whether a key is a clean token.
+        columns: label and colour of each token.
+        blocks: name of each run of BLOCK_SIZE tokens.
+        parts: first token, end and name of each part.
+        note: the line below the picture.
+    """
+    num = len(columns)
+    figure, axes = canvas(0.3 * num + 2.4, 0.3 * num + 2.0)
     axes.set_xlim(-4.6, num + 0.4)
     axes.set_ylim(num + 3.2, -4.4)
     for query in range(num):
         for key in range(num):
-            own = SEES_CLEAN if stream[key] == CLEAN else SEES_OWN
+            own = SEES_CLEAN if is_clean[key] else SEES_OWN
             cell(axes, key, query, own if sees[query, key] else HIDDEN)
-        place = position[query]
-        kind = "p" if place < PROMPT else "r"
-        label = f"{kind}{place}" if place < PROMPT + RESPONSE else "fill"
-        colour = PROMPT_COLOUR if kind == "p" else "#fefefe"
+        label, colour = columns[query]
         cell(axes, query, -1.15, colour, label, edge="#bbbbbb", size=8.5)
         cell(axes, -1.15, query, colour, label, edge="#bbbbbb", size=8.5)
+    edges = {0, *(end for _, end, _ in parts)}
     for edge in range(0, num + 1, BLOCK_SIZE):
-        heavy = edge in (0, num_clean, num)
+        heavy = edge in edges
         style = {"color": INK if heavy else "#8a8a8a", "linewidth": 1.4 if heavy else 0.7}
         axes.plot([edge, edge], [-1.15, num], **style)
         axes.plot([-1.15, num], [edge, edge], **style)
-    for start in range(0, num, BLOCK_SIZE):
-        name = f"block {position[start] // BLOCK_SIZE}"
-        axes.text(start + 2, -1.65, name, ha="center", va="center", fontsize=9, color=SOFT)
-        axes.text(
-            -1.65, start + 2, name, ha="center", va="center", fontsize=9, color=SOFT, rotation=90
-        )
-    for start, end, name in ((0, num_clean, "x_0, clean"), (num_clean, num, "x_t, noised")):
+    centred = {"ha": "center", "va": "center"}
+    for number, name in enumerate(blocks):
+        at, soft = BLOCK_SIZE * (number + 0.5), {"fontsize": 9, "color": SOFT, **centred}
+        axes.text(at, -1.65, name, **soft)
+        axes.text(-1.65, at, name, rotation=90, **soft)
+    for start, end, name in parts:
         middle, bold = (start + end) / 2, {"fontsize": 11.5, "fontweight": "bold", "color": INK}
-        axes.text(middle, -2.6, name, ha="center", va="center", **bold)
-        axes.text(-2.6, middle, name, ha="center", va="center", rotation=90, **bold)
-    axes.text(num / 2, -3.6, "key: the token that is seen", ha="center", fontsize=10.5, color=SOFT)
-    axes.text(
-        -3.6,
-        num / 2,
-        "query: the token that sees",
-        va="center",
-        ha="center",
-        rotation=90,
-        fontsize=10.5,
-        color=SOFT,
-    )
+        axes.text(middle, -2.6, name, **bold, **centred)
+        axes.text(-2.6, middle, name, rotation=90, **bold, **centred)
+    soft = {"fontsize": 10.5, "color": SOFT, **centred}
+    axes.text(num / 2, -3.7, "key: the token that is seen", **soft)
+    axes.text(-3.6, num / 2, "query: the token that sees", rotation=90, **soft)
     legend = (
         (SEES_CLEAN, "sees a clean token"),
         (SEES_OWN, "sees a token of its own noised block"),
@@ -114,12 +114,60 @@ def layout_picture() -> Figure:
     for x, (colour, text) in zip((0, 7.2, 18.2), legend, strict=True):
         cell(axes, x, num + 0.7, colour, edge="#bbbbbb")
         axes.text(x + 1.35, num + 1.22, text, va="center", fontsize=10, color=INK)
-    note = (
-        f"Block size {BLOCK_SIZE}, {PROMPT} prompt tokens (p, grey), "
-        f"{RESPONSE} response tokens (r), filled up to a whole block."
-    )
     axes.text(0, num + 2.5, note, va="center", fontsize=10, color=SOFT)
     return figure
+
+
+def layout_picture() -> Figure:
+    """Who attends to whom in the training layout [x_0 || x_t] of one sequence."""
+    layout = BlockLayout(BLOCK_SIZE)
+    length = torch.tensor([PROMPT + RESPONSE])
+    grid = layout.training(torch.tensor([PROMPT]), length, num_views=1)
+    position, stream = grid.position[0].tolist(), grid.stream[0].tolist()
+    columns = []
+    for place in position:
+        kind = "p" if place < PROMPT else "r"
+        label = f"{kind}{place}" if place < PROMPT + RESPONSE else "fill"
+        columns.append((label, PROMPT_COLOUR if kind == "p" else "#fefefe"))
+    num, num_clean = len(position), stream.count(CLEAN)
+    return attention_picture(
+        may_attend(grid[:, :, None], grid[:, None, :])[0],
+        [own == CLEAN for own in stream],
+        columns,
+        [f"block {start // BLOCK_SIZE}" for start in position[::BLOCK_SIZE]],
+        [(0, num_clean, "x_0, clean"), (num_clean, num, "x_t, noised")],
+        f"Block size {BLOCK_SIZE}, {PROMPT} prompt tokens (p, grey), "
+        f"{RESPONSE} response tokens (r), filled up to a whole block.",
+    )
+
+
+def pass_picture() -> Figure:
+    """Who attends to whom in a pass that verifies a whole drafted block, decoded left to right."""
+    first = BLOCK_SIZE  # The block before it is the prompt's, and stored.
+    states = [(first, CLEAN, BLOCK_SIZE)]
+    states += [(first, number, number) for number in range(1, BLOCK_SIZE)]
+    states += [(first + BLOCK_SIZE, BLOCK_SIZE, 0)]
+    columns = [(f"p{place}", PROMPT_COLOUR) for place in range(first)]
+    position, stream = [*range(first)], [CLEAN] * first
+    for start, own, num_known in states:
+        position += range(start, start + BLOCK_SIZE)
+        stream += [own] * BLOCK_SIZE
+        columns += [
+            (f"r{start + place}" if place < num_known else "M", "#fefefe")
+            for place in range(BLOCK_SIZE)
+        ]
+    layout = BlockLayout(BLOCK_SIZE)
+    grid = layout.coordinates(torch.tensor([position]), torch.tensor([stream]))
+    parts = ("stored", "the draft", "its states x_1, x_2, x_3", "next x_0")
+    ends = (first, 2 * first, 5 * first, 6 * first)
+    return attention_picture(
+        may_attend(grid[:, :, None], grid[:, None, :])[0],
+        [own == CLEAN for own in stream],
+        columns,
+        ["block 0", *["block 1"] * BLOCK_SIZE, "block 2"],
+        [*zip((0, *ends), ends, parts, strict=False)],
+        "M: mask. The step to x_1 is verified; each state verifies the draft's next step.",
+    )
 
 
 def decoded(lm: LanguageModel) -> Trajectory:
@@ -220,6 +268,7 @@ def states_picture(lm: LanguageModel) -> Figure:
 
 def main() -> None:
     save(layout_picture(), DOCS / "layout.png")
+    save(pass_picture(), DOCS / "verified_pass.png")
     save(states_picture(t3d.from_pretrained("mini_teacher")), DOCS / "states.png")
 
 

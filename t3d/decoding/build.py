@@ -40,17 +40,9 @@ def make_decoder(
             sequences wait for room. By default 0.9 on a GPU, and no bound on a CPU.
 
     Raises:
-        ValueError: for a share that leaves no room, or a draft_model that cannot be loaded or has
-            another tokenizer.
+        ValueError: for a share that leaves no room, or as `load_draft_model` does.
     """
-    drafter = None
-    if config.draft_model is not None and config.most_states > 1:
-        drafter = from_pretrained(config.draft_model, device=lm.model.device, dtype=lm.model.dtype)
-        if drafter.tokenizer.get_vocab() != lm.tokenizer.get_vocab():
-            raise ValueError(
-                f"draft_model {config.draft_model} has another tokenizer than {lm.name}; give a "
-                "checkpoint that was trained from the same model"
-            )
+    drafter = load_draft_model(lm, config)
     if memory_share is None and lm.model.device.type == "cuda":
         memory_share = GPU_SHARE
     cache_tokens = None
@@ -73,6 +65,29 @@ def make_decoder(
         cache_tokens=cache_tokens,
         draft_model=None if drafter is None else drafter.model,
     )
+
+
+def load_draft_model(lm: LanguageModel, config: DecodingConfig) -> LanguageModel | None:
+    """The model that drafts for `lm`, if it is another one.
+
+    Raises:
+        ValueError: if it cannot be loaded, has another tokenizer or takes fewer tokens.
+    """
+    name = config.effective.draft_model
+    if name is None:
+        return None
+    drafter = from_pretrained(name, device=lm.model.device, dtype=lm.model.dtype)
+    if drafter.tokenizer.get_vocab() != lm.tokenizer.get_vocab():
+        raise ValueError(
+            f"draft_model {name} has another tokenizer than {lm.name}; give a checkpoint that "
+            "was trained from the same model"
+        )
+    theirs, ours = (m.model.config.max_position_embeddings for m in (drafter, lm))
+    if theirs < ours:
+        raise ValueError(
+            f"draft_model {name} has {theirs} positions and {lm.name} {ours}; give one with as many"
+        )
+    return drafter
 
 
 def generate(

@@ -39,7 +39,7 @@ class DecodingMetrics:
     average_steps: float
     average_length: float
     truncated: float
-    tokens_computed: int
+    tokens_computed: int | None
     accepted: float | None
 
 

@@ -18,6 +18,7 @@ from t3d.core.progress import bar, display, hear, stage
 from t3d.core.provenance import provenance
 from t3d.core.ranges import check_number
 from t3d.core.workers import pool
+from t3d.decoding.build import load_draft_model
 from t3d.decoding.config import DecodingConfig, labels, one_line
 from t3d.evaluation.config import EvaluationConfig, GridConfig
 from t3d.evaluation.evaluate import (
@@ -50,6 +51,7 @@ def check_evaluation(
         if setting.effective in seen:
             raise ValueError(f"evaluation: two settings decode as {setting.name}; keep one of them")
         seen.add(setting.effective)
+        load_draft_model(lm, setting)
         requests = requests_of(lm, problems, setting, config.seed)
         if all(request is None for request in requests.values()):
             raise ValueError(

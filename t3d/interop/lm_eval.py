@@ -52,7 +52,10 @@ _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_toke
 """Names that the harness has for the longest response; the first that is given counts."""
 _NEUTRAL = {"num_beams": 1, "repetition_penalty": 1}
 """Generation parameters that t3d lacks, accepted only at the value that changes nothing."""
-_KINDS = {"int": int, "int | None": int, "float": (int, float), "Remasking": str, "Confidence": str}
+_KINDS = {
+    **{"int": int, "int | None": int, "float": (int, float)},
+    **{"str | None": str, "Remasking": str, "Confidence": str},
+}
 _SETTINGS = {field.name: _KINDS[str(field.type)] for field in fields(DecodingConfig)}
 
 

@@ -126,6 +126,23 @@ FOUND: list[tuple[str, str, str, list[Damage], str]] = [
         [],
         "tasks: exists already and holds mini.yaml",
     ),
+    *[
+        ("lm-eval", f"{MODEL} --tasks [mini] --include_path tasks --output out {option}",
+         "model tasks", [], part)
+        for option, part in (
+            ("--limit=.inf", "limit must be a finite number, got inf"),
+            ("--limit 0", "limit must be positive, got 0"),
+            ("--num_fewshot=-1", "num_fewshot must not be negative, got -1"),
+        )
+    ],
+    *[
+        ("eval", f"{MODEL} --task own --output out --config grid.yaml", "model own grid.yaml",
+         [("grid.yaml", "text", 0, f"settings: [{{draft_states: 4, draft_model: {name}}}]")], part)
+        for name, part in (
+            ("no/where", "no/where"),
+            ("mini_teacher", "draft_model mini_teacher has another tokenizer than model"),
+        )
+    ],
 ]  # fmt: skip
 
 

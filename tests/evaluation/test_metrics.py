@@ -76,8 +76,8 @@ def completion(num_tokens: int, passes: Passes, *, stopped: bool = True) -> Comp
 def test_decoding_metrics_known_values() -> None:
     made = decoding_metrics(
         [
-            completion(12, Passes(prefill=1, denoising=4, commit=2)),
-            completion(6, Passes(prefill=2, denoising=5, commit=0)),
+            completion(12, Passes(1, 4, 2, tokens=90, drafted=8, accepted=6)),
+            completion(6, Passes(2, 5, 0, tokens=60, drafted=4, accepted=3)),
             completion(18, Passes(prefill=1, denoising=9, commit=0), stopped=False),
         ]
     )
@@ -88,7 +88,11 @@ def test_decoding_metrics_known_values() -> None:
         average_steps=6.0,
         average_length=12.0,
         truncated=1 / 3,
+        tokens_computed=150,
+        accepted=9 / 12,
     )
+    undrafted = decoding_metrics([completion(18, Passes(denoising=9))])
+    assert undrafted.accepted is None
 
 
 def test_decoding_metrics_are_fields_of_a_row() -> None:
