@@ -148,11 +148,19 @@ class DecodingConfig:
     def pace(self) -> str:
         """Tokens a step, or the number that determines the speed instead, as a column's name."""
         if self.remasking == DYNAMIC:
-            return f"> {self.confidence_threshold:g}"
+            return f"> {self.confidence_threshold:g}{self._drafts}"
         if self.remasking == "entropy_bounded":
-            return f"entropy ≤ {self.entropy_bound:g}"
+            return f"entropy ≤ {self.entropy_bound:g}{self._drafts}"
         kind = "" if self.remasking == STATIC else f" {self.remasking}"
-        return f"{self.tokens_per_step:.3g}{kind}"
+        return f"{self.tokens_per_step:.3g}{kind}{self._drafts}"
+
+    @property
+    def _drafts(self) -> str:
+        """The end of a label, where states are drafted."""
+        if self.effective.draft_states == 1:
+            return ""
+        drafter = "" if self.draft_model is None else f" of {self.draft_model}"
+        return f", {self.draft_states} draft states{drafter}"
 
     @property
     def label(self) -> str:
@@ -160,13 +168,13 @@ class DecodingConfig:
         num = self.effective.denoising_steps
         steps = f"{num} step{'s' if num > 1 else ''}"
         if self.remasking == DYNAMIC:
-            return f"dynamic {self.pace}\n≤ {steps}"
+            return f"dynamic > {self.confidence_threshold:g}\n≤ {steps}{self._drafts}"
         if self.remasking == "entropy_bounded":
-            return f"{self.pace}\n≤ {steps}"
+            return f"entropy ≤ {self.entropy_bound:g}\n≤ {steps}{self._drafts}"
         tokens = "token" if self.tokens_per_step == 1 else "tokens"
         kind = "" if self.remasking == STATIC else f", {self.remasking}"
         full = ", full" if self.tokens_per_step == 1 else ""
-        return f"{self.tokens_per_step:.3g} {tokens}/step\n{steps}{kind}{full}"
+        return f"{self.tokens_per_step:.3g} {tokens}/step\n{steps}{kind}{full}{self._drafts}"
 
     @property
     def name(self) -> str:
@@ -202,7 +210,10 @@ class DecodingConfig:
             )
 
 
-_IN_LABELS = {"denoising_steps", "remasking", "confidence_threshold", "entropy_bound"}
+_IN_LABELS = {
+    *("denoising_steps", "remasking", "confidence_threshold", "entropy_bound"),
+    *("draft_states", "draft_model"),
+}
 
 
 def labels(
