@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from matplotlib.axes import Axes
@@ -94,7 +95,7 @@ def attention_picture(
         style = {"color": INK if heavy else "#8a8a8a", "linewidth": 1.4 if heavy else 0.7}
         axes.plot([edge, edge], [-1.15, num], **style)
         axes.plot([-1.15, num], [edge, edge], **style)
-    centred = {"ha": "center", "va": "center"}
+    centred: dict[str, Any] = {"ha": "center", "va": "center"}
     for number, name in enumerate(blocks):
         at, soft = BLOCK_SIZE * (number + 0.5), {"fontsize": 9, "color": SOFT, **centred}
         axes.text(at, -1.65, name, **soft)

@@ -29,7 +29,7 @@ from t3d.core.files import write_json
 from t3d.core.provenance import package_versions
 from t3d.evaluation.metrics import wilson_interval
 from t3d.models import LanguageModel
-from t3d.models.attention import attention_mask
+from t3d.models.attention import dense_mask
 
 MAX_NEW_TOKENS = 96
 TEMPERATURE = 0.1
@@ -39,9 +39,8 @@ def log_probs(lm: LanguageModel, rows: list[list[int]], block_size: int) -> Tens
     """Log-probabilities [B, L, V] of rows of one length, each under the mask of block diffusion."""
     length = len(rows[0])
     grid = BlockLayout(block_size).clean(torch.tensor([length]), length)
-    mask = attention_mask("sdpa", grid, grid, lm.model.dtype)
-    ids = torch.tensor(rows)
-    logits = lm.model(ids, mask.expand(len(rows), -1, -1, -1)).logits
+    mask = dense_mask(grid, grid).expand(len(rows), -1, -1, -1)
+    logits = lm.model(torch.tensor(rows), mask).logits
     banned = torch.tensor([lm.mask_token_id, *lm.banned_token_ids])
     return logits.float().index_fill(-1, banned, -torch.inf).log_softmax(-1)
 

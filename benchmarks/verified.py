@@ -65,6 +65,7 @@ def measure(run: Path, task: str, num_problems: int) -> Iterator[dict[str, Any]]
                 ).row
                 for chosen, batch in ((problems, 64), (problems[:FEW], 1))
             )
+            assert row.tokens_computed is not None
             yield {
                 "method": method,
                 "seed": seed,

@@ -105,10 +105,8 @@ class DecodingConfig:
             changes["confidence"] = DecodingConfig.confidence
         if self.window == self.block_size:
             changes["window"] = None
-        if self.denoising_steps == 1 and self.remasking != "entropy_bounded":
-            changes["draft_states"] = 1
-        if 1 in (self.draft_states, changes.get("draft_states")):
-            changes["draft_model"] = None
+        if self.most_states == 1:
+            changes |= {"draft_states": 1, "draft_model": None}
         return replace(self, **changes)
 
     @property
@@ -136,8 +134,10 @@ class DecodingConfig:
     @property
     def most_states(self) -> int:
         """Number of a block's states in one pass at most, with drafts of every order."""
-        most = self.denoising_steps if self.order_is_known else 2**self.window_size - 1
-        return min(self.effective.draft_states, most)
+        # A single step leaves nothing to draft.
+        single = self.denoising_steps == 1 and self.remasking != "entropy_bounded"
+        known = single or self.order_is_known
+        return min(self.draft_states, self.denoising_steps if known else 2**self.window_size - 1)
 
     @property
     def order_is_known(self) -> bool:

@@ -23,7 +23,7 @@ from t3d.decoding.request import Completion, Event, Request
 from t3d.decoding.runner import Runner
 from t3d.decoding.sampling import initial_ids
 from t3d.decoding.scheduler import Scheduler, Work
-from t3d.decoding.sequence import Draft, Sequence, State
+from t3d.decoding.sequence import Draft, Sequence
 from t3d.models.block_diffusion import BlockDiffusionLM
 
 PREFILL_CHUNK = 8192
@@ -238,16 +238,16 @@ class BlockDecoder:
         rows: list[int] = []
         row = 0
         for work in works:
-            sequence, row_of = work.sequence, dict[State, int]()
-            for state in work.states:
-                row_of[state] = row
-                row += len(state.masked)
-            last, own = self._walk(work, {state: next(steps) for state in work.states})
+            sequence, first_row = work.sequence, row
+            row += sum(len(state.masked) for state in work.states)
+            number, own = self._walk(work, [next(steps) for _ in work.states])
             events += own
             sequence.draft = Draft()
             if config.most_states == 1 or (own and own[-1].completion is not None):
                 continue
-            left = [r for r, p in enumerate(last.masked, row_of[last]) if p in sequence.masked]
+            first_row += sum(len(state.masked) for state in work.states[:number])
+            masked = work.states[number].masked
+            left = [r for r, p in enumerate(masked, first_row) if p in sequence.masked]
             # Nothing is left of a block or window that is finished, and the next has no logits.
             if left or self._draft_runner is not None:
                 drafting.append(sequence)
@@ -277,35 +277,38 @@ class BlockDecoder:
         return [work.sequence for work in works], logits
 
     def _walk(
-        self, work: Work, steps: dict[State, list[tuple[int, int, float]]]
-    ) -> tuple[State, list[Event]]:
+        self, work: Work, steps: list[list[tuple[int, int, float]]]
+    ) -> tuple[int, list[Event]]:
         """Commit step after step, for as long as they lead to a state that the pass saw.
 
         Args:
             steps: what each state commits: position, token id and log-probability.
 
         Returns:
-            The last of these states, and the events.
+            The number of the last of these states, and the events.
         """
         sequence, drafted = work.sequence, work.sequence.draft.block
         block = slice(sequence.start, sequence.end)
         sequence.num_denoising += 1
         sequence.num_drafted += len(steps) - 1
         events: list[Event] = []
-        state, completion = sequence.state, None
+        number = 0
         while True:
-            last, chosen = state, steps[state]
+            step, chosen = sequence.step, steps[number]
             sequence.commit(chosen)
             completion = sequence.finished(self.stop_token_ids)
             if chosen or completion is not None:
                 places = [position - sequence.prompt_length for position, _, _ in chosen]
                 tokens = [token for _, token, _ in chosen]
-                events.append(Event(sequence.id, last.step, places, tokens, completion))
+                events.append(Event(sequence.id, step, places, tokens, completion))
+            if completion is not None or len(steps) == 1:
+                return number, events
             state = sequence.state
             # The next block's first state saw this block as it was drafted.
             unseen = state.start == block.stop and tuple(sequence.ids[block]) != drafted
-            if completion is not None or state not in steps or unseen:
-                return last, events
+            if unseen or state not in work.states:
+                return number, events
+            number = work.states.index(state)
             sequence.num_accepted += 1
 
     def _check(self, index: int, request: Request, config: DecodingConfig) -> int:

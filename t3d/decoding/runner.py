@@ -10,6 +10,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
+from t3d.core.blocks import CLEAN
 from t3d.decoding.attention import Group
 from t3d.decoding.cache import SlotCache
 from t3d.decoding.scheduler import Work
@@ -71,30 +72,30 @@ class Runner:
             known = range(work.first, sequence.start if work.states else work.stop)
             ids += sequence.ids[known.start : known.stop]
             positions += known
-            for start, block in work.blocks if work.states else ():
+            streams += [CLEAN] * len(known)
+            for stream, (start, block) in enumerate(work.blocks):
                 ids += block
-                positions += range(start, start + len(block))
+                positions += range(start, start + size)
+                streams += [stream] * size
             rows += [sequence.row] * work.width
             slots += range(work.first, work.stop)
-            streams += [
-                max(slot - sequence.start, 0) // size for slot in range(work.first, work.stop)
-            ]
             at = len(ids) - size * len(work.states)
             for state in work.states:
                 select += [at + masked - state.start for masked in state.masked]
                 at += size
         columns = torch.tensor([ids, rows, slots, positions, streams], device=device)
-        token, row, slot, position = columns[:4, None]
+        token, row, slot, position, stream = columns[:, None]
         self._cache.place(row, slot)
         groups, start, shape = [], 0, self.model.config
         for (width, block_size), own in groupby(works, key=lambda work: work.kind):
             together = list(own)
             stop = start + width * len(together)
-            tokens = columns[2:, start:stop].view(3, -1, width)
             groups.append(
                 Group.of(
                     [work.sequence.row for work in together],
-                    *tokens,
+                    slot[0, start:stop].view(-1, width),
+                    position[0, start:stop].view(-1, width),
+                    stream[0, start:stop].view(-1, width),
                     max(work.stop for work in together),
                     block_size=block_size,
                     heads_per_key=shape.num_attention_heads // shape.num_key_value_heads,

@@ -28,8 +28,8 @@ class Work:
         """First position and token ids of the drafted block, where it is finished, and of the
         states. The first of them is clean to those that follow: a state of the next block sees it.
         """
-        block, start = self.sequence.draft.block, self.sequence.start
-        finished = [] if block is None else [(start, block)]
+        block = self.sequence.draft.block if self.states else None
+        finished = [] if block is None else [(self.sequence.start, block)]
         return finished + [(state.start, state.ids) for state in self.states]
 
     @property
