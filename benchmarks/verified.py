@@ -49,7 +49,8 @@ def measure(run: Path, task: str, num_problems: int) -> Iterator[dict[str, Any]]
     problems = benchmark.examples("test", num_problems)
     teacher = t3d.from_pretrained(TEACHER)
     students = {("original", 0): TEACHER}
-    for path in sorted(run.glob("checkpoints/*/seed*")):
+    # Seed by seed, so that rows written so far compare all methods.
+    for path in sorted(run.glob("checkpoints/*/seed*"), key=lambda path: path.name):
         students[path.parent.name, int(path.name.removeprefix("seed"))] = str(path)
     for (method, seed), name in students.items():
         student = t3d.from_pretrained(name)
