@@ -66,7 +66,12 @@ def rollout(
             [(e.id, ids, e.answer) for e, ids in zip(examples, prompts, strict=True)]
         ),
         num_prompts=len(examples),
-        decoding=asdict(config.decoding),
+        # Drafts change no trajectory, so a store may go on with and without them.
+        decoding={
+            name: value
+            for name, value in asdict(config.decoding).items()
+            if name not in ("draft_states", "draft_model")
+        },
         model=lm.name,
         weights_hash=lm.weights_hash,
         seed=config.seed,

@@ -148,6 +148,26 @@ def test_a_share_changes_no_row(lm: LanguageModel, tmp_path: Path) -> None:
     )
 
 
+def test_drafts_change_no_byte_of_a_store_and_may_come_and_go(
+    lm: LanguageModel, tmp_path: Path
+) -> None:
+    plain, drafted = tmp_path / "plain", tmp_path / "drafted"
+    examples, settings = toy_examples(9), dataclasses.replace(CONFIG, shard_size=3)
+    verified = dataclasses.replace(CONFIG.decoding, draft_states=3)
+    rollout(lm, examples, plain, settings, progress=False)
+    rollout(lm, examples, drafted, dataclasses.replace(settings, decoding=verified), progress=False)
+    files = {path.relative_to(plain) for path in plain.rglob("*") if path.is_file()}
+    assert files == {path.relative_to(drafted) for path in drafted.rglob("*") if path.is_file()}
+    for name in files:
+        assert (plain / name).read_bytes() == (drafted / name).read_bytes()
+    for shard in drafted.glob("shards/*000000.*"):
+        shard.unlink()
+    rollout(lm, examples, drafted, settings, progress=False)
+    assert [t.step_map for t in TrajectoryStore.open(drafted).read()] == [
+        t.step_map for t in TrajectoryStore.open(plain).read()
+    ]
+
+
 def test_the_whole_last_block_must_fit(lm: LanguageModel, tmp_path: Path) -> None:
     decoding = dataclasses.replace(CONFIG.decoding, block_size=24)
     config = dataclasses.replace(CONFIG, decoding=decoding)
