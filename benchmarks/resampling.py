@@ -27,6 +27,7 @@ import t3d
 from t3d.core.blocks import BlockLayout
 from t3d.core.files import write_json
 from t3d.core.provenance import package_versions
+from t3d.decoding.sampling import allowed_log_probs
 from t3d.evaluation.metrics import wilson_interval
 from t3d.models import LanguageModel
 from t3d.models.attention import dense_mask
@@ -42,7 +43,7 @@ def log_probs(lm: LanguageModel, rows: list[list[int]], block_size: int) -> Tens
     mask = dense_mask(grid, grid).expand(len(rows), -1, -1, -1)
     logits = lm.model(torch.tensor(rows), mask).logits
     banned = torch.tensor([lm.mask_token_id, *lm.banned_token_ids])
-    return logits.float().index_fill(-1, banned, -torch.inf).log_softmax(-1)
+    return allowed_log_probs(logits, banned)
 
 
 class Response:

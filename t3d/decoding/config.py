@@ -157,7 +157,7 @@ class DecodingConfig:
     @property
     def _drafts(self) -> str:
         """The end of a label, where states are drafted."""
-        if self.effective.draft_states == 1:
+        if self.most_states == 1:
             return ""
         drafter = "" if self.draft_model is None else f" of {self.draft_model}"
         return f", {self.draft_states} draft states{drafter}"
