@@ -68,7 +68,11 @@ def _few_tokens(method: MethodConfig) -> MethodConfig:
     decoding, student = dict(method.decoding), dict(method.student_decoding)
     for own in (decoding, student):
         own.pop("max_new_tokens", None)
-    return replace(method, num_sequences=None, decoding=decoding, student_decoding=student)
+    few = replace(method, num_sequences=None, steps=None, decoding=decoding)
+    built = build_method(method)
+    if built.advantage is not None:
+        few = replace(few, rounds=2, advantage=method.advantage | {"group_size": 2})
+    return replace(few, student_decoding=student)
 
 
 def _few_steps(training: TrainingConfig) -> TrainingConfig:

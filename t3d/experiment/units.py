@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,11 @@ from t3d.experiment.grid import evaluate_settings, identify, stage_names
 from t3d.experiment.recipe import RunConfig
 from t3d.experiment.rounds import (
     Part,
+    is_trained,
     parts,
     record_trajectories,
     rollout_stage,
+    start_path,
     student_work,
     teacher_rollouts,
     train_student,
@@ -134,10 +135,15 @@ def finished(
         for job in first:
             job.result()
         jobs: dict[Future[Any], Unit] = {}
-        ahead = iter(units)
+        trained = {TEACHER}
+        ahead = list(units)
 
-        def train_next() -> None:
-            for unit in islice(ahead, 1):
+        def train_more() -> None:
+            """Begin with students whose start is there until all workers have one."""
+            training = set(jobs.values()) - trained
+            ready = [unit for unit in ahead if _has_start(config, unit)]
+            for unit in ready[: config.num_workers - len(training)]:
+                ahead.remove(unit)
                 job = workers.submit(train_unit, config, unit, titles[unit], progress=progress)
                 jobs[job] = unit
 
@@ -147,10 +153,8 @@ def finished(
                 job = workers.submit(evaluate_unit, config, unit, [setting], progress=progress)
                 jobs[job] = unit
 
-        for _ in range(config.num_workers):
-            train_next()
+        train_more()
         owed = [(TEACHER, [setting for setting in settings if setting not in full])]
-        trained = {TEACHER}
         if not jobs:
             evaluate_later(*owed.pop())
         while jobs:
@@ -160,12 +164,19 @@ def finished(
                 if unit not in trained:
                     trained.add(unit)
                     # Training takes longest, so it begins first.
-                    train_next()
+                    train_more()
                     for evaluation in (*owed, (unit, settings)):
                         evaluate_later(*evaluation)
                     owed.clear()
                 if unit not in jobs.values() and unit != TEACHER:
                     yield unit
+
+
+def _has_start(config: RunConfig, unit: Unit) -> bool:
+    """Whether the student that a unit starts from is trained."""
+    output = config.output / "checkpoints" / unit.path
+    start = start_path(config, config.methods[unit.method], output)
+    return start is None or is_trained(start)
 
 
 def _record_part(config: RunConfig, part: Part | None, *, progress: bool) -> None:
