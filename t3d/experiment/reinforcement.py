@@ -154,15 +154,29 @@ def is_hacked(facts: Facts, first: Facts) -> bool:
     return is_short or facts["answer_only"] > first["answer_only"] + _BARE
 
 
-def tell(number: int, facts: Facts, first: Facts) -> None:
-    """Print a line on a round, and a warning where its rewards look hacked."""
+def tell(number: int, record: dict[str, Any], first: Facts) -> None:
+    """Print a line on a round, and a warning where its rewards look hacked.
+
+    Args:
+        number: number of the round, from 0.
+        record: its provenance.
+        first: the figures of the first round.
+    """
     if not PartialState().is_main_process:
         return
+    facts, metrics = record["reward"], record["metrics"]
+    learned = ""
+    if metrics:
+        learned = (
+            f"; clipped {metrics['clip_share']:.1%}, KL {metrics['kl']:.4f}, entropy "
+            f"{metrics['entropy']:.3f}"
+        )
     note(
         f"round {number + 1}: {facts['right']:.1%} right, answers worth {facts['answer']:.3f}, "
         f"{facts['tokens_per_forward']:.2f} tokens a forward, {facts['length']:.1f} tokens long, "
-        f"signal in {facts['signal']:.1%} of the groups; {facts['tokens_decoded']:,} tokens "
-        f"decoded in {facts['decoding_seconds']:.1f} s, graded in {facts['grading_seconds']:.1f} s"
+        f"signal in {facts['signal']:.1%} of the groups{learned}; {record['tokens_decoded']:,} "
+        f"tokens decoded in {facts['decoding_seconds']:.1f} s, graded in "
+        f"{facts['grading_seconds']:.1f} s, {record['tokens_seen']:,} trained on"
     )
     if is_hacked(facts, first):
         note(

@@ -205,7 +205,7 @@ def train_student(
                 _remove_weights(directories[number - 1])
         records.append(read_object(directory / "provenance.json"))
         if "reward" in records[-1]:
-            tell(number, records[-1]["reward"], own_records()[0]["reward"])
+            tell(number, records[-1], own_records()[0]["reward"])
         last = directory
     # The arguments say which process writes, even where all rounds were trained before.
     if training_arguments(training, output).should_save:
@@ -256,7 +256,7 @@ def _write_unchanged(
             model=student.name,
             weights_hash=hash_weights(directory),
         )
-        nothing = {"optimizer_steps": 0, "tokens_seen": 0}
+        nothing = {"optimizer_steps": 0, "tokens_seen": 0, "metrics": {}}
         write_json(directory / "provenance.json", record | notes | nothing)
     PartialState().wait_for_everyone()
 

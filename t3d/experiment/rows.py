@@ -100,13 +100,13 @@ def recorded_rows(
         return rows, training, {"tokens_decoded": 0}
     if number == 0:
         own = TrajectoryStore.open(store_path(config, method)).read()[: method.num_sequences]
-    else:
-        num = training.steps * training.batch_size
-        prompts = _rotated(_prompts(config, method), number, num)
-        settings = replace(own_rollout(config, method, student=True), seed=training.seed)
-        own = rollout(lm, prompts, path, settings, progress=progress).read()
+        return training_rows(own), training, {"tokens_decoded": num_tokens(own)}
+    num = training.steps * training.batch_size
+    prompts = _rotated(_prompts(config, method), number, num)
+    settings = replace(own_rollout(config, method, student=True), seed=training.seed)
+    own = rollout(lm, prompts, path, settings, progress=progress).read()
     notes = {"tokens_decoded": num_tokens(own)}
-    if number and built.verify:
+    if built.verify:
         first = TrajectoryStore.open(store_path(config, method)).read()
         own = verified(config.prompt_set(), prompts, lm, own, first)
     return training_rows(own), training, notes
@@ -147,9 +147,7 @@ def reinforced_rows(
     rows, facts = rewarded_rows(task, prompts, lm, own, advantage)
     times.append(time.monotonic())
     seconds = [round(after - before, 2) for before, after in pairwise(times)]
-    facts |= {"tokens_decoded": tokens} | dict(
-        zip(("decoding_seconds", "grading_seconds"), seconds, strict=True)
-    )
+    facts |= dict(zip(("decoding_seconds", "grading_seconds"), seconds, strict=True))
     steps = -(-len(rows) // training.batch_size)
     filled = zip(range(steps * training.batch_size), cycle(rows))
     training = replace(

@@ -50,9 +50,8 @@ class Program:
     @property
     def parts(self) -> list[Program]:
         """The same program with each of its tests, or cases, alone."""
-        return [replace(self, tests=(test,)) for test in self.tests] + [
-            replace(self, cases=(case,)) for case in self.cases
-        ]
+        tests = (replace(self, tests=(test,)) for test in self.tests)
+        return [*tests, *(replace(self, cases=(case,)) for case in self.cases)]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Policy gradient on decoding trajectories: clipped, tied to the start, with imitation of itself."""
+"""Policy gradient on decoding trajectories: clipped, tied to the start, with self-imitation."""
 
 from __future__ import annotations
 

@@ -97,7 +97,8 @@ def _with_loss(grid: Coordinates, chosen: Tensor) -> Coordinates:
     cell = grid.stream.clamp(min=CLEAN) * num_blocks + grid.block
     num_chosen = chosen.new_zeros((len(cell), int(cell.max()) + 1), dtype=torch.int64)
     num_chosen.scatter_add_(1, cell, chosen.long())
-    idle = grid.noised & (num_chosen.gather(1, cell) == 0)
+    # A model takes no batch of nothing: one without any loss token stays as it is.
+    idle = grid.noised & (num_chosen.gather(1, cell) == 0) & chosen.any()
     return replace(grid, stream=torch.where(idle, PADDING, grid.stream))
 
 

@@ -24,6 +24,7 @@ from t3d.training.trainer import DiffusionTrainer, TrainingCallback
 
 SAVING_SHARE = 0.1
 """Largest share of the training time that writing checkpoints may take."""
+_NO_METRICS = {"epoch", "step", "total_flos"}
 _SHOWN = {
     "loss": "loss",
     "real_margin": "margin",
@@ -101,7 +102,7 @@ def train(
         notes: further keys of the provenance.
 
     Returns:
-        The provenance, with `optimizer_steps` and `tokens_seen`.
+        The provenance, with `optimizer_steps`, `tokens_seen` and the last logged `metrics`.
 
     Raises:
         ValueError: as `fit` does.
@@ -124,6 +125,12 @@ def train(
     record |= notes or {}
     record["optimizer_steps"] = trainer.state.global_step
     record["tokens_seen"] = trainer.state.num_input_tokens_seen
+    record["metrics"] = {
+        name: value
+        for row in trainer.state.log_history
+        for name, value in row.items()
+        if name not in _NO_METRICS and not name.startswith("train_")
+    }
     if trainer.args.should_save:
         write_json(output / "provenance.json", record)
         _remove_checkpoints(directory)
