@@ -63,7 +63,7 @@ def rewarded_rows(
     whole = [t.finish_reason == "stop" for t in trajectories]
     right = [w and own[0].correct for w, own in zip(whole, grades, strict=True)]
     answer = [
-        1.0 if r else w * sum(g.correct for g in own) / len(own)
+        1.0 if r else w * _mean(g.correct for g in own[1:] or own)
         for r, w, own in zip(right, whole, grades, strict=True)
     ]
     finals = [own[0].final_answer for own in grades]

@@ -130,7 +130,9 @@ def test_collate_keeps_every_sequence_and_pads_on_the_right(items: list[Trajecto
     floats = {name for name, part in batch.as_dict().items() if part.dtype == torch.float32}
     assert floats == {"log_probs", "advantage", "right", "average_length"}
     assert all(
-        tensor.dtype == torch.int64 for name, tensor in batch.as_dict().items() if name not in floats
+        tensor.dtype == torch.int64
+        for name, tensor in batch.as_dict().items()
+        if name not in floats
     )
 
 
