@@ -87,7 +87,11 @@ class Bench:
         return out
 
     def rows(self, num: int, **settings: Any) -> list[dict[str, Any]]:
-        return [training_row(t, i) for i, t in enumerate(self.trajectories(num, **settings))]
+        """Rows of trajectories with rewards, as if their groups had two responses."""
+        found = enumerate(self.trajectories(num, **settings))
+        rewards = ({"advantage": 1.0 - 2 * (i % 2), "right": 1.0 - i % 2} for i in range(num))
+        pairs = zip(found, rewards, strict=True)
+        return [training_row(t, i, average_length=8.0, **own) for (i, t), own in pairs]
 
 
 @pytest.fixture
