@@ -130,7 +130,8 @@ def reinforced_rows(
     assert advantage is not None
     settings = replace(own_rollout(config, method, student=True), seed=training.seed)
     task = config.prompt_set(advantage.group_size)
-    prompts = task.examples("train", config.data.num_prompts, seed=config.data.seed)
+    num = min(config.data.num_prompts, method.num_sequences or config.data.num_prompts)
+    prompts = task.examples("train", num, seed=config.data.seed)
     prompts = _rotated(prompts, number, training.steps * training.batch_size)
     times = [time.monotonic()]
     own = rollout(lm, prompts, path, settings, progress=progress).read()

@@ -152,7 +152,8 @@ class MethodConfig:
         start: where its student starts, instead of the teacher: an earlier method of the recipe, of
             the same seed, or the directory of a student. Its cost counts as this one's.
         compat: with upstream, naive_td and t3d train as the authors' released code does.
-        num_sequences: number of training sequences, taken from the beginning; by default all.
+        num_sequences: number of training sequences, or of prompts for reinforcement, taken from
+            the beginning; by default all.
         learning_rate: replaces the learning rate of the shared training settings.
         steps: replaces their optimizer steps.
     """

@@ -77,6 +77,8 @@ class Method:
         if isinstance(self.objective, PolicyGradient) != (self.advantage is not None):
             raise ValueError("advantage: rewards and a policy gradient go together")
         if self.advantage is not None:
+            if self.verify:
+                raise ValueError("verify: no teacher's trajectory has the student's probabilities")
             return
         if self.rounds == 1 and (self.verify or self.student_decoding):
             key = "verify" if self.verify else "student_decoding"

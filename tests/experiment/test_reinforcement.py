@@ -345,6 +345,7 @@ def test_students_wait_for_their_start(
         ({"start": "free"}, "labelled: start='free' is neither a method that the recipe names be"),
         ({"advantage": {"group_size": 3}}, "batch_size=8 is no multiple of advantage.group_size=3"),
         ({"advantage": {"speed": 1.0}}, "lightningrl: advantage: unknown key 'speed'"),
+        ({"verify": True}, "lightningrl: verify: no teacher's trajectory has the student's prob"),
         ({"student_decoding": {"temperature": 0.5}}, "student_decoding: a policy gradient needs"),
         ({"student_decoding": {"top_k": 5}}, "the recorded ones are untempered; set temperature"),
     ],
