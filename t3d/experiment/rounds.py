@@ -229,7 +229,7 @@ def _finish(
     record = records[-1]
     if "rounds" not in record:
         for key in COSTS:
-            counts = [r.get(key) for r in records]
+            counts: list[Any] = [r.get(key) for r in records]
             # Students of earlier versions do not tell what was decoded for them.
             record[key] = None if None in counts else sum(counts)
         record |= {"rounds": num_rounds, "seed": training.seed, "model": records[0]["model"]}
