@@ -139,7 +139,9 @@ class Denoiser:
             torch.cat([self._prefix.stream[state], queries.stream], 1),
         )
         layers = zip(self._cache.keys, self._cache.values, strict=True)
-        cache = DynamicCache([(keys[state], values[state]) for keys, values in layers])
+        cache = DynamicCache(
+            [tuple(own[state].transpose(1, 2) for own in layer) for layer in layers]
+        )
         return allowed_log_probs(self._forward(block, queries, visible, cache), self._banned)
 
     def roots(self) -> Tensor:

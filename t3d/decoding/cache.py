@@ -11,7 +11,7 @@ from transformers.cache_utils import Cache
 
 
 class SlotCache(Cache):
-    """Keys and values of each layer, [num_rows, kv_heads, num_slots, D], allocated once.
+    """Keys and values of each layer, [num_rows, num_slots, kv_heads, D], allocated once.
 
     Before every forward pass `place` sets the rows and slots of its tokens; the attention layers
     then call `update`, which writes these and returns all slots of all rows. A slot can be written
@@ -31,37 +31,44 @@ class SlotCache(Cache):
         self._heads = (config.num_key_value_heads, config.head_dim)
         self._options = {"dtype": dtype, "device": device}
         layers = range(config.num_hidden_layers)
+        self.num_slots = num_slots
         self.keys = [self._empty(num_rows, num_slots) for _ in layers]
         self.values = [self._empty(num_rows, num_slots) for _ in layers]
 
     def _empty(self, num_rows: int, num_slots: int) -> Tensor:
-        num_heads, size = self._heads
         # Zeros, because a masked slot has attention weight 0, and 0 times a stray NaN is NaN.
-        return torch.zeros((num_rows, num_heads, num_slots, size), **self._options)
+        return torch.zeros((num_rows, num_slots, *self._heads), **self._options)
 
     def resize(self, num_rows: int, num_slots: int) -> None:
         """Change the numbers of rows and slots; those that stay keep their content."""
+        self.num_slots = num_slots
         for states in (self.keys, self.values):
             for layer, old in enumerate(states):
                 # One layer at a time, so that old and new cache never exist as a whole at once.
                 states[layer] = self._empty(num_rows, num_slots)
-                kept = old[:num_rows, :, :num_slots]
-                states[layer][: kept.shape[0], :, : kept.shape[2]] = kept
+                kept = old[:num_rows, :num_slots]
+                states[layer][: kept.shape[0], : kept.shape[1]] = kept
 
     def move(self, source: int, target: int) -> None:
         """Copy a row to another one."""
         for states in (*self.keys, *self.values):
             states[target] = states[source]
 
-    def place(self, row: Tensor, position: Tensor) -> None:
+    def place(self, row: Tensor, slot: Tensor) -> None:
         """Set rows and slots of the next pass's tokens; int64 [B, L], or broadcastable to it."""
-        self._target = (row, slice(None), position)
+        self._target = (row * self.num_slots + slot).flatten()
 
     def update(  # type: ignore[override]
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
         """Store [B, kv_heads, L, D]; return the whole layer, [num_rows, kv_heads, num_slots, D]."""
-        keys, values = self.keys[layer_idx], self.values[layer_idx]
-        keys[self._target] = key_states.transpose(1, 2)
-        values[self._target] = value_states.transpose(1, 2)
+        flat = (states.transpose(1, 2).flatten(0, 1) for states in (key_states, value_states))
+        keys, values = self.write(*flat, layer_idx)
+        return keys.transpose(1, 2), values.transpose(1, 2)
+
+    def write(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """Store [B * L, kv_heads, D]; return the whole layer."""
+        keys, values = self.keys[layer], self.values[layer]
+        keys.flatten(0, 1).index_copy_(0, self._target, key)
+        values.flatten(0, 1).index_copy_(0, self._target, value)
         return keys, values

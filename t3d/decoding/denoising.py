@@ -5,6 +5,7 @@ Letters in shapes: B blocks of one size S, M masked positions of their windows, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -15,10 +16,30 @@ from t3d.decoding.config import DecodingConfig
 from t3d.decoding.remasking import STRATEGIES, Scores
 from t3d.decoding.sampling import entropies, sample
 from t3d.decoding.sequence import State
+from t3d.decoding.transfer import fetch, send
+
+
+def columns(config: DecodingConfig, states: list[State]) -> list[list[int]]:
+    """The numbers about states that `choose` needs on the device.
+
+    Returns:
+        Of every masked position its place among the blocks' positions, the request's seed, its
+        absolute position and the step, each [M]; and the step within the window of each state, [B].
+    """
+    cells = [
+        (row * config.block_size + position - state.start, state.seed, position, state.step)
+        for row, state in enumerate(states)
+        for position in state.masked
+    ]
+    return [*map(list, zip(*cells, strict=True)), [s.step - s.first_step for s in states]]
 
 
 def choose(
-    config: DecodingConfig, states: list[State], logits: Tensor, banned: Tensor
+    config: DecodingConfig,
+    states: list[State],
+    logits: Tensor,
+    banned: Tensor,
+    sent: Sequence[Tensor] | None = None,
 ) -> list[list[tuple[int, int, float]]]:
     """Draw a candidate for every masked position, and choose which of them commit.
 
@@ -26,18 +47,14 @@ def choose(
         config: decoding setting of all these states.
         logits: logits of their masked positions, in order, [M, V].
         banned: ids that are never drawn, int64 [K].
+        sent: `columns` on the device, if they are there.
 
     Returns:
         What each state commits: position, token id and its log-probability (nats).
     """
     device, size = logits.device, config.block_size
     shape = (len(states), size)
-    cells = [
-        (row * size + position - state.start, state.seed, position, state.step)
-        for row, state in enumerate(states)
-        for position in state.masked
-    ]
-    cell, seed, position, step = torch.tensor(cells, device=device).T  # [M] each
+    cell, seed, position, step, window_step = sent or send(device, columns(config, states))
 
     def spread(values: Tensor) -> Tensor:
         """Put the values [M] at their blocks and positions, [B, S]."""
@@ -54,14 +71,14 @@ def choose(
         config=config,
         confidence=spread(candidates.confidence),
         masked=spread(torch.ones_like(cell, dtype=torch.bool)),
-        step=torch.tensor([s.step - s.first_step for s in states], device=device),
+        step=window_step,
         uniforms=lambda: spread(uniform(fold(keys(), 1))),
         entropy=lambda: spread(entropies(logits, banned)),
     )
     commit = STRATEGIES[config.remasking](scores).flatten()[cell]
     # Stacked, because one copy from the device is faster than three; float64 is exact for ids.
-    columns = torch.stack([c.double() for c in (candidates.ids, candidates.log_probs, commit)])
-    found = zip(*columns.tolist(), strict=True)
+    results = torch.stack([c.double() for c in (candidates.ids, candidates.log_probs, commit)])
+    found = zip(*fetch(results), strict=True)
     return [
         [
             (position, int(token), log_prob)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from collections.abc import Sequence as Ordered
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from torch import Tensor
 from t3d.core.blocks import BlockLayout
 from t3d.core.ranges import check_number
 from t3d.decoding.config import DecodingConfig
-from t3d.decoding.denoising import choose
+from t3d.decoding.denoising import choose, columns
 from t3d.decoding.drafting import draft
 from t3d.decoding.request import Completion, Event, Request
 from t3d.decoding.runner import Runner
@@ -208,7 +209,6 @@ class BlockDecoder:
                 runner.move(moved, sequence.row)
 
     def _pass(self, works: list[Work]) -> list[Event]:
-        logits = self._runner.run(works)
         # Works of one setting, and the rows of the logits that belong to them.
         groups: dict[DecodingConfig, tuple[list[Work], list[int]]] = {}
         row = 0
@@ -220,19 +220,27 @@ class BlockDecoder:
             own, rows = groups.setdefault(work.sequence.config, ([], []))
             own.append(work)
             rows += range(row, row := row + sum(len(state.masked) for state in work.states))
+        lists = [
+            [*columns(config, [state for work in own for state in work.states]), rows]
+            for config, (own, rows) in groups.items()
+        ]
+        logits, sent = self._runner.run(works, [*chain(*lists)])
         events = []
-        for config, (own, rows) in groups.items():
-            few = logits if len(groups) == 1 else logits[torch.tensor(rows, device=logits.device)]
-            events += self._denoise(config, own, few)
+        for number, (config, (own, _)) in enumerate(groups.items()):
+            *tensors, rows = sent[number * 6 : number * 6 + 6]
+            few = logits if len(groups) == 1 else logits[rows]
+            events += self._denoise(config, own, few, tensors)
         return events
 
-    def _denoise(self, config: DecodingConfig, works: list[Work], logits: Tensor) -> list[Event]:
+    def _denoise(
+        self, config: DecodingConfig, works: list[Work], logits: Tensor, sent: list[Tensor]
+    ) -> list[Event]:
         """Take the steps that the logits [M, V] of the works' states lead to, and draft the next.
 
-        The works are of sequences with one setting.
+        The works are of sequences with one setting, and `sent` has the `columns` of their states.
         """
         states = [state for work in works for state in work.states]
-        steps = iter(choose(config, states, logits, self._banned))
+        steps = iter(choose(config, states, logits, self._banned, sent))
         events: list[Event] = []
         drafting: list[Sequence] = []
         rows: list[int] = []
@@ -270,7 +278,7 @@ class BlockDecoder:
         """
         works = [Work(s, s.num_draft_cached, s.end, (s.state,)) for s in sequences]
         works.sort(key=lambda work: work.kind)
-        logits = runner.run(works)
+        logits, _ = runner.run(works)
         for sequence in sequences:
             sequence.num_draft_cached = sequence.start
             sequence.num_drafts += 1
