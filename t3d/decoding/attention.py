@@ -41,13 +41,13 @@ class Blocks:
     num_tokens: int
     """N, the sum of the sizes."""
 
-    def spread(self) -> tuple[Tensor, Blocks]:
-        """Every token's place within its block, and the block that it belongs to; [N] each."""
-        num = torch.arange(len(self.size), device=self.size.device)
-        of = num.repeat_interleave(self.size, output_size=self.num_tokens)
-        own = Blocks(self.row[of], self.start[of], self.slot[of], self.size[of], self.num_tokens)
+    def spread(self) -> tuple[Blocks, Tensor]:
+        """The block that each token belongs to, and the token's place in it; [N] each."""
         first = self.size.cumsum(0) - self.size
-        return torch.arange(self.num_tokens, device=of.device) - first[of], own
+        columns = torch.stack([self.row, self.start, self.slot, self.size, first])
+        *own, first = columns.repeat_interleave(self.size, 1, output_size=self.num_tokens)
+        place = torch.arange(self.num_tokens, device=first.device) - first
+        return Blocks(*own, num_tokens=self.num_tokens), place
 
 
 @dataclass(frozen=True)
@@ -66,13 +66,16 @@ class GroupedAttention:
 
     Rows of the cache that lie side by side are read in place, others are copied first. Query heads
     are folded into the queries of their key-value head, so keys are not repeated.
+
+    Args:
+        own: the block of each token.
     """
 
     def __init__(
-        self, blocks: Blocks, spans: Sequence[Span], *, heads_per_key: int, dtype: torch.dtype
+        self, own: Blocks, spans: Sequence[Span], *, heads_per_key: int, dtype: torch.dtype
     ) -> None:
         self._groups: list[tuple[Tensor | slice, tuple[int, int], Tensor]] = []
-        offset, (_, own) = 0, blocks.spread()
+        offset = 0
         for span in spans:
             shape = len(span.rows), span.width
             tokens = slice(offset, offset := offset + shape[0] * shape[1])

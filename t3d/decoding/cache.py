@@ -11,7 +11,7 @@ from transformers.cache_utils import Cache
 
 
 class SlotCache(Cache):
-    """Keys and values of each layer, [num_rows, num_slots, kv_heads, D], allocated once.
+    """Keys and values of each layer, [num_rows, num_slots, 2, kv_heads, D], allocated once.
 
     Before every forward pass `place` sets the rows and slots of its tokens; the attention layers
     then call `update`, which writes these and returns all slots of all rows. A slot can be written
@@ -32,27 +32,25 @@ class SlotCache(Cache):
         self._options = {"dtype": dtype, "device": device}
         layers = range(config.num_hidden_layers)
         self.num_slots = num_slots
-        self.keys = [self._empty(num_rows, num_slots) for _ in layers]
-        self.values = [self._empty(num_rows, num_slots) for _ in layers]
+        self.states = [self._empty(num_rows, num_slots) for _ in layers]
 
     def _empty(self, num_rows: int, num_slots: int) -> Tensor:
         # Zeros, because a masked slot has attention weight 0, and 0 times a stray NaN is NaN.
-        return torch.zeros((num_rows, num_slots, *self._heads), **self._options)
+        return torch.zeros((num_rows, num_slots, 2, *self._heads), **self._options)
 
     def resize(self, num_rows: int, num_slots: int) -> None:
         """Change the numbers of rows and slots; those that stay keep their content."""
         self.num_slots = num_slots
-        for states in (self.keys, self.values):
-            for layer, old in enumerate(states):
-                # One layer at a time, so that old and new cache never exist as a whole at once.
-                states[layer] = self._empty(num_rows, num_slots)
-                kept = old[:num_rows, :num_slots]
-                states[layer][: kept.shape[0], : kept.shape[1]] = kept
+        for layer, old in enumerate(self.states):
+            # One layer at a time, so that old and new cache never exist as a whole at once.
+            self.states[layer] = self._empty(num_rows, num_slots)
+            kept = old[:num_rows, :num_slots]
+            self.states[layer][: kept.shape[0], : kept.shape[1]] = kept
 
     def move(self, source: int, target: int) -> None:
         """Copy a row to another one."""
-        for states in (*self.keys, *self.values):
-            states[target] = states[source]
+        for layer in self.states:
+            layer[target] = layer[source]
 
     def place(self, row: Tensor, slot: Tensor) -> None:
         """Set rows and slots of the next pass's tokens; int64 [B, L], or broadcastable to it."""
@@ -62,13 +60,16 @@ class SlotCache(Cache):
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
         """Store [B, kv_heads, L, D]; return the whole layer, [num_rows, kv_heads, num_slots, D]."""
-        flat = (states.transpose(1, 2).flatten(0, 1) for states in (key_states, value_states))
-        keys, values = self.write(*flat, layer_idx)
+        both = torch.stack([key_states, value_states], 1)  # [B, 2, kv_heads, L, D]
+        keys, values = self.write(both.permute(0, 3, 1, 2, 4).flatten(0, 1), layer_idx)
         return keys.transpose(1, 2), values.transpose(1, 2)
 
-    def write(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """Store [B * L, kv_heads, D]; return the whole layer."""
-        keys, values = self.keys[layer], self.values[layer]
-        keys.flatten(0, 1).index_copy_(0, self._target, key)
-        values.flatten(0, 1).index_copy_(0, self._target, value)
-        return keys, values
+    def write(self, states: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """Store [N, 2, kv_heads, D] of the N tokens that have their places.
+
+        Returns:
+            Keys and values of all slots, [num_rows, num_slots, kv_heads, D] each.
+        """
+        own = self.states[layer]
+        own.flatten(0, 1).index_copy_(0, self._target, states)
+        return own[:, :, 0], own[:, :, 1]

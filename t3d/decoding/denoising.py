@@ -6,7 +6,6 @@ Letters in shapes: B blocks of one size S, M masked positions of their windows, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -19,19 +18,28 @@ from t3d.decoding.sequence import State
 from t3d.decoding.transfer import fetch, send
 
 
-def columns(config: DecodingConfig, states: list[State]) -> list[list[int]]:
-    """The numbers about states that `choose` needs on the device.
+def columns(config: DecodingConfig, states: list[State]) -> list[Tensor]:
+    """The numbers about states that `choose` needs on the device, made on the host.
 
     Returns:
-        Of every masked position its place among the blocks' positions, the request's seed, its
-        absolute position and the step, each [M]; and the step within the window of each state, [B].
+        The place of every masked position among the blocks' positions, int64 [M]; the step within
+        its window of each state, int64 [B]; and uniform random numbers for the candidates and for
+        the strategy, float64 [M], or empty where the setting needs none.
     """
+    size = config.block_size
     cells = [
-        (row * config.block_size + position - state.start, state.seed, position, state.step)
+        (row * size + position - state.start, state.seed, position, state.step)
         for row, state in enumerate(states)
         for position in state.masked
     ]
-    return [*map(list, zip(*cells, strict=True)), [s.step - s.first_step for s in states]]
+    cell, seed, position, step = torch.tensor(cells).T.contiguous()
+    keys, none = fold(seed, position, step), torch.empty(0, dtype=torch.float64)
+    return [
+        cell,
+        torch.tensor([state.step - state.first_step for state in states]),
+        none if config.temperature == 0 else uniform(keys),
+        uniform(fold(keys, 1)) if config.remasking in ("random", "ancestral") else none,
+    ]
 
 
 def choose(
@@ -54,25 +62,21 @@ def choose(
     """
     device, size = logits.device, config.block_size
     shape = (len(states), size)
-    cell, seed, position, step, window_step = sent or send(device, columns(config, states))
+    cell, step, draws, ranks = sent or send(device, columns(config, states))
 
     def spread(values: Tensor) -> Tensor:
         """Put the values [M] at their blocks and positions, [B, S]."""
         out = torch.zeros(len(states) * size, dtype=values.dtype, device=device)
         return out.index_copy(0, cell, values).view(shape)
 
-    @cache
-    def keys() -> Tensor:
-        return fold(seed, position, step)
-
-    draws = None if config.temperature == 0 else uniform(keys())
-    candidates = sample(logits, draws, banned, config)
+    uniforms = None if config.temperature == 0 else draws.view(torch.float64)
+    candidates = sample(logits, uniforms, banned, config)
     scores = Scores(
         config=config,
         confidence=spread(candidates.confidence),
         masked=spread(torch.ones_like(cell, dtype=torch.bool)),
-        step=window_step,
-        uniforms=lambda: spread(uniform(fold(keys(), 1))),
+        step=step,
+        uniforms=lambda: spread(ranks.view(torch.float64)),
         entropy=lambda: spread(entropies(logits, banned)),
     )
     commit = STRATEGIES[config.remasking](scores).flatten()[cell]

@@ -220,14 +220,14 @@ class BlockDecoder:
             own, rows = groups.setdefault(work.sequence.config, ([], []))
             own.append(work)
             rows += range(row, row := row + sum(len(state.masked) for state in work.states))
-        lists = [
+        numbers = [
             [*columns(config, [state for work in own for state in work.states]), rows]
             for config, (own, rows) in groups.items()
         ]
-        logits, sent = self._runner.run(works, [*chain(*lists)])
+        logits, sent = self._runner.run(works, [*chain(*numbers)])
         events = []
         for number, (config, (own, _)) in enumerate(groups.items()):
-            *tensors, rows = sent[number * 6 : number * 6 + 6]
+            *tensors, rows = sent[number * 5 : number * 5 + 5]
             few = logits if len(groups) == 1 else logits[rows]
             events += self._denoise(config, own, few, tensors)
         return events

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby
 
+import torch
 from torch import Tensor
 
 from t3d.decoding.attention import (
@@ -20,6 +21,7 @@ from t3d.decoding.attention import (
     takes_varlen,
 )
 from t3d.decoding.cache import SlotCache
+from t3d.decoding.graphs import Shape, StaticPasses, can_capture, padded
 from t3d.decoding.scheduler import Work
 from t3d.decoding.transfer import send
 from t3d.decoding.view import ViewMaker
@@ -67,18 +69,22 @@ class Runner:
     def __init__(self, model: BlockDiffusionLM) -> None:
         self.model = model
         self._make_view = ViewMaker(model)
+        self._capture = can_capture(model.config)
         self.reset()
 
     def reset(self) -> None:
         """Drop the cache."""
         self._cache: SlotCache | None = None
         self._shape = (0, 0)
+        self._static: StaticPasses | None = None
 
     def resize(self, num_rows: int, num_slots: int) -> None:
         """Resize the cache; rows and slots that stay keep their content."""
         if self._shape == (num_rows, num_slots):
             return
         self._shape = (num_rows, num_slots)
+        # Graphs know the addresses of the cache.
+        self._static = StaticPasses(self._forward_static) if self._capture else None
         if self._cache is not None:
             self._cache.resize(num_rows, num_slots)
         else:
@@ -97,16 +103,16 @@ class Runner:
         self._cache.move(source, target)
 
     def run(
-        self, works: list[Work], lists: Sequence[Sequence[int]] = ()
+        self, works: list[Work], columns: Sequence[Tensor | Sequence[int]] = ()
     ) -> tuple[Tensor, list[Tensor]]:
         """Run one forward pass.
 
         Args:
-            lists: further numbers, which go to the device in the same copy.
+            columns: further numbers, which go to the device in the same copy, as `send` does it.
 
         Returns:
             Logits [M, V] of the masked positions, in order of works and positions, and the
-            tensors of the lists.
+            tensors of the columns.
         """
         parts = sorted(
             chain(*(Part.of(number, work) for number, work in enumerate(works))),
@@ -130,33 +136,64 @@ class Runner:
                 select += [at + position - state.start for position in state.masked]
                 at += size
         sizes = [len(own) for own in ids]
+        fast = takes_varlen(self.model.device, self.model.dtype) and starts == slots
+        if fast and self._static is not None and len(set(sizes)) == 1:
+            return self._run_static(rows, starts, ids, select, columns)
         row, start, slot, size, token, chosen, *rest = send(
-            self.model.device, [rows, starts, slots, sizes, list(chain(*ids)), select, *lists]
+            self.model.device, [rows, starts, slots, sizes, list(chain(*ids)), select, *columns]
         )
-        packed = Blocks(row, start, slot, size, num_tokens)
-        if takes_varlen(self.model.device, self.model.dtype) and starts == slots:
-            attend = self._varlen(packed, max(sizes))
+        blocks = Blocks(row, start, slot, size, num_tokens)
+        own, place = blocks.spread()
+        if fast:
+            attend = VarlenAttention(blocks, num_slots=self._shape[1], largest=max(sizes))
         else:
-            attend = self._grouped(packed, parts)
-        return self._forward(packed, token, chosen, attend), rest
+            attend = self._grouped(own, parts)
+        return self._forward(own, place, token, chosen, attend), rest
 
-    def _varlen(self, blocks: Blocks, largest: int) -> Attend:
-        return VarlenAttention(blocks, num_slots=self._shape[1], largest=largest)
+    def _run_static(
+        self,
+        rows: Sequence[int],
+        starts: Sequence[int],
+        ids: Sequence[Sequence[int]],
+        select: Sequence[int],
+        columns: Sequence[Tensor | Sequence[int]],
+    ) -> tuple[Tensor, list[Tensor]]:
+        """A pass of blocks of one size that all follow their prefixes, padded to a shape."""
+        assert self._static is not None
+        more = padded(len(rows)) - len(rows)
+        wanted = padded(max(len(select), 1))
+        shape = (len(rows) + more, len(ids[0]), wanted)
+        own = [
+            [*rows, *rows[-1:] * more],
+            [*starts, *starts[-1:] * more],
+            [*chain(*ids), *list(ids[-1]) * more],
+            [*select, *([*select, 0][-1:] * (wanted - len(select)))],
+        ]
+        numbers, *rest = send(self.model.device, [[*chain(*own)], *columns])
+        return self._static(numbers, shape)[: len(select)], rest
 
-    def _grouped(self, blocks: Blocks, parts: list[Part]) -> Attend:
+    def _forward_static(self, numbers: Tensor, shape: Shape) -> Tensor:
+        num, size, wanted = shape
+        row, start, token, select = numbers.split([num, num, num * size, wanted])
+        blocks = Blocks(row, start, start, torch.full_like(start, size), num * size)
+        attend = VarlenAttention(blocks, num_slots=self._shape[1], largest=size)
+        return self._forward(*blocks.spread(), token, select, attend)
+
+    def _grouped(self, own: Blocks, parts: list[Part]) -> Attend:
         spans = []
-        for (_, width, size), own in groupby(parts, key=lambda part: part.kind):
-            together = list(own)
+        for (_, width, size), alike in groupby(parts, key=lambda part: part.kind):
+            together = list(alike)
             stop = max(slot for part in together for _, slot, _ in part.blocks) + size
             spans.append(Span([part.row for part in together], width, stop))
         shape = self.model.config
         heads_per_key = shape.num_attention_heads // shape.num_key_value_heads
         dtype = self.model.dtype
-        return GroupedAttention(blocks, spans, heads_per_key=heads_per_key, dtype=dtype)
+        return GroupedAttention(own, spans, heads_per_key=heads_per_key, dtype=dtype)
 
-    def _forward(self, blocks: Blocks, token: Tensor, select: Tensor, attend: Attend) -> Tensor:
+    def _forward(
+        self, own: Blocks, place: Tensor, token: Tensor, select: Tensor, attend: Attend
+    ) -> Tensor:
         assert self._cache is not None
-        place, own = blocks.spread()
         self._cache.place(own.row, own.slot + place)
         return self._view(
             token[None],

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain
 
 import torch
 from torch import Tensor
 
 
-def send(device: torch.device, lists: Sequence[Sequence[int]]) -> list[Tensor]:
-    """The lists as int64 tensors, which go to the device in one copy."""
-    whole = torch.tensor(list(chain(*lists)), dtype=torch.int64)
-    return list(whole.to(device, non_blocking=True).split([len(own) for own in lists]))
+def send(device: torch.device, columns: Sequence[Tensor | Sequence[int]]) -> list[Tensor]:
+    """Columns of 64-bit numbers, int64 or float64, as tensors that reach the device in one copy.
+
+    Returns:
+        int64 tensors of the columns' lengths; `view(torch.float64)` gives a float64 one back.
+    """
+    whole = [
+        column.view(torch.int64) if isinstance(column, Tensor) else torch.tensor(column).long()
+        for column in columns
+    ]
+    copied = torch.cat(whole).to(device, non_blocking=True)
+    return list(copied.split([len(column) for column in whole]))
 
 
 def fetch(values: Tensor) -> list[list[float]]:

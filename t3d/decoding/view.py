@@ -55,10 +55,12 @@ class SlotAttention(nn.Module):
         if "q_norm" in self._modules:
             query, key = self.q_norm(query), self.k_norm(key)
         cos, sin = position_embeddings
-        both = torch.cat([query, key], 1)
-        both = torch.addcmul(both * cos, both.roll(size // 2, -1), sin)
-        query, key = both.split([query.shape[1], key.shape[1]], 1)
-        keys, values = slots.write(key, value, self.layer_idx)
+        states, heads = torch.cat([query, key, value], 1), query.shape[1]
+        rotated = states[:, : heads + key.shape[1]]
+        turned = rotated.roll(size // 2, -1)
+        rotated.mul_(cos).addcmul_(turned, sin)
+        query, stored = states[:, :heads], states[:, heads:].unflatten(1, (2, -1))
+        keys, values = slots.write(stored, self.layer_idx)
         mixed = attend(query, keys, values, self.scaling)
         return self.o_proj(mixed.flatten(1))[None], None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
@@ -11,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from t3d.decoding import attention, runner
+from t3d.decoding import attention, graphs, runner
 from t3d.decoding.attention import Blocks, GroupedAttention, Span, VarlenAttention
-from t3d.decoding.config import DecodingConfig
+from t3d.decoding.config import DecodingConfig, Remasking
 from t3d.decoding.engine import BlockDecoder
 from t3d.decoding.oracle import decode_one
 from t3d.decoding.request import Request
@@ -106,7 +107,9 @@ def test_groups_attend_as_each_block_alone(
     keys, values = random(2, ROWS, SLOTS, KEY_HEADS, SIZE)
     layout = packed(blocks)
     query = random(layout.num_tokens, HEADS, SIZE, seed=1)
-    attend = GroupedAttention(layout, spans, heads_per_key=HEADS // KEY_HEADS, dtype=torch.float64)
+    attend = GroupedAttention(
+        layout.spread()[0], spans, heads_per_key=HEADS // KEY_HEADS, dtype=torch.float64
+    )
     actual = attend(query, keys, values, SCALE)
     torch.testing.assert_close(actual, expected(query, keys, values, blocks), rtol=0, atol=1e-12)
 
@@ -138,7 +141,7 @@ def test_neighbours_are_read_in_place(rows: list[int], monkeypatch: pytest.Monke
     keys, values = random(2, ROWS, SLOTS, KEY_HEADS, SIZE)
     layout = packed([(row, 0, 0, 1) for row in rows])
     spans = [Span(rows, 1, 1)]
-    attend = GroupedAttention(layout, spans, heads_per_key=3, dtype=torch.float64)
+    attend = GroupedAttention(layout.spread()[0], spans, heads_per_key=3, dtype=torch.float64)
     read: list[int] = []
     real = attention.F.scaled_dot_product_attention
 
@@ -182,3 +185,66 @@ def test_decoding_by_flash_attention_is_the_oracles(
         assert completion.step_map == slow.step_map
     # Verified passes have states side by side, which FlashAttention cannot tell apart.
     assert used
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("remasking", ["sequential", "low_confidence_dynamic", "ancestral"])
+def test_passes_padded_to_few_shapes_decode_the_same(
+    remasking: Remasking, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From buffers that every pass of a shape shares, as CUDA graphs read and write them."""
+    monkeypatch.setattr(attention, "find_varlen", lambda: varlen_reference)
+    monkeypatch.setattr(runner, "takes_varlen", lambda device, dtype: True)
+    replays = []
+    hold = graphs.StaticPasses._hold
+
+    def spy(self: graphs.StaticPasses, numbers: Tensor, shape: graphs.Shape) -> graphs.Held:
+        held = hold(self, numbers, shape)
+        replay = held.replay
+
+        def counted() -> None:
+            replays.append(shape)
+            replay()
+
+        return replace(held, replay=counted)
+
+    monkeypatch.setattr(graphs.StaticPasses, "_hold", spy)
+    config = DecodingConfig(4, 3, remasking=remasking, temperature=temperature, max_new_tokens=40)
+    requests = [
+        Request([1 + i % 5 for i in range(length)], seed)
+        for seed, length in enumerate((3, 9, 1, 6, 17, 2, 8))
+    ]
+    completions = []
+    for capture in (True, False):
+        monkeypatch.setattr(runner, "can_capture", lambda config, capture=capture: capture)
+        decoder = BlockDecoder(tiny(), config, mask_token_id=63, stop_token_ids={7}, batch_size=4)
+        completions.append(decoder.decode(requests))
+        assert bool(replays)
+    few, eager = completions
+    assert [c.response_ids for c in few] == [c.response_ids for c in eager]
+    assert [c.step_map for c in few] == [c.step_map for c in eager]
+    assert len(set(replays)) < len(replays)
+    shapes = [(graphs.padded(b), s, graphs.padded(m)) for b, s, m in replays]
+    assert shapes == replays
+
+
+@given(st.integers(1, 10_000))
+def test_padding_is_a_quarter_at_most(num: int) -> None:
+    padded = graphs.padded(num)
+    assert num <= padded < 1.25 * num + 1
+    assert graphs.padded(padded) == padded
+
+
+@pytest.mark.parametrize(
+    ("family", "rope", "expected"),
+    [
+        ("sdar", "default", True),
+        ("llama", "linear", True),
+        ("sdar_moe", "default", False),
+        ("sdar", "dynamic", False),
+    ],
+)
+def test_graphs_are_for_passes_that_never_wait(family: str, rope: str, expected: bool) -> None:
+    config = tiny(family=family).config
+    config.rope_parameters = {"rope_type": rope, "rope_theta": 1e4, "factor": 2.0}
+    assert graphs.can_capture(config) is expected
