@@ -38,16 +38,18 @@ class Blocks:
     """First slots of their own, [B]."""
     size: Tensor
     """Numbers of tokens, [B]."""
-    num_tokens: int
-    """N, the sum of the sizes."""
 
-    def spread(self) -> tuple[Blocks, Tensor]:
+    @classmethod
+    def of(cls, *columns: Sequence[int]) -> Blocks:
+        """Blocks of the four columns, on the host."""
+        return cls(*map(torch.tensor, columns))
+
+    def spread(self, num_tokens: int) -> tuple[Blocks, Tensor]:
         """The block that each token belongs to, and the token's place in it; [N] each."""
         first = self.size.cumsum(0) - self.size
         columns = torch.stack([self.row, self.start, self.slot, self.size, first])
-        *own, first = columns.repeat_interleave(self.size, 1, output_size=self.num_tokens)
-        place = torch.arange(self.num_tokens, device=first.device) - first
-        return Blocks(*own, num_tokens=self.num_tokens), place
+        *own, first = columns.repeat_interleave(self.size, 1, output_size=num_tokens)
+        return Blocks(*own), torch.arange(num_tokens) - first
 
 
 @dataclass(frozen=True)
@@ -116,15 +118,26 @@ class VarlenAttention:
     follow their prefixes.
 
     Args:
+        table: what `table` returns, on the device.
         num_slots: slots of a row of the cache.
         largest: tokens of the largest block.
     """
 
-    def __init__(self, blocks: Blocks, *, num_slots: int, largest: int) -> None:
-        self._first_query = F.pad(blocks.size.cumsum(0), (1, 0)).int()
-        self._first_key = F.pad(blocks.row * num_slots, (0, 1)).int()
-        self._num_seen = (blocks.start + blocks.size).int()
+    def __init__(self, table: Tensor, *, num_slots: int, largest: int) -> None:
+        self._first_query, self._first_key, num_seen = table.int().view(3, -1).unbind()
+        self._num_seen = num_seen[1:]
         self._largest = largest, num_slots
+
+    @staticmethod
+    def table(blocks: Blocks, *, num_slots: int) -> Tensor:
+        """First query, first key and number of keys of B blocks, int64 [3 * (B + 1)]."""
+        return torch.stack(
+            [
+                F.pad(blocks.size.cumsum(0), (1, 0)),
+                F.pad(blocks.row * num_slots, (0, 1)),
+                F.pad(blocks.start + blocks.size, (1, 0)),
+            ]
+        ).flatten()
 
     def __call__(self, query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
         """The output [N, H, D]; see `Attend`."""

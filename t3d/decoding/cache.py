@@ -32,6 +32,8 @@ class SlotCache(Cache):
         self._options = {"dtype": dtype, "device": device}
         layers = range(config.num_hidden_layers)
         self.num_slots = num_slots
+        self.target = torch.empty(0, dtype=torch.int64, device=device)
+        """Slots of the next pass's tokens, counted through all rows, int64 [N]."""
         self.states = [self._empty(num_rows, num_slots) for _ in layers]
 
     def _empty(self, num_rows: int, num_slots: int) -> Tensor:
@@ -54,7 +56,7 @@ class SlotCache(Cache):
 
     def place(self, row: Tensor, slot: Tensor) -> None:
         """Set rows and slots of the next pass's tokens; int64 [B, L], or broadcastable to it."""
-        self._target = (row * self.num_slots + slot).flatten()
+        self.target = (row * self.num_slots + slot).flatten()
 
     def update(  # type: ignore[override]
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
@@ -71,5 +73,5 @@ class SlotCache(Cache):
             Keys and values of all slots, [num_rows, num_slots, kv_heads, D] each.
         """
         own = self.states[layer]
-        own.flatten(0, 1).index_copy_(0, self._target, states)
+        own.flatten(0, 1).index_copy_(0, self.target, states)
         return own[:, :, 0], own[:, :, 1]

@@ -25,6 +25,7 @@ from t3d.decoding.runner import Runner
 from t3d.decoding.sampling import initial_ids
 from t3d.decoding.scheduler import Scheduler, Work
 from t3d.decoding.sequence import Draft, Sequence
+from t3d.decoding.transfer import send
 from t3d.models.block_diffusion import BlockDiffusionLM
 
 PREFILL_CHUNK = 8192
@@ -264,7 +265,7 @@ class BlockDecoder:
             if self._draft_runner is not None:
                 drafting, few = self._predict(self._draft_runner, drafting)
             else:
-                few = logits[torch.tensor(rows, device=logits.device)]
+                few = logits[send(logits.device, [rows])[0]]
             drafts = draft(config, drafting, few, self._banned, self.stop_token_ids)
             for sequence, found in zip(drafting, drafts, strict=True):
                 sequence.draft = found

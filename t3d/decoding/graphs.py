@@ -16,8 +16,8 @@ from torch import Tensor
 
 from t3d.models.block_diffusion import BlockDiffusionConfig
 
-Shape = tuple[int, int, int]
-"""Blocks of a pass, tokens of each, and positions whose logits are wanted."""
+Shape = tuple[int, int, int, int]
+"""Blocks of a pass, tokens, positions whose logits are wanted, and tokens of the largest block."""
 Forward = Callable[[Tensor, Shape], Tensor]
 """Function of the numbers of a pass, int64, and its shape; returns logits."""
 SEEN_BEFORE = 2

@@ -84,7 +84,7 @@ class Runner:
             return
         self._shape = (num_rows, num_slots)
         # Graphs know the addresses of the cache.
-        self._static = StaticPasses(self._forward_static) if self._capture else None
+        self._static = StaticPasses(self._forward_fast) if self._capture else None
         if self._cache is not None:
             self._cache.resize(num_rows, num_slots)
         else:
@@ -135,49 +135,35 @@ class Runner:
             for state in work.states:
                 select += [at + position - state.start for position in state.masked]
                 at += size
-        sizes = [len(own) for own in ids]
         fast = takes_varlen(self.model.device, self.model.dtype) and starts == slots
-        if fast and self._static is not None and len(set(sizes)) == 1:
-            return self._run_static(rows, starts, ids, select, columns)
-        row, start, slot, size, token, chosen, *rest = send(
-            self.model.device, [rows, starts, slots, sizes, list(chain(*ids)), select, *columns]
-        )
-        blocks = Blocks(row, start, slot, size, num_tokens)
-        own, place = blocks.spread()
+        num_selected = len(select)
+        if fast and self._static is not None:
+            more = padded(len(rows)) - len(rows)
+            rows, starts, ids = ((*own, *own[-1:] * more) for own in (rows, starts, ids))
+            slots = starts
+            select += [*select, 0][-1:] * (padded(max(num_selected, 1)) - num_selected)
+        # What attention needs is computed here on the host, where a small operation costs least.
+        blocks = Blocks.of(rows, starts, slots, [len(own) for own in ids])
+        tokens = torch.tensor([*chain(*ids)])
+        own, place = blocks.spread(len(tokens))
+        target = own.row * self._shape[1] + own.slot + place
+        common = [tokens, own.start + place, target, torch.tensor(select).long()]
         if fast:
-            attend = VarlenAttention(blocks, num_slots=self._shape[1], largest=max(sizes))
-        else:
-            attend = self._grouped(own, parts)
-        return self._forward(own, place, token, chosen, attend), rest
+            table = VarlenAttention.table(blocks, num_slots=self._shape[1])
+            shape = len(rows), len(tokens), len(select), max(map(len, ids))
+            numbers, *rest = send(self.model.device, [torch.cat([*common, table]), *columns])
+            run = self._forward_fast if self._static is None else self._static
+            return run(numbers, shape)[:num_selected], rest
+        sent = send(self.model.device, [*common, own.row, own.start, own.slot, own.size, *columns])
+        attend = self._grouped(Blocks(*sent[4:8]), parts)
+        return self._forward(*sent[:4], attend), sent[8:]
 
-    def _run_static(
-        self,
-        rows: Sequence[int],
-        starts: Sequence[int],
-        ids: Sequence[Sequence[int]],
-        select: Sequence[int],
-        columns: Sequence[Tensor | Sequence[int]],
-    ) -> tuple[Tensor, list[Tensor]]:
-        """A pass of blocks of one size that all follow their prefixes, padded to a shape."""
-        assert self._static is not None
-        more = padded(len(rows)) - len(rows)
-        wanted = padded(max(len(select), 1))
-        shape = (len(rows) + more, len(ids[0]), wanted)
-        own = [
-            [*rows, *rows[-1:] * more],
-            [*starts, *starts[-1:] * more],
-            [*chain(*ids), *list(ids[-1]) * more],
-            [*select, *([*select, 0][-1:] * (wanted - len(select)))],
-        ]
-        numbers, *rest = send(self.model.device, [[*chain(*own)], *columns])
-        return self._static(numbers, shape)[: len(select)], rest
-
-    def _forward_static(self, numbers: Tensor, shape: Shape) -> Tensor:
-        num, size, wanted = shape
-        row, start, token, select = numbers.split([num, num, num * size, wanted])
-        blocks = Blocks(row, start, start, torch.full_like(start, size), num * size)
-        attend = VarlenAttention(blocks, num_slots=self._shape[1], largest=size)
-        return self._forward(*blocks.spread(), token, select, attend)
+    def _forward_fast(self, numbers: Tensor, shape: Shape) -> Tensor:
+        """A pass of blocks that all follow their prefixes, from one tensor of all its numbers."""
+        num, num_tokens, num_selected, largest = shape
+        *common, table = numbers.split([num_tokens] * 3 + [num_selected, 3 * (num + 1)])
+        attend = VarlenAttention(table, num_slots=self._shape[1], largest=largest)
+        return self._forward(*common, attend)
 
     def _grouped(self, own: Blocks, parts: list[Part]) -> Attend:
         spans = []
@@ -191,15 +177,15 @@ class Runner:
         return GroupedAttention(own, spans, heads_per_key=heads_per_key, dtype=dtype)
 
     def _forward(
-        self, own: Blocks, place: Tensor, token: Tensor, select: Tensor, attend: Attend
+        self, token: Tensor, position: Tensor, target: Tensor, select: Tensor, attend: Attend
     ) -> Tensor:
         assert self._cache is not None
-        self._cache.place(own.row, own.slot + place)
+        self._cache.target = target
         return self._view(
             token[None],
             # An unused mask, but of four dimensions: transformers makes others causal itself.
             token.new_empty(1, 1, 1, 1),
-            (own.start + place)[None],
+            position[None],
             select=select,
             slots=self._cache,
             attend=attend,

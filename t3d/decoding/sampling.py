@@ -6,7 +6,7 @@ Letters in shapes: M positions, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -47,6 +47,8 @@ def initial_ids(
     The random token is drawn from those that may be generated. Everything is a pure function of
     the request's seed and the absolute position (ReDi, arXiv:2507.15897).
     """
+    if random_share == 0:
+        return [mask_token_id] * len(positions)
     at = torch.arange(positions.start, positions.stop)
     # Step -1 is before all denoising steps, which count from 0.
     keys = fold(torch.tensor(seed), at, -1)
@@ -143,8 +145,12 @@ def sample(
         return _sample(logits, uniforms, banned, config)
     given = [None] * -(-len(logits) // rows) if uniforms is None else uniforms.split(rows)
     pairs = zip(logits.split(rows), given, strict=True)
-    found = [astuple(_sample(*pair, banned, config)) for pair in pairs]
-    return Candidates(*(torch.cat(values) for values in zip(*found, strict=True)))
+    found = [_sample(*pair, banned, config) for pair in pairs]
+    return Candidates(
+        torch.cat([own.ids for own in found]),
+        torch.cat([own.log_probs for own in found]),
+        torch.cat([own.confidence for own in found]),
+    )
 
 
 def _sample(

@@ -74,8 +74,7 @@ def expected(query: Tensor, keys: Tensor, values: Tensor, blocks: list[Block]) -
 
 
 def packed(blocks: list[Block]) -> Blocks:
-    columns = torch.tensor(blocks).T
-    return Blocks(*columns, num_tokens=int(columns[3].sum()))
+    return Blocks.of(*map(list, zip(*blocks, strict=True)))
 
 
 @given(
@@ -106,9 +105,12 @@ def test_groups_attend_as_each_block_alone(
         spans.append(Span([own[0][0] for own in alike], num * size, stop))
     keys, values = random(2, ROWS, SLOTS, KEY_HEADS, SIZE)
     layout = packed(blocks)
-    query = random(layout.num_tokens, HEADS, SIZE, seed=1)
+    query = random(int(layout.size.sum()), HEADS, SIZE, seed=1)
     attend = GroupedAttention(
-        layout.spread()[0], spans, heads_per_key=HEADS // KEY_HEADS, dtype=torch.float64
+        layout.spread(int(layout.size.sum()))[0],
+        spans,
+        heads_per_key=HEADS // KEY_HEADS,
+        dtype=torch.float64,
     )
     actual = attend(query, keys, values, SCALE)
     torch.testing.assert_close(actual, expected(query, keys, values, blocks), rtol=0, atol=1e-12)
@@ -128,10 +130,11 @@ def test_the_call_of_flash_attention_means_each_block_alone(
     blocks = [(row, size * before, size * before, size) for row, size, before in shapes]
     keys, values = random(2, ROWS, SLOTS, KEY_HEADS, SIZE)
     layout = packed(blocks)
-    query = random(layout.num_tokens, HEADS, SIZE, seed=1)
+    query = random(int(layout.size.sum()), HEADS, SIZE, seed=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention, "find_varlen", lambda: varlen_reference)
-        attend = VarlenAttention(layout, num_slots=SLOTS, largest=max(b[3] for b in blocks))
+        table = VarlenAttention.table(layout, num_slots=SLOTS)
+        attend = VarlenAttention(table, num_slots=SLOTS, largest=max(b[3] for b in blocks))
         actual = attend(query, keys, values, SCALE)
     torch.testing.assert_close(actual, expected(query, keys, values, blocks), rtol=0, atol=1e-12)
 
@@ -141,7 +144,9 @@ def test_neighbours_are_read_in_place(rows: list[int], monkeypatch: pytest.Monke
     keys, values = random(2, ROWS, SLOTS, KEY_HEADS, SIZE)
     layout = packed([(row, 0, 0, 1) for row in rows])
     spans = [Span(rows, 1, 1)]
-    attend = GroupedAttention(layout.spread()[0], spans, heads_per_key=3, dtype=torch.float64)
+    attend = GroupedAttention(
+        layout.spread(int(layout.size.sum()))[0], spans, heads_per_key=3, dtype=torch.float64
+    )
     read: list[int] = []
     real = attention.F.scaled_dot_product_attention
 
@@ -195,6 +200,7 @@ def test_passes_padded_to_few_shapes_decode_the_same(
     """From buffers that every pass of a shape shares, as CUDA graphs read and write them."""
     monkeypatch.setattr(attention, "find_varlen", lambda: varlen_reference)
     monkeypatch.setattr(runner, "takes_varlen", lambda device, dtype: True)
+    monkeypatch.setattr(graphs, "SEEN_BEFORE", 0)
     replays = []
     hold = graphs.StaticPasses._hold
 
@@ -224,8 +230,7 @@ def test_passes_padded_to_few_shapes_decode_the_same(
     assert [c.response_ids for c in few] == [c.response_ids for c in eager]
     assert [c.step_map for c in few] == [c.step_map for c in eager]
     assert len(set(replays)) < len(replays)
-    shapes = [(graphs.padded(b), s, graphs.padded(m)) for b, s, m in replays]
-    assert shapes == replays
+    assert all(graphs.padded(n) == n for num, _, wanted, _ in replays for n in (num, wanted))
 
 
 @given(st.integers(1, 10_000))

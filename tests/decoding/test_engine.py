@@ -189,7 +189,7 @@ def test_waiting_requests_take_the_place_of_finished_ones() -> None:
     sizes: list[int] = []
     hook = MODEL.model.register_forward_pre_hook(
         lambda module, args, kwargs: sizes.append(
-            len(set((kwargs["slots"]._target // kwargs["slots"].num_slots).tolist()))
+            len(set((kwargs["slots"].target // kwargs["slots"].num_slots).tolist()))
         ),
         with_kwargs=True,
     )
