@@ -26,6 +26,30 @@ def launched() -> tuple[int, int]:
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
+def check_workers(num_workers: int) -> None:
+    """Check that work is shared in one way only.
+
+    Raises:
+        ValueError: for workers of the processes of a launcher.
+    """
+    if num_workers > 1 and launched()[1] > 1:
+        raise ValueError("num_workers: the launcher's processes share the work; set it to 1")
+
+
+def drawn(name: str) -> Iterator[int]:
+    """Numbers from 0 up, each of which only one of the launcher's processes gets.
+
+    Args:
+        name: name of the counter, which must not have been used before.
+    """
+    import torch.distributed as dist
+
+    # The store in which the processes find each other; its additions are atomic.
+    store, _, _ = next(dist.rendezvous("env://"))
+    while True:
+        yield store.add(name, 1) - 1
+
+
 def own_device() -> torch.device:
     """The GPU that belongs to this process among those of the launcher; the CPU without GPUs."""
     import torch
@@ -54,18 +78,22 @@ def pool(num_workers: int, hear: Callable[[Any], None]) -> Iterator[ProcessPoolE
     """Worker processes; each has its share of threads and GPUs.
 
     They end with their parent, and at once where it stops for an error or an interrupt. Nothing is
-    lost by that: all their work is written so that it can be resumed.
+    lost by that: all their work is written so that it can be resumed. A worker is no process of
+    the launcher that started this one, so it rolls out and trains by itself.
 
     Args:
         hear: called in a separate thread with every message that a worker sends with `tell`.
     """
     import torch
 
+    # What this process only keeps for later allocations is its workers' now.
+    torch.cuda.empty_cache()
     context = get_context("spawn")
     alive, lifeline = context.Pipe(duplex=False)
     numbers, messages = context.SimpleQueue(), context.SimpleQueue()
+    first = int(os.environ.get("LOCAL_RANK", 0))
     for number in range(num_workers):
-        numbers.put(number)
+        numbers.put(first + number)
     threads = max(1, torch.get_num_threads() // num_workers)
     level = logging.root.manager.disable
     share = (numbers, messages, threads, torch.cuda.device_count(), level, alive)
@@ -107,6 +135,14 @@ def _start(
     """
     # A terminal interrupts workers as well; their tracebacks would only confuse the user.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    number = numbers.get()
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        os.environ.pop(name, None)
+    if num_devices:
+        # It sees its own GPU alone, since training takes all that a process sees.
+        named = os.environ.get("CUDA_VISIBLE_DEVICES")
+        devices = named.split(",") if named else [*map(str, range(num_devices))]
+        os.environ["CUDA_VISIBLE_DEVICES"] = devices[number % num_devices]
 
     import torch
 
@@ -114,10 +150,7 @@ def _start(
     _messages = messages
     # The parent's level of logging holds in its workers, too.
     logging.disable(level)
-    number = numbers.get()
     torch.set_num_threads(threads)
-    if num_devices:
-        torch.cuda.set_device(number % num_devices)
 
     def watch() -> None:
         with suppress(EOFError):

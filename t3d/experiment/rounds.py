@@ -118,14 +118,13 @@ def rollout_stage(name: str, part: Part | None) -> str:
     return name if part is None else f"{name}, part {part[0] + 1} of {part[1]}"
 
 
-def record_trajectories(
-    config: RunConfig, teacher: LanguageModel, *, part: Part | None = None, progress: bool
-) -> None:
-    """Roll the teacher out into all stores of the recipe.
+def record_trajectories(config: RunConfig, *, part: Part | None = None, progress: bool) -> None:
+    """Roll the teacher out into all stores of the recipe; it is in memory no longer than that.
 
     Args:
         part: part of the prompts that this process decodes, see `rollout`.
     """
+    teacher = from_pretrained(config.model, dtype=config.dtype)
     prompts = train_prompts(config)
     for path, (name, settings) in teacher_rollouts(config).items():
         with stage(rollout_stage(name, part)):
@@ -172,7 +171,7 @@ def train_student(
     directories = [rounds / f"round{n}" for n in range(built.rounds)] if several else [output]
     needs_teacher = built.objective.needs_teacher
     records: list[dict[str, Any]] = []
-    student = from_pretrained(config.model)
+    start: str | Path = config.model
     for number, directory in enumerate(directories):
         steps = training.steps // built.rounds + (number < training.steps % built.rounds)
         warmup = round(training.warmup_steps / built.rounds)
@@ -180,17 +179,20 @@ def train_student(
         with stage(f"round {number + 1} of {built.rounds}") if several else nullcontext():
             if not is_trained(directory):
                 if number == 0:
-                    rows = _rows(config, method, student)
+                    rows = _rows(config, method, from_pretrained(start, device="meta"))
                 else:
                     num = steps * training.batch_size
                     prompts = _rotated(_prompts(config, method), number, num)
                     settings = replace(own_rollout(config, method, student=True), seed=seed)
                     path = rounds / f"trajectories{number}"
+                    student = from_pretrained(start, dtype=config.dtype)
                     own = rollout(student, prompts, path, settings, progress=progress).read()
                     if built.verify:
                         first = TrajectoryStore.open(store_path(config, method)).read()
                         own = verified(config.prompt_set(), prompts, student, own, first)
                     rows = training_rows(own)
+                # Of what decoded only the text is needed from here on; training takes float32.
+                student = from_pretrained(start)
                 rate = method.learning_rate or training.learning_rate
                 distill(
                     student,
@@ -204,8 +206,7 @@ def train_student(
                     progress=progress,
                 )
         records.append(read_object(directory / "provenance.json"))
-        if number + 1 < built.rounds:
-            student = from_pretrained(directory)
+        start = directory
     # The arguments say which process writes, even where all rounds were trained before.
     if training_arguments(training, output).should_save:
         _finish(method, training, records, directories[-1], output)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from t3d.core.dtypes import Dtype
 from t3d.core.ranges import check_choices, check_ranges
 from t3d.tasks import get_task, mixture
 from t3d.tasks.base import Example
@@ -67,7 +68,8 @@ class TrainingConfig:
             writing them would take over a tenth of the time. 0 is after every step, .inf never.
         logging_steps: steps between logged metrics.
         report_to: trackers of transformers, such as tensorboard or wandb.
-        bf16: compute in bfloat16, with float32 master weights.
+        dtype: number format of the arithmetic; auto is bfloat16 on a GPU and float32 on a CPU.
+            Weights, gradients and moments of what is trained are float32 always.
         activation_checkpointing: compute activations again in the backward pass instead of keeping
             them: the memory of one layer in place of all, for about a third more time.
         attention: sdpa, or flex_attention, which skips masked blocks but has no backward pass on a
@@ -92,7 +94,7 @@ class TrainingConfig:
     save_seconds: float = 30.0
     logging_steps: int = 10
     report_to: list[str] = field(default_factory=list)
-    bf16: bool = False
+    dtype: Dtype = "auto"
     activation_checkpointing: bool = False
     attention: Attention = "auto"
     sharding: Sharding = "none"
@@ -113,7 +115,7 @@ class TrainingConfig:
         )
         if not self.block_sizes:
             raise ValueError("block_sizes is empty; name at least one size")
-        check_choices(self, "attention sharding optimizer")
+        check_choices(self, "attention sharding optimizer dtype")
         if self.optimizer == "muon" and (self.sharding == "full" or self.lora is not None):
             key = "lora" if self.lora is not None else "sharding"
             raise ValueError(f"optimizer: muon needs whole matrices; leave out {key}, or use adamw")
