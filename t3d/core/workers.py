@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import signal
@@ -17,6 +18,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+_LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+"""Environment variables by which a process of a launcher knows the others."""
+_counters = itertools.count()
+"""Numbers of the calls of `drawn`."""
 _messages: SimpleQueue[Any] | None = None
 """Queue from a worker to its parent; None in a process that is no worker."""
 
@@ -24,6 +29,16 @@ _messages: SimpleQueue[Any] | None = None
 def launched() -> tuple[int, int]:
     """Number of this process, and how many there are, as `torchrun` and its like say it."""
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Context in which this process is none of a launcher's."""
+    held = {name: os.environ.pop(name) for name in _LAUNCHED if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(held)
 
 
 def check_workers(num_workers: int) -> None:
@@ -36,16 +51,16 @@ def check_workers(num_workers: int) -> None:
         raise ValueError("num_workers: the launcher's processes share the work; set it to 1")
 
 
-def drawn(name: str) -> Iterator[int]:
+def drawn() -> Iterator[int]:
     """Numbers from 0 up, each of which only one of the launcher's processes gets.
 
-    Args:
-        name: name of the counter, which must not have been used before.
+    All processes must call it equally often.
     """
     import torch.distributed as dist
 
     # The store in which the processes find each other; its additions are atomic.
     store, _, _ = next(dist.rendezvous("env://"))
+    name = f"t3d/{next(_counters)}"
     while True:
         yield store.add(name, 1) - 1
 
@@ -136,7 +151,7 @@ def _start(
     # A terminal interrupts workers as well; their tracebacks would only confuse the user.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     number = numbers.get()
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+    for name in _LAUNCHED:
         os.environ.pop(name, None)
     if num_devices:
         # It sees its own GPU alone, since training takes all that a process sees.

@@ -199,7 +199,7 @@ def evaluate_settings(
                     _decode_into(own, model, problems, setting, config, progress=progress)
                     if rank > 0:
                         continue
-                    own.wait("example_id", len(problems), "prompt", progress=progress)
+                    own.wait("example_id", len(problems), "answer", progress=progress)
                 teacher = None
                 if full is not None and is_finished(full):
                     teacher = Evaluation.load(full).final_answers

@@ -10,11 +10,12 @@ from typing import Any
 
 from accelerate import PartialState
 
-from t3d.core.files import read_object, write_json
+from t3d.core.files import plain, read_object, write_json
 from t3d.core.progress import note, stage
 from t3d.core.rng import derive_key
 from t3d.core.store import TrajectoryStore
 from t3d.core.trajectory import Trajectory, training_rows
+from t3d.core.workers import alone, launched
 from t3d.decoding.config import DecodingConfig, RolloutConfig
 from t3d.decoding.rollout import rollout
 from t3d.evaluation.results import ORIGINAL
@@ -22,7 +23,7 @@ from t3d.experiment.recipe import RunConfig
 from t3d.experiment.watch import Watch
 from t3d.models import LanguageModel, from_pretrained
 from t3d.tasks import Example, Task, mixture
-from t3d.training.arguments import training_arguments
+from t3d.training.arguments import training_arguments, uses_deepspeed
 from t3d.training.config import MethodConfig, TrainingConfig
 from t3d.training.distill import distill
 from t3d.training.methods import build_method
@@ -73,14 +74,31 @@ def check_recipe(config: RunConfig) -> None:
         ValueError: for settings that do not fit.
     """
     config.check_prompts()
+    training, is_apart = config.training, config.num_workers > 1 or trains_apart(config)
+    if is_apart:
+        # Each student will be trained on one device, whichever this process sees.
+        training = replace(training, trainer=training.trainer | {"use_cpu": True})
     for name, method in config.methods.items():
         if name == ORIGINAL:
             raise ValueError(f"methods: {ORIGINAL!r} is the teacher's own name; choose another")
         if not name.strip() or Path(name).name != name or name.startswith(".") or "\0" in name:
             raise ValueError(f"methods: {name!r} is to name a directory; choose another name")
-        check_training(method, config.training, config.data.num_sequences, config.output)
+        with alone() if is_apart else nullcontext():
+            check_training(method, training, config.data.num_sequences, config.output)
         for student in (False, True):
             own_rollout(config, method, student=student)
+
+
+def trains_apart(config: RunConfig) -> bool:
+    """Whether each of a launcher's processes trains students of its own.
+
+    They train every student together where weights are split over them, or where there are fewer
+    students than processes.
+    """
+    _, num_processes = launched()
+    is_whole = config.training.sharding == "none" and not uses_deepspeed(config.training)
+    num_students = len(config.methods) * max(1, len(config.seeds))
+    return is_whole and 1 < num_processes <= num_students
 
 
 def store_path(config: RunConfig, method: MethodConfig) -> Path:
@@ -226,7 +244,7 @@ def _finish(
         for key in ("optimizer_steps", "tokens_seen"):
             record[key] = sum(r[key] for r in records)
         record |= {"rounds": len(records), "seed": training.seed, "model": records[0]["model"]}
-        record["config"] = {"method": asdict(method), "training": asdict(training)}
+        record["config"] = plain({"method": asdict(method), "training": asdict(training)})
         write_json(last / "provenance.json", record)
     output.parent.mkdir(parents=True, exist_ok=True)
     if last != output:

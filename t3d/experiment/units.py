@@ -26,9 +26,9 @@ from t3d.experiment.rounds import (
     student_work,
     teacher_rollouts,
     train_student,
+    trains_apart,
 )
 from t3d.tasks import Example, Task
-from t3d.training.arguments import uses_deepspeed
 
 
 def problems_of(config: RunConfig, task: Task) -> list[Example]:
@@ -119,7 +119,7 @@ def finished(
     if config.num_workers == 1:
         record_trajectories(config, progress=progress)
         evaluate_unit(config, TEACHER, settings, progress=progress)
-        if trains_apart(config, len(units)):
+        if trains_apart(config):
             _train_apart(config, titles, progress=progress)
         for unit in units:
             train_unit(config, unit, titles[unit], progress=progress)
@@ -170,23 +170,12 @@ def finished(
                     yield unit
 
 
-def trains_apart(config: RunConfig, num_students: int) -> bool:
-    """Whether each of the launcher's processes trains students of its own.
-
-    Otherwise they train every student together: one that is split over them, or where there are
-    fewer students than processes.
-    """
-    _, num_processes = launched()
-    is_whole = config.training.sharding == "none" and not uses_deepspeed(config.training)
-    return is_whole and 1 < num_processes <= num_students
-
-
 def _train_apart(config: RunConfig, titles: Mapping[Unit, str], *, progress: bool) -> None:
     """Train all students, each by the first of the launcher's processes that is free."""
     units = list(titles)
     # Trained in a process that the launcher does not know, or all would train every student.
     with pool(1, hear) as own:
-        for number in drawn("students"):
+        for number in drawn():
             if number >= len(units):
                 break
             unit = units[number]
