@@ -166,6 +166,10 @@ class _Recorder:
         self.loads.append(training_load(given.batch, given.layout, views))
         return views
 
+    @property
+    def num_views(self) -> int:
+        return self.noiser.num_views
+
 
 def measure(
     lm: LanguageModel,

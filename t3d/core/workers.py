@@ -56,10 +56,10 @@ def drawn() -> Iterator[int]:
 
     All processes must call it equally often.
     """
-    import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
 
     # The store in which the processes find each other; its additions are atomic.
-    store, _, _ = next(dist.rendezvous("env://"))
+    store, _, _ = next(rendezvous("env://"))
     name = f"t3d/{next(_counters)}"
     while True:
         yield store.add(name, 1) - 1

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
 from t3d.core.dtypes import torch_dtype
 from t3d.core.files import claim
@@ -78,7 +79,7 @@ def walk(config: RunConfig, *, progress: bool = True) -> tuple[list[Cell], list[
     with display(stages(config, units, untimed), show=progress, num_workers=config.num_workers):
         config = with_teacher(config, progress=progress)
         teacher, problems = prepare(config)
-        recipe = asdict(config) | {"dtype": teacher.dtype}
+        recipe: dict[str, Any] = asdict(config) | {"dtype": teacher.dtype}
         shared = {key: recipe[key] for key in _SHARED}
         # Students lie in folders of their seeds where seeds are named.
         shared["by_seed"] = bool(config.seeds)

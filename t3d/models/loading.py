@@ -343,6 +343,7 @@ def from_pretrained(
     if size is not None and (not isinstance(size, int) or size < 1):
         raise ValueError(f"{name}: block_size must be a number from 1 up, got {size!r}")
     options: dict[str, Any] = {"dtype": kind, "attn_implementation": attn_implementation}
+    model: Any
     if place.type == "meta":
         model = _described(family, source, config, options)
     else:
