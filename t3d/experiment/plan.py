@@ -180,14 +180,15 @@ def _training(config: TrainingConfig, model: BlockDiffusionLM | None, copies: in
 
 
 def _state(config: TrainingConfig, model: BlockDiffusionLM | None, copies: int) -> str:
-    """Memory that is held from step to step, all of it in float32."""
+    """Memory that is held from step to step."""
     if model is None or uses_deepspeed(config):
         return UNKNOWN
     weights = model.num_parameters()
     trained = weights if config.lora is None else adapter_parameters(model, config.lora)
     base = 0 if config.lora is None else weights
     # Weights, gradients and two moments of what is trained; frozen copies have weights alone.
-    size = 4 * (base + (4 + copies - 1) * trained)
+    frozen = 2 if config.frozen_dtype == "bfloat16" else 4
+    size = 4 * (base + 4 * trained) + frozen * (copies - 1) * trained
     if config.sharding == "none":
         return f"{_bytes(size)} a process"
     _, num = launched()

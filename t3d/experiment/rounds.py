@@ -219,7 +219,9 @@ def train_student(
                     replace(training, steps=steps, warmup_steps=warmup, seed=seed),
                     directory,
                     # In the first round the teacher is a copy of the student, by default.
-                    teacher=from_pretrained(config.model) if number and needs_teacher else None,
+                    teacher=from_pretrained(config.model, dtype=training.frozen_dtype)
+                    if number and needs_teacher
+                    else None,
                     callbacks=_watch(config, student),
                     progress=progress,
                 )
