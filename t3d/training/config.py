@@ -125,7 +125,7 @@ class TrainingConfig:
             raise ValueError(f"optimizer: muon needs whole matrices; leave out {key}, or use adamw")
         if self.frozen_dtype != "float32" and self.lora is not None:
             raise ValueError(
-                "frozen_dtype: with lora, frozen models share the base's weights; leave one of them out"
+                "frozen_dtype: with lora, frozen models share the base's weights; leave out one"
             )
         if self.sharding == "full" and self.lora is not None:
             raise ValueError(

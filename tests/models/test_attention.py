@@ -92,6 +92,7 @@ def test_flash_attention_cannot_take_a_block_mask(grid: Coordinates):
         attention_mask("flash_attention_2", grid, grid, torch.bfloat16)
 
 
+@pytest.mark.filterwarnings("ignore:.* should not be instantiated:DeprecationWarning")
 def test_the_compiled_block_mask_is_the_eager_one_for_every_length(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
