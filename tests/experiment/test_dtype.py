@@ -107,3 +107,12 @@ def test_a_run_decodes_in_its_dtype_and_trains_float32_without_an_idle_teacher(
         assert TrajectoryStore.open(tmp_path / "run" / store).manifest.dtype == "bfloat16"
     with pytest.raises(ValueError, match=r"another recipe made \(dtype differ\)"):
         run(replace(config, dtype="float32"), progress=False)
+
+
+def test_weights_that_are_trained_are_float32(tmp_path: Path) -> None:
+    half = from_pretrained("mini_teacher", dtype="bfloat16")
+    settings, method = TrainingConfig(steps=1, batch_size=2), MethodConfig("naive_td")
+    with pytest.raises(
+        ValueError, match="its weights are in bfloat16.*load it with dtype='float32'"
+    ):
+        rounds.distill(half, [{}, {}], method, settings, tmp_path / "student", progress=False)
