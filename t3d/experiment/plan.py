@@ -281,7 +281,8 @@ def _cache(model: BlockDiffusionLM | None, config: RunConfig) -> str:
     if model is None:
         return UNKNOWN
     dtype = torch_dtype(config.dtype, own_device())
-    token = cache_bytes_per_token(nn.Module.to(model, dtype))
+    decoding: Any = nn.Module.to(model, dtype)
+    token = cache_bytes_per_token(decoding)
     tokens = config.rollout.batch_size * config.rollout.decoding.max_new_tokens
     return f"{_bytes(token * tokens)} and {_bytes(token)} a prompt token ({dtype_name(dtype)})"
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
+from torch import nn
 from transformers import (
     AutoTokenizer,
     GenerationConfig,
@@ -347,7 +348,7 @@ def from_pretrained(
     if place.type == "meta":
         model = _described(family, source, config, options)
     else:
-        model = _loaded(name, family, source, config, options).to(place)
+        model = nn.Module.to(_loaded(name, family, source, config, options), place)
     return wrap(model.eval(), tokenizer, name, hash_weights(source))
 
 
