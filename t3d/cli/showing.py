@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from t3d.cli.common import distinct_rows, print_paths, show
+from t3d.core.dtypes import Dtype
 from t3d.core.files import check_output, read_object
 from t3d.core.rng import derive_key
 from t3d.decoding.config import DecodingConfig
@@ -50,6 +51,7 @@ def generate_command(
     data: Path | None = None,
     protocol: ProtocolName = "standard",
     decoding: DecodingConfig = DecodingConfig(),  # noqa: B008
+    dtype: Dtype = "auto",
     seed: int = 0,
     unsafe_exec: bool = False,
     show_steps: bool | None = None,
@@ -76,6 +78,7 @@ def generate_command(
         protocol: standard, or t3d for the prompts and tests of T3D's authors byte for byte.
         decoding: how the answer is decoded, unless given as `t3d calibrate` found for the model;
             max_new_tokens is cut to what fits the model.
+        dtype: number format of the arithmetic; auto is bfloat16 on a GPU and float32 on a CPU.
         seed: seed of candidate sampling.
         unsafe_exec: run the programs of code benchmarks without the sandbox.
         show_steps: colour the tokens by their denoising step; by default on a terminal.
@@ -99,7 +102,7 @@ def generate_command(
     from t3d.models.loading import from_pretrained
     from t3d.report.trajectories import render_responses, view_of
 
-    lm = from_pretrained(model)
+    lm = from_pretrained(model, dtype=dtype)
     known = _only_tasks(model)
     if known and not any(GENERATED[name]().is_problem(problem.question) for name in known):
         print(

@@ -207,11 +207,13 @@ def claim(directory: Path, recipe: dict[str, Any], weights_hash: str | None) -> 
     check_output(directory, RECIPE, ADAPTATION)
     make_directory(directory)
     recipe = plain(recipe) | {"weights_hash": weights_hash}
-    recipe = _without_circumstances(recipe)
+    # Recipes of earlier versions, and those that decode nothing, do not name the dtype.
+    recipe = {"dtype": "float32"} | _without_circumstances(recipe)
     if not path.exists():
         write_json(path, recipe)
         return
-    before = _without_circumstances(read_object(path, "choose another output"))
+    before = read_object(path, "choose another output")
+    before = {"dtype": "float32"} | _without_circumstances(before)
     changed = sorted(key for key in recipe | before if recipe.get(key) != before.get(key))
     if changed:
         raise ValueError(

@@ -63,6 +63,9 @@ class Manifest:
     seed: int
     packages: dict[str, str]
     """Versions of Python and packages, for the record; they may differ between runs."""
+    dtype: str = "float32"
+    """Number format in which the teacher decoded; stores of earlier versions, which do not name it,
+    are float32."""
 
     def differences(self, other: Manifest) -> Iterator[tuple[str, Any, Any]]:
         """Identity keys (dotted) with the two values that differ."""
@@ -122,6 +125,7 @@ class TrajectoryStore:
                 f"{file}: store format {found!r} is not supported, only {FORMAT}; "
                 "roll out again or use the version of t3d that wrote it"
             )
+        document.setdefault("dtype", "float32")
         check_keys(file, document, {field.name for field in fields(Manifest)})
         return cls(path, Manifest(**document))
 
@@ -171,11 +175,7 @@ class TrajectoryStore:
 
     def completed(self) -> set[int]:
         """Prompt indices of the rows in the store; checks every checksum."""
-        return {
-            index
-            for _, table in self.shards.tables()
-            for index in table.column("prompt_index").to_pylist()
-        }
+        return self.shards.distinct("prompt_index")
 
     def read_complete(self) -> list[Trajectory]:
         """`read`, of a store that holds a row for every prompt.

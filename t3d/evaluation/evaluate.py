@@ -252,6 +252,7 @@ def evaluate(
         method=identity.method,
         seed=identity.seed,
         model=lm.name,
+        dtype=lm.dtype,
         decoding=decoding,
         accuracy=correct / len(samples),
         n=len(samples),

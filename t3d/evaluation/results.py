@@ -67,6 +67,8 @@ class ResultRow:
     """Mean seconds a request at batch 1; None if not measured."""
     optimizer_steps: int
     tokens_seen: int
+    dtype: str = "float32"
+    """Number format in which the model decoded; files of earlier versions are float32."""
     string_accuracy: float | None = None
     """Share of answers that equal the gold answer as strings; None where it is not graded so."""
     no_answer: float | None = None

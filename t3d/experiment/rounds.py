@@ -10,11 +10,12 @@ from typing import Any
 
 from accelerate import PartialState
 
-from t3d.core.files import read_object, write_json
+from t3d.core.files import plain, read_object, write_json
 from t3d.core.progress import note, stage
 from t3d.core.rng import derive_key
 from t3d.core.store import TrajectoryStore
 from t3d.core.trajectory import Trajectory, training_rows
+from t3d.core.workers import alone, launched
 from t3d.decoding.config import DecodingConfig, RolloutConfig
 from t3d.decoding.rollout import rollout
 from t3d.evaluation.results import ORIGINAL
@@ -22,7 +23,7 @@ from t3d.experiment.recipe import RunConfig
 from t3d.experiment.watch import Watch
 from t3d.models import LanguageModel, from_pretrained
 from t3d.tasks import Example, Task, mixture
-from t3d.training.arguments import training_arguments
+from t3d.training.arguments import training_arguments, uses_deepspeed
 from t3d.training.config import MethodConfig, TrainingConfig
 from t3d.training.distill import distill
 from t3d.training.methods import build_method
@@ -73,14 +74,31 @@ def check_recipe(config: RunConfig) -> None:
         ValueError: for settings that do not fit.
     """
     config.check_prompts()
+    training, is_apart = config.training, config.num_workers > 1 or trains_apart(config)
+    if is_apart:
+        # Each student will be trained on one device, whichever this process sees.
+        training = replace(training, trainer=training.trainer | {"use_cpu": True})
     for name, method in config.methods.items():
         if name == ORIGINAL:
             raise ValueError(f"methods: {ORIGINAL!r} is the teacher's own name; choose another")
         if not name.strip() or Path(name).name != name or name.startswith(".") or "\0" in name:
             raise ValueError(f"methods: {name!r} is to name a directory; choose another name")
-        check_training(method, config.training, config.data.num_sequences, config.output)
+        with alone() if is_apart else nullcontext():
+            check_training(method, training, config.data.num_sequences, config.output)
         for student in (False, True):
             own_rollout(config, method, student=student)
+
+
+def trains_apart(config: RunConfig) -> bool:
+    """Whether each of a launcher's processes trains students of its own.
+
+    They train every student together where weights are split over them, or where there are fewer
+    students than processes.
+    """
+    _, num_processes = launched()
+    is_whole = config.training.sharding == "none" and not uses_deepspeed(config.training)
+    num_students = len(config.methods) * max(1, len(config.seeds))
+    return is_whole and 1 < num_processes <= num_students
 
 
 def store_path(config: RunConfig, method: MethodConfig) -> Path:
@@ -118,14 +136,13 @@ def rollout_stage(name: str, part: Part | None) -> str:
     return name if part is None else f"{name}, part {part[0] + 1} of {part[1]}"
 
 
-def record_trajectories(
-    config: RunConfig, teacher: LanguageModel, *, part: Part | None = None, progress: bool
-) -> None:
-    """Roll the teacher out into all stores of the recipe.
+def record_trajectories(config: RunConfig, *, part: Part | None = None, progress: bool) -> None:
+    """Roll the teacher out into all stores of the recipe; it is in memory no longer than that.
 
     Args:
         part: part of the prompts that this process decodes, see `rollout`.
     """
+    teacher = from_pretrained(config.model, dtype=config.dtype)
     prompts = train_prompts(config)
     for path, (name, settings) in teacher_rollouts(config).items():
         with stage(rollout_stage(name, part)):
@@ -172,7 +189,7 @@ def train_student(
     directories = [rounds / f"round{n}" for n in range(built.rounds)] if several else [output]
     needs_teacher = built.objective.needs_teacher
     records: list[dict[str, Any]] = []
-    student = from_pretrained(config.model)
+    start: str | Path = config.model
     for number, directory in enumerate(directories):
         steps = training.steps // built.rounds + (number < training.steps % built.rounds)
         warmup = round(training.warmup_steps / built.rounds)
@@ -180,17 +197,20 @@ def train_student(
         with stage(f"round {number + 1} of {built.rounds}") if several else nullcontext():
             if not is_trained(directory):
                 if number == 0:
-                    rows = _rows(config, method, student)
+                    rows = _rows(config, method, from_pretrained(start, device="meta"))
                 else:
                     num = steps * training.batch_size
                     prompts = _rotated(_prompts(config, method), number, num)
                     settings = replace(own_rollout(config, method, student=True), seed=seed)
                     path = rounds / f"trajectories{number}"
+                    student = from_pretrained(start, dtype=config.dtype)
                     own = rollout(student, prompts, path, settings, progress=progress).read()
                     if built.verify:
                         first = TrajectoryStore.open(store_path(config, method)).read()
                         own = verified(config.prompt_set(), prompts, student, own, first)
                     rows = training_rows(own)
+                # Of what decoded only the text is needed from here on; training takes float32.
+                student = from_pretrained(start)
                 rate = method.learning_rate or training.learning_rate
                 distill(
                     student,
@@ -199,13 +219,14 @@ def train_student(
                     replace(training, steps=steps, warmup_steps=warmup, seed=seed),
                     directory,
                     # In the first round the teacher is a copy of the student, by default.
-                    teacher=from_pretrained(config.model) if number and needs_teacher else None,
+                    teacher=from_pretrained(config.model, dtype=training.frozen_dtype)
+                    if number and needs_teacher
+                    else None,
                     callbacks=_watch(config, student),
                     progress=progress,
                 )
         records.append(read_object(directory / "provenance.json"))
-        if number + 1 < built.rounds:
-            student = from_pretrained(directory)
+        start = directory
     # The arguments say which process writes, even where all rounds were trained before.
     if training_arguments(training, output).should_save:
         _finish(method, training, records, directories[-1], output)
@@ -225,7 +246,7 @@ def _finish(
         for key in ("optimizer_steps", "tokens_seen"):
             record[key] = sum(r[key] for r in records)
         record |= {"rounds": len(records), "seed": training.seed, "model": records[0]["model"]}
-        record["config"] = {"method": asdict(method), "training": asdict(training)}
+        record["config"] = plain({"method": asdict(method), "training": asdict(training)})
         write_json(last / "provenance.json", record)
     output.parent.mkdir(parents=True, exist_ok=True)
     if last != output:

@@ -54,10 +54,15 @@ def fit(
     default a copy of `lm` as it is given.
 
     Raises:
-        ValueError: if there are fewer sequences than one batch takes, or a block is longer than
-            the model.
+        ValueError: if there are fewer sequences than one batch takes, a block is longer than the
+            model, or the weights that are trained are in half precision.
     """
     config.check_enough(len(rows))
+    if config.lora is None and lm.model.dtype.itemsize < 4:
+        raise ValueError(
+            f"{lm.name}: its weights are in {lm.dtype}, where small steps are lost; "
+            "load it with dtype='float32', and set training.dtype for the arithmetic"
+        )
     check_block_sizes(lm, config.block_sizes)
     trainer = DiffusionTrainer(lm, method, rows, config, directory, teacher)
     for callback in (*callbacks, Saving(config.save_seconds)):
