@@ -84,9 +84,7 @@ class Plan:
     """The setting, as the answer tells it."""
 
 
-def plan(
-    served: Served, asked: ChatRequest | CompletionRequest, settings: ServeConfig
-) -> Plan:
+def plan(served: Served, asked: ChatRequest | CompletionRequest, settings: ServeConfig) -> Plan:
     """What the engine is to decode.
 
     Raises:
@@ -114,9 +112,7 @@ def plan(
         for _ in range(asked.n or 1):
             key = derive_key(seed, len(requests))
             requests.append(Request(prompt, key, limit, config, asked.num_alternatives or 0))
-    return Plan(
-        requests, sum(map(len, prompts)), seed, asdict(config) | {"max_new_tokens": wanted}
-    )
+    return Plan(requests, sum(map(len, prompts)), seed, asdict(config) | {"max_new_tokens": wanted})
 
 
 def _config(served: Served, changes: dict[str, Any]) -> DecodingConfig:
@@ -183,9 +179,7 @@ def _encode(lm: LanguageModel, texts: list[str]) -> list[list[int]]:
     )
 
 
-def _room(
-    served: Served, config: DecodingConfig, length: int, most: int | None, param: str
-) -> int:
+def _room(served: Served, config: DecodingConfig, length: int, most: int | None, param: str) -> int:
     """Number of tokens that fit behind a prompt, in whole blocks."""
     room = BlockLayout(config.block_size).floor(served.positions) - length
     if length == 0:

@@ -56,9 +56,7 @@ class Transcript:
     def take(self, event: Event) -> str:
         """Note an event; returns the text that has become final, which may be empty."""
         self.passes = event.passes
-        found = zip(
-            event.places, event.token_ids, event.log_probs, event.alternatives, strict=True
-        )
+        found = zip(event.places, event.token_ids, event.log_probs, event.alternatives, strict=True)
         for place, *rest in found:
             token, log_prob, alternatives = rest
             self._committed[place] = Token(token, event.step, log_prob, alternatives)
