@@ -11,9 +11,11 @@ from functools import partial
 from math import ceil
 from queue import SimpleQueue
 from time import monotonic
+from traceback import format_exception
 
 from t3d.decoding.engine import BlockDecoder
 from t3d.decoding.request import Event, Request
+from t3d.serve.log import log
 
 Report = tuple[int, Event | Exception]
 """Number of a job within its answer, and what became of it."""
@@ -57,12 +59,12 @@ class Engine:
 
     Args:
         decoders: the models' decoders by name.
-        max_queue: jobs of one model that may wait, beside those that run.
+        capacity: jobs of one model at most, those that run and those that wait.
     """
 
-    def __init__(self, decoders: Mapping[str, BlockDecoder], max_queue: int) -> None:
+    def __init__(self, decoders: Mapping[str, BlockDecoder], capacity: int) -> None:
         self._decoders = dict(decoders)
-        self._max_queue = max_queue
+        self._capacity = capacity
         self._open: dict[str, set[Job]] = {name: set() for name in decoders}
         self._ended: dict[str, deque[float]] = {
             name: deque(maxlen=_REMEMBERED) for name in decoders
@@ -97,8 +99,8 @@ class Engine:
         if not self.is_alive:
             raise Stopped("the server is stopping")
         model = jobs[0].model
-        opened, batch_size = self._open[model], self._decoders[model].batch_size
-        if len(opened) + len(jobs) > batch_size + self._max_queue:
+        opened = self._open[model]
+        if len(opened) + len(jobs) > self._capacity:
             raise QueueFull(self._pause(model, len(jobs)))
         opened.update(jobs)
         self._calls.put(partial(self._submit, jobs))
@@ -163,6 +165,7 @@ class Engine:
             events = decoder.step()
         # One request may ask for more memory than there is; the others must go on.
         except Exception as error:
+            log(model=model, error="".join(format_exception(error)))
             decoder.reset()
             failed, self._running[model] = list(running.values()), {}
             self._tell([(job, error) for job in failed])

@@ -13,7 +13,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from t3d.core.files import first_words, parse_json, refuse_constant
 from t3d.serve.config import API_KEY, ServeConfig
-from t3d.serve.metrics import GONE, Metrics, log
+from t3d.serve.log import log
+from t3d.serve.metrics import GONE, Metrics
 from t3d.serve.plan import Refused
 
 Message = dict[str, Any]

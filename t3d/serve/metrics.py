@@ -1,10 +1,7 @@
-"""What the server counts, for Prometheus, and its log: a line of JSON for each request."""
+"""What the server counts, for Prometheus."""
 
 from __future__ import annotations
 
-import json
-import sys
-from datetime import UTC, datetime
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -73,9 +70,3 @@ class Metrics:
 
 GONE = 499
 """Status in log and metrics where the client went away before the answer's end."""
-
-
-def log(**record: Any) -> None:
-    """Write one line of the log; it holds no text of a prompt or an answer."""
-    now = datetime.now(UTC).isoformat(timespec="milliseconds")
-    print(json.dumps({"time": now, **record}), file=sys.stderr, flush=True)

@@ -56,7 +56,7 @@ def serve(
             name: make_decoder(one.lm, one.decoding, settings.batch_size, memory_share=share)
             for name, one in loaded.items()
         }
-        engine = Engine(decoders, settings.max_queue)
+        engine = Engine(decoders, settings.batch_size + settings.max_queue)
         host, port = listener.getsockname()[:2]
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         Server(
