@@ -121,6 +121,12 @@ def _config(served: Served, changes: dict[str, Any]) -> DecodingConfig:
     except ValueError as error:
         param = str(error).partition(" ")[0]
         raise Refused(400, str(error), param if param in _FIELDS else None) from None
+    if config.block_size > served.positions:
+        message = (
+            f"block_size={config.block_size} is more than the {served.positions} positions of "
+            f"{served.name}; give a smaller one"
+        )
+        raise Refused(400, message, "block_size")
     if config.denoising_steps > MOST_STEPS:
         message = f"denoising_steps must be at most {MOST_STEPS}, got {config.denoising_steps}"
         raise Refused(400, message, "denoising_steps")
