@@ -62,6 +62,7 @@ COMMANDS = {
     "analyze": Command("evaluating.analyze_command"),
     "report": Command("showing.report_command", _RUNS),
     "generate": Command("showing.generate_command", _QUESTION),
+    "chat": Command("serving.chat_command", _MODELS),
     "serve": Command("serving.serve_command", _MODELS),
     "export": Command("exporting.export_command"),
     "import": Command("importing.import_command", _FILE),

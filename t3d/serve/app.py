@@ -28,7 +28,7 @@ from t3d.serve.config import ServeConfig
 from t3d.serve.engine import Engine
 from t3d.serve.gate import Gate, Gone
 from t3d.serve.metrics import GONE, Metrics
-from t3d.serve.plan import Plan, Refused, Served, plan
+from t3d.serve.plan import Plan, Refused, plan
 from t3d.serve.schema import (
     ChatAnswer,
     ChatRequest,
@@ -42,6 +42,7 @@ from t3d.serve.schema import (
     TextPart,
     Turn,
 )
+from t3d.serve.served import Served
 
 PLAYGROUND = Path(__file__).parent / "playground.html"
 _STREAM: dict[str, Any] = {"text/event-stream": {"schema": {"type": "string"}}}
