@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import json
 import re
 import time
 from collections.abc import AsyncIterator, Coroutine, Mapping
@@ -310,6 +311,6 @@ class _Stream(StreamingResponse):
                 yield f"data: {piece.model_dump_json(exclude_unset=True, by_alias=True)}\n\n"
         except Refused as refused:
             state.record["error"] = refused.message
-            yield f"data: {JSONResponse(refused.body).body.decode()}\n\n"
+            yield f"data: {json.dumps(refused.body)}\n\n"
         yield "data: [DONE]\n\n"
         self._is_whole = True
