@@ -167,6 +167,11 @@ def test_what_is_sent_as_another_type_or_elsewhere_is_refused(server: Server) ->
 
 
 def test_extreme_numbers_decode(server: Server) -> None:
+    texts = [
+        post(server, json.dumps(VALID | {"temperature": value}).encode())[1]["choices"][0]["texts"]
+        for value in (0.0, 5e-324, 1e-100, 1e-99)
+    ]
+    assert texts[1:] == texts[:1] * 3
     for change in (
         {"temperature": 1e308},
         {"temperature": 1e-308},
