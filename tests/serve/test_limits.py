@@ -39,7 +39,10 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         started = time.monotonic()
         assert server.stop(signal.SIGINT) == 0
         assert time.monotonic() - started < 20
-    assert all(record["status"] != 500 for record in server.records())
+    records = server.records()
+    assert all(record.get("status") != 500 for record in records)
+    [told] = [record["error"] for record in records if "error" in record]
+    assert "graceful shutdown exceeded" in str(told)
 
 
 def raw(server: Server, *parts: bytes, pause: float = 0.0) -> bytes:
