@@ -34,11 +34,12 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     yield server
     server.wait_for("t3d_running", 0)
     # A stop ends what takes longer than its grace.
-    with open_answer(server):
+    with open_answer(server) as connection:
         server.wait_for("t3d_running", 1)
         started = time.monotonic()
         assert server.stop(signal.SIGINT) == 0
         assert time.monotonic() - started < 20
+        assert b" 503 " in connection.recv(65536)
     records = server.records()
     assert all(record.get("status") != 500 for record in records)
     [told] = [record["error"] for record in records if "error" in record]
