@@ -40,6 +40,7 @@ class Command:
 
 
 _RUNS = {"dest": "runs", "type": Path, "metavar": "RUN", "nargs": "+"}
+_MODELS = {"dest": "models", "type": str, "metavar": "MODEL", "nargs": "+"}
 _NAMES = {"dest": "names", "type": str, "metavar": "NAME", "nargs": "+"}
 _SOURCE = {"dest": "source", "type": str, "metavar": "SOURCE"}
 _FILE = {"dest": "source", "type": Path, "metavar": "FILE"}
@@ -61,6 +62,8 @@ COMMANDS = {
     "analyze": Command("evaluating.analyze_command"),
     "report": Command("showing.report_command", _RUNS),
     "generate": Command("showing.generate_command", _QUESTION),
+    "chat": Command("serving.chat_command", _MODELS),
+    "serve": Command("serving.serve_command", _MODELS),
     "export": Command("exporting.export_command"),
     "import": Command("importing.import_command", _FILE),
     "export-rollouts": Command("importing.export_rollouts_command"),

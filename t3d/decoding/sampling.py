@@ -67,6 +67,17 @@ def allowed_log_probs(logits: Tensor, banned: Tensor) -> Tensor:
     return allowed_logits(logits, banned).log_softmax(-1)
 
 
+def likeliest(logits: Tensor, banned: Tensor, num: int) -> list[dict[int, float]]:
+    """The `num` likeliest tokens at each position of logits [M, V], in order, with their untempered
+    log-probabilities (nats); those of the ids `banned` [K] are left out."""
+    log_probs, ids = allowed_log_probs(logits, banned).topk(min(num, logits.shape[-1]))
+    rows = zip(ids.tolist(), log_probs.tolist(), strict=True)
+    return [
+        {token: value for token, value in zip(*row, strict=True) if value > -torch.inf}
+        for row in rows
+    ]
+
+
 def entropies(logits: Tensor, banned: Tensor) -> Tensor:
     """Entropy (nats) of the untempered distribution without the banned ids, [M]."""
     parts = logits.split(_rows_at_once(logits))
@@ -84,6 +95,8 @@ def sampling_probs(logits: Tensor, temperature: float, top_k: int, top_p: float)
     Equal probabilities rank by id, so top-k keeps exactly k tokens. The largest is 1, so those that
     matter are exact where the logits are large.
     """
+    # A smaller temperature is 0 in float32.
+    temperature = max(temperature, 1e-30)
     probs = (logits - logits.amax(-1, keepdim=True)).div_(temperature).exp_()
     if top_k == 0 and top_p == 1:
         return probs

@@ -215,3 +215,28 @@ def write_html(path: Path, problems: Sequence[Problem]) -> None:
         ),
     )
     write_bytes(path, page.encode())
+
+
+def render_commits(
+    tokens: Sequence[tuple[str, int] | None], num_steps: int, *, block_offset: int, block_size: int
+) -> Text:
+    """A response that is still being decoded, for a terminal.
+
+    Args:
+        tokens: text and step of each position; None for a masked one.
+        num_steps: number of steps that have a colour of their own.
+        block_offset: position of the first token in its block.
+        block_size: tokens a block.
+    """
+    text = Text()
+    for i, token in enumerate(tokens):
+        if i and (block_offset + i) % block_size == 0:
+            text.append("│", style="dim")
+        if token is None:
+            text.append(" ░░", style="dim")
+            continue
+        said, step = token
+        background, ink = _colours(min(step, num_steps - 1), num_steps)
+        shown = said.translate(_VISIBLE).replace("\n", "↵\n")
+        text.append(shown, style=f"{ink} on {background}")
+    return text
