@@ -1,7 +1,7 @@
 """The documentation site. `make docs` builds it into build/site.
 
-Sphinx reads the pages where they lie, README and results included, so that a link holds on GitHub and
-on the site alike. What is generated is added here: the navigation, the commands' help, the API.
+Sphinx reads the pages where they lie, README and results included, so that a link holds on GitHub
+and on the site alike. What is generated is added here: the navigation, the commands' help, the API.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ html_theme = "furo"
 html_title = f"t3d {release}"
 html_copy_source = False
 html_show_copyright = False
-html_theme_options = {"light_css_variables": {"code-font-size": "var(--font-size--small--3)"}}
+html_theme_options = {
+    "light_css_variables": {"code-font-size": "var(--font-size--small--3)"},
+}
 html_extra_path = ["site"]
 
 autodoc_default_options = {"members": True, "ignore-module-all": True}
@@ -87,8 +89,8 @@ def navigation() -> str:
     parts = []
     for caption, pages in NAVIGATION.items():
         there = [f"/{page}" for page in pages if (ROOT / f"{page}.md").exists()]
-        parts.append("\n".join(["```{toctree}", ":hidden:", f":caption: {caption}", "", *there, "```"]))
-    return "\n\n".join(parts)
+        parts.append(["```{toctree}", ":hidden:", f":caption: {caption}", "", *there, "```"])
+    return "\n\n".join("\n".join(part) for part in parts)
 
 
 def commands() -> str:

@@ -123,7 +123,7 @@ class Checker:
         }[command[0]](command[1:], whole)
 
     def t3d(self, call: list[str], whole: bool) -> None:
-        if call in ([], ["COMMAND"], ["--help"], ["--version"]):
+        if call[:1] in ([], ["COMMAND"], ["--help"], ["--version"]):
             return
         size = 2 if " ".join(call[:2]) in COMMANDS else 1
         name, arguments = " ".join(call[:size]), call[size:]
