@@ -299,9 +299,14 @@ def collapse_picture(lm: LanguageModel) -> Figure:
             text = {"va": "center", "fontsize": 10, "color": INK}
             axes.text(x + 0.08, row + 0.45, token, **text)
             axes.text(x + 2.15, row + 0.45, f"{share:.2f}", ha="right", **text)
-        for y, token, colour in ((5.1, candidates[0], "#f3c6a5"), (6.4, ids[start + place], STEPS[3])):
+        for y, token, colour in (
+            (5.1, candidates[0], "#f3c6a5"),
+            (6.4, ids[start + place], STEPS[3]),
+        ):
             axes.add_patch(Rectangle((x, y), 2.2, 0.9, facecolor=colour))
-            axes.text(x + 1.1, y + 0.47, *shown(lm, [token]), ha="center", va="center", fontsize=10.5)
+            axes.text(
+                x + 1.1, y + 0.47, *shown(lm, [token]), ha="center", va="center", fontsize=10.5
+            )
     return figure
 
 

@@ -109,9 +109,7 @@ METHODS: dict[str, Method] = {
         block_schedule="growing",
         papers=("d3LLM, arXiv:2601.07568", _DPARALLEL),
     ),
-    "cdlm": Method(
-        "trajectories", StatePair(), Consistency(), papers=("CDLM, arXiv:2511.19269",)
-    ),
+    "cdlm": Method("trajectories", StatePair(), Consistency(), papers=("CDLM, arXiv:2511.19269",)),
     # Rectified trajectory distillation, ours: docs/papers.md.
     "rtd": Method(
         "trajectories",

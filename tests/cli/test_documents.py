@@ -29,7 +29,10 @@ README = ROOT / "README.md"
 DOCUMENTS = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 LINKED = [
     *DOCUMENTS,
-    *(ROOT / name for name in ("CHANGELOG.md", "benchmarks/RESULTS.md", "examples/quickstart.ipynb")),
+    *(
+        ROOT / name
+        for name in ("CHANGELOG.md", "benchmarks/RESULTS.md", "examples/quickstart.ipynb")
+    ),
 ]
 HELP = sorted((ROOT / "t3d" / "cli").glob("*.py"))
 RECIPES = {path.stem for path in (ROOT / "t3d" / "recipes").glob("*.yaml")}

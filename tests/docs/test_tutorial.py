@@ -1,4 +1,4 @@
-"""The tutorial's commands for the shipped model, one after another as they stand, but on less data."""
+"""The tutorial's commands for the shipped model, one after another, but on less data."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from tests.cli.test_documents import ROOT, commands
 
 TUTORIAL = ROOT / "docs" / "tutorial.md"
 SMALL = {
-    "rollout": ("--num_prompts", 16),
-    "train": ("--training.steps", 2, "--training.batch_size", 8),
-    "eval": ("--num_problems", 4),
+    "rollout": ("--num_prompts", 8, "--decoding.max_new_tokens", 16),
+    "train": ("--training.steps", 1, "--training.batch_size", 8),
+    "eval": ("--num_problems", 4, "--max_new_tokens", 16, "--measure_latency", "false"),
 }
 
 
@@ -35,5 +35,5 @@ def test_the_stages_one_by_one(
             done.append(call[0])
     assert done == ["rollout", "train", "eval", "eval", "report", "generate"]
     rows = json.loads(Path("runs/student_eval/results.json").read_text())["rows"]
-    assert [row["method"] for row in rows] == ["naive_td"] * 2
-    assert "naive_td" in Path("runs/report/report.md").read_text()
+    assert [row["method"] for row in rows] == ["student"] * 2
+    assert "student" in Path("runs/report/report.md").read_text()

@@ -12,7 +12,7 @@ import pytest
 NOTEBOOK = Path(__file__).parents[2] / "examples" / "quickstart.ipynb"
 PERCENT = re.compile(r"\d+(?=%)")
 POINTS = 15
-"""Percent that an accuracy after training may differ by: rounding depends on machine and release."""
+"""Percent that an accuracy may differ by, as rounding depends on machine and release."""
 
 
 def test_the_notebook_gives_its_stored_outputs(
