@@ -27,7 +27,7 @@ check: $(VENV)/.stamp-dev  ## Lint, format, types, import floors, spelling
 	$(BIN)/codespell
 
 docs: $(VENV)/.stamp-docs  ## Build the documentation site into build/site
-	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet -c docs -d build/doctrees . build/site
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet --fresh-env -c docs -d build/doctrees . build/site
 
 test-newest:  ## Run the tests with the newest releases that pyproject.toml allows
 	rm -rf build/newest
