@@ -296,17 +296,16 @@ def collapse_picture(lm: LanguageModel) -> Figure:
         for row, (token, share) in enumerate(zip(shown(lm, candidates), shares, strict=True)):
             bar = Rectangle((x, row), 2.2 * share / 0.6, 0.85, facecolor=SEES_CLEAN, alpha=0.55)
             axes.add_patch(bar)
-            text = {"va": "center", "fontsize": 10, "color": INK}
-            axes.text(x + 0.08, row + 0.45, token, **text)
-            axes.text(x + 2.15, row + 0.45, f"{share:.2f}", ha="right", **text)
+            style = {"va": "center", "fontsize": 10, "color": INK}
+            axes.text(x + 0.08, row + 0.45, token, **style)
+            axes.text(x + 2.15, row + 0.45, f"{share:.2f}", ha="right", **style)
         for y, token, colour in (
             (5.1, candidates[0], "#f3c6a5"),
             (6.4, ids[start + place], STEPS[3]),
         ):
             axes.add_patch(Rectangle((x, y), 2.2, 0.9, facecolor=colour))
-            axes.text(
-                x + 1.1, y + 0.47, *shown(lm, [token]), ha="center", va="center", fontsize=10.5
-            )
+            [text] = shown(lm, [token])
+            axes.text(x + 1.1, y + 0.47, text, ha="center", va="center", fontsize=10.5)
     return figure
 
 
