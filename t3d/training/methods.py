@@ -54,6 +54,8 @@ class Method:
     """Whether the training block sizes come at random or in order of size."""
     fresh_noise: bool = True
     """Whether noise is drawn at every visit of a sequence, or once for all."""
+    papers: tuple[str, ...] = ()
+    """Papers that the method is taken from, as "NAME, arXiv:NUMBER"; model cards cite them."""
 
     def round_rate(self, number: int) -> float:
         """The factor of a round's learning rate; rounds count from 0."""
@@ -74,25 +76,40 @@ class Method:
             raise ValueError(f"{key}: labelled answers are not decoded; drop the key")
 
 
+_MDLM, _BD3LM = "MDLM, arXiv:2406.07524", "BD3LM, arXiv:2503.09573"
+_REDI, _DPARALLEL = "ReDi, arXiv:2507.15897", "dParallel, arXiv:2509.26488"
+_T3D = "T3D, arXiv:2602.12262"
 METHODS: dict[str, Method] = {
-    "sft": Method("labelled", RandomMask(), Nelbo()),
-    "redi": Method("trajectories", RandomMask(), CrossEntropy(), rounds=3),
+    "sft": Method("labelled", RandomMask(), Nelbo(), papers=(_MDLM, _BD3LM)),
+    "redi": Method("trajectories", RandomMask(), CrossEntropy(), rounds=3, papers=(_REDI,)),
     "redi_coupled": Method(
-        "trajectories", RandomMask(), CrossEntropy(), rounds=3, decoding={"random_share": 0.1}
+        "trajectories",
+        RandomMask(),
+        CrossEntropy(),
+        rounds=3,
+        decoding={"random_share": 0.1},
+        papers=(_REDI,),
     ),
-    "dparallel": Method("trajectories", ComplementaryMask(), CertaintyForcing()),
-    "naive_td": Method("trajectories", TrajectoryState(), CrossEntropy()),
+    "dparallel": Method(
+        "trajectories", ComplementaryMask(), CertaintyForcing(), papers=(_DPARALLEL,)
+    ),
+    "naive_td": Method("trajectories", TrajectoryState(), CrossEntropy(), papers=(_T3D,)),
     # The published hyperparameters.
     "t3d": Method(
-        "trajectories", TrajectoryState(random_share=0.1), TrajectoryDDO(), reference_every=10
+        "trajectories",
+        TrajectoryState(random_share=0.1),
+        TrajectoryDDO(),
+        reference_every=10,
+        papers=(_T3D,),
     ),
     "d3llm": Method(
         "trajectories",
         ComplementaryState(),
         CertaintyForcing(scale=0.25),
         block_schedule="growing",
+        papers=("d3LLM, arXiv:2601.07568", _DPARALLEL),
     ),
-    "cdlm": Method("trajectories", StatePair(), Consistency()),
+    "cdlm": Method("trajectories", StatePair(), Consistency(), papers=("CDLM, arXiv:2511.19269",)),
     # Rectified trajectory distillation, ours: docs/papers.md.
     "rtd": Method(
         "trajectories",
@@ -102,6 +119,7 @@ METHODS: dict[str, Method] = {
         decay="linear",
         verify=True,
         student_decoding={"denoising_steps": 2},
+        papers=(_REDI,),
     ),
 }
 
