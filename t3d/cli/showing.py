@@ -1,4 +1,4 @@
-"""Commands that show: report, generate."""
+"""Commands that show: report, view, generate."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from t3d.cli.common import distinct_rows, print_paths, show
-from t3d.core.files import check_output, read_object
+from t3d.core.files import check_file, check_output, make_directory, read_object
 from t3d.core.rng import derive_key
 from t3d.decoding.config import DecodingConfig
 from t3d.tasks import GENERATED, Example, Grade, ProtocolName, Split, Task, get_task
@@ -39,6 +39,41 @@ def report_command(runs: list[Path], output: Path | None = None) -> None:
     show(tables)
     if output is not None:
         print_paths(output, "report.md", "accuracy.png")
+
+
+def view_command(
+    sources: list[Path],
+    output: Path = Path("trajectories.html"),
+    model: str | None = None,
+    num_problems: int | None = None,
+) -> None:
+    """Write one HTML page on which decoding can be watched, filtered and replayed.
+
+    Two models or settings stand side by side, matched by question: those of one run or
+    evaluation, or of several sources. The page needs nothing but a browser.
+
+    Examples:
+      t3d view runs/demo
+      t3d view runs/demo/trajectories --output teacher.html
+      t3d view runs/teacher_eval runs/student_eval --output compared.html
+
+    Args:
+        sources: trajectory stores, folders of `t3d eval`, or runs.
+        output: the HTML file.
+        model: the checkpoint that made the tokens, where the one that a source names has moved.
+        num_problems: how many problems at most; by default all.
+    """
+    check_file(output)
+    if num_problems is not None and num_problems < 1:
+        raise ValueError(f"num_problems must be at least 1, got {num_problems}")
+
+    from t3d.report.sources import read_problems
+    from t3d.report.trajectories import write_html
+
+    problems = read_problems(sources, model=model, num_problems=num_problems)
+    make_directory(output.parent)
+    write_html(output, problems)
+    print(output)
 
 
 def generate_command(
