@@ -80,7 +80,7 @@ def is_finished(directory: Path) -> bool:
 
 
 def evaluation_folders(directory: Path) -> list[Path]:
-    """The finished evaluations of a directory: one setting's folder, an evaluation's, or a run's."""
+    """The finished evaluations in the folder of one setting, of `t3d eval`, or of a run."""
     if is_finished(directory):
         return [directory]
     return sorted(path.parent for path in directory.glob(f"evaluation/**/{_ROW}"))

@@ -66,8 +66,8 @@ def _read(path: Path, model: str | None) -> Found:
     folders = evaluation_folders(path)
     if not folders:
         raise ValueError(
-            f"{path}: neither a trajectory store nor a finished evaluation nor a run; make one with "
-            "`t3d rollout`, `t3d eval` or `t3d run`"
+            f"{path}: neither a trajectory store nor a finished evaluation nor a run; make "
+            "one with `t3d rollout`, `t3d eval` or `t3d run`"
         )
     return _from_evaluations([Evaluation.load(folder) for folder in folders], path, model)
 
