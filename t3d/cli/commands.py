@@ -40,6 +40,7 @@ class Command:
 
 
 _RUNS = {"dest": "runs", "type": Path, "metavar": "RUN", "nargs": "+"}
+_MODELS = {"dest": "models", "type": str, "metavar": "MODEL", "nargs": "+"}
 _NAMES = {"dest": "names", "type": str, "metavar": "NAME", "nargs": "+"}
 _SOURCE = {"dest": "source", "type": str, "metavar": "SOURCE"}
 _SOURCES = {"dest": "sources", "type": Path, "metavar": "STORE_OR_EVAL", "nargs": "+"}
@@ -63,6 +64,7 @@ COMMANDS = {
     "report": Command("showing.report_command", _RUNS),
     "view": Command("showing.view_command", _SOURCES),
     "generate": Command("showing.generate_command", _QUESTION),
+    "serve": Command("serving.serve_command", _MODELS),
     "export": Command("exporting.export_command"),
     "import": Command("importing.import_command", _FILE),
     "export-rollouts": Command("importing.export_rollouts_command"),

@@ -95,7 +95,7 @@ def read_object(path: Path, remedy: str = "copy it again") -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise ValueError(f"larger than {MAX_JSON_BYTES} bytes")
-        document = parse_json(read_file(path).decode(), parse_constant=_refuse_constant)
+        document = parse_json(read_file(path).decode(), parse_constant=refuse_constant)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}; {remedy}") from None
     except ValueError as error:
@@ -124,7 +124,8 @@ def parse_json(text: str | bytes, **options: Any) -> Any:
     return value
 
 
-def _refuse_constant(name: str) -> None:
+def refuse_constant(name: str) -> None:
+    """An argument `parse_constant` of `parse_json`: NaN and infinities are no JSON."""
     raise ValueError(f"{name} is no number")
 
 

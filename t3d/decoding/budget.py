@@ -74,7 +74,7 @@ def fitting_cache(
     """
     if not 0 < memory_share <= 1:
         raise ValueError(f"memory_share must lie in (0, 1], got {memory_share}")
-    device_bytes, held = _memory(model.device)
+    device_bytes, held = device_memory(model.device)
     held += packed_bytes(packable(model))
     total = int(memory_share * device_bytes)
     reserved = pass_bytes(model, config, batch_size, prefill_chunk)
@@ -92,7 +92,7 @@ def fitting_cache(
     return tokens
 
 
-def _memory(device: torch.device) -> tuple[int, int]:
+def device_memory(device: torch.device) -> tuple[int, int]:
     """Bytes of the device, and how many of them are taken; on a CPU, those of this process."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)

@@ -21,7 +21,7 @@ from t3d.decoding.denoising import choose
 from t3d.decoding.drafting import draft
 from t3d.decoding.request import Completion, Event, Request
 from t3d.decoding.runner import Runner
-from t3d.decoding.sampling import initial_ids
+from t3d.decoding.sampling import initial_ids, likeliest
 from t3d.decoding.scheduler import Scheduler, Work
 from t3d.decoding.sequence import Draft, Sequence
 from t3d.models.block_diffusion import BlockDiffusionLM
@@ -100,6 +100,11 @@ class BlockDecoder:
     def num_unfinished(self) -> int:
         """Number of requests that wait or run."""
         return len(self._sequences)
+
+    @property
+    def num_waiting(self) -> int:
+        """Number of requests that wait for a row of the cache."""
+        return len(self._scheduler.waiting)
 
     def decode(
         self,
@@ -240,7 +245,9 @@ class BlockDecoder:
         for work in works:
             sequence, first_row = work.sequence, row
             row += sum(len(state.masked) for state in work.states)
-            number, own = self._walk(work, [next(steps) for _ in work.states])
+            num = sequence.request.num_alternatives
+            top = likeliest(logits[first_row:row], self._banned, num) if num else []
+            number, own = self._walk(work, [next(steps) for _ in work.states], top)
             events += own
             sequence.draft = Draft()
             if config.most_states == 1 or (own and own[-1].completion is not None):
@@ -277,12 +284,13 @@ class BlockDecoder:
         return [work.sequence for work in works], logits
 
     def _walk(
-        self, work: Work, steps: list[list[tuple[int, int, float]]]
+        self, work: Work, steps: list[list[tuple[int, int, float]]], top: list[dict[int, float]]
     ) -> tuple[int, list[Event]]:
         """Commit step after step, for as long as they lead to a state that the pass saw.
 
         Args:
             steps: what each state commits: position, token id and log-probability.
+            top: alternatives at the masked positions of all states in turn; may be empty.
 
         Returns:
             The number of the last of these states, and the events.
@@ -298,9 +306,20 @@ class BlockDecoder:
             sequence.commit(chosen)
             completion = sequence.finished(self.stop_token_ids)
             if chosen or completion is not None:
-                places = [position - sequence.prompt_length for position, _, _ in chosen]
-                tokens = [token for _, token, _ in chosen]
-                events.append(Event(sequence.id, step, places, tokens, completion))
+                first = sum(len(state.masked) for state in work.states[:number])
+                seen = dict(zip(work.states[number].masked, top[first:], strict=False))
+                events.append(
+                    Event(
+                        id=sequence.id,
+                        step=step,
+                        places=[position - sequence.prompt_length for position, _, _ in chosen],
+                        token_ids=[token for _, token, _ in chosen],
+                        log_probs=[log_prob for _, _, log_prob in chosen],
+                        alternatives=[seen.get(position, {}) for position, _, _ in chosen],
+                        passes=sequence.passes,
+                        completion=completion,
+                    )
+                )
             if completion is not None or len(steps) == 1:
                 return number, events
             state = sequence.state

@@ -59,6 +59,17 @@ def allowed_log_probs(logits: Tensor, banned: Tensor) -> Tensor:
     return allowed_logits(logits, banned).log_softmax(-1)
 
 
+def likeliest(logits: Tensor, banned: Tensor, num: int) -> list[dict[int, float]]:
+    """The `num` likeliest tokens at each position of logits [M, V], in order, with their untempered
+    log-probabilities (nats); those of the ids `banned` [K] are left out."""
+    log_probs, ids = allowed_log_probs(logits, banned).topk(min(num, logits.shape[-1]))
+    rows = zip(ids.tolist(), log_probs.tolist(), strict=True)
+    return [
+        {token: value for token, value in zip(*row, strict=True) if value > -torch.inf}
+        for row in rows
+    ]
+
+
 def entropies(logits: Tensor, banned: Tensor) -> Tensor:
     """Entropy (nats) of the untempered distribution without the banned ids, [M]."""
     return torch.special.entr(allowed_logits(logits, banned).softmax(-1)).sum(-1)
