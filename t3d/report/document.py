@@ -52,7 +52,7 @@ def write_document(
     parts.append("<h2>Provenance</h2>")
     parts += (_provenance(file, load_provenance(file)) for file in results)
     scripts = [] if data is None else [part("trajectories.js")]
-    write_bytes(path, page(title, "\n".join(parts), scripts, data=data).encode())
+    write_bytes(path, page(title, "\n".join(parts), scripts, data=data).html.encode())
 
 
 def training_logs(runs: Iterable[Path], rows: Iterable[ResultRow]) -> Iterator[TrainingLog]:

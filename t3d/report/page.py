@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
 from string import Template
-from typing import Any
+from typing import Any, NamedTuple
 
 from t3d.report.colours import step_colours
 
@@ -22,9 +22,16 @@ def part(name: str) -> str:
     return files("t3d.report").joinpath("web", name).read_text("utf-8")
 
 
+class Page(NamedTuple):
+    """A page, and the content security policy in it, for servers to send as a header too."""
+
+    html: str
+    policy: str
+
+
 def page(
     title: str, body: str, scripts: Sequence[str], *, data: Any = None, calls_server: bool = False
-) -> str:
+) -> Page:
     """One HTML file that loads nothing, and runs no script and no style but its own.
 
     Its content security policy names the digests of both, so that text which were taken for HTML
@@ -41,7 +48,7 @@ def page(
     classes = (f".c{i}{{background:{back};color:{ink}}}" for i, (back, ink) in enumerate(shades))
     style = part("page.css") + "\n".join(classes)
     script = "\n".join([part("tokens.js"), *scripts])
-    policy = {
+    sources = {
         "default-src": "'none'",
         "style-src": _digest(style),
         "script-src": _digest(script),
@@ -50,14 +57,16 @@ def page(
         "base-uri": "'none'",
         "form-action": "'none'",
     }
-    return Template(part("page.html")).substitute(
-        policy="; ".join(f"{key} {value}" for key, value in policy.items()),
+    policy = "; ".join(f"{key} {value}" for key, value in sources.items())
+    html = Template(part("page.html")).substitute(
+        policy=policy,
         title=escape(title),
         style=style,
         body=body,
         data=_inert(data),
         script=script,
     )
+    return Page(html, policy)
 
 
 def _digest(text: str) -> str:

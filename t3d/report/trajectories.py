@@ -184,5 +184,5 @@ def write_html(path: Path, problems: Sequence[Problem]) -> None:
     """Write one self-contained page of trajectories, atomically."""
     title = "Decoding trajectories"
     body = f"<h1>{title}</h1>\n{part('trajectories.html')}"
-    text = page(title, body, [part("trajectories.js")], data=trajectory_data(problems))
-    write_bytes(path, text.encode())
+    made = page(title, body, [part("trajectories.js")], data=trajectory_data(problems))
+    write_bytes(path, made.html.encode())

@@ -25,7 +25,7 @@ function drawLegend(box, numSteps, byConfidence = false) {
 }
 
 /** A response as a line of tokens, each masked until it is committed. */
-class Response {
+class TokenLine {
   /**
    * box holds the tokens and readout tells of one of them; numSteps is that of the colour scale.
    * offset is the position of the first token in its block, size the length of a block.

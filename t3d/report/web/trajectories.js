@@ -91,7 +91,7 @@ function card(problem) {
 function drawSide(title, { tokens, steps, log_probs: logProbs, offset, size, correct, verdict, cost, passes }, most) {
   const box = make("div", { className: "text", tabIndex: 0, role: "group", ariaLabel: `${title}: response. Arrow keys tell step and confidence of each token.` });
   const readout = make("div", { className: "readout", role: "status" });
-  const response = new Response(box, readout, { offset, size, numSteps });
+  const response = new TokenLine(box, readout, { offset, size, numSteps });
   response.resize(tokens.length);
   tokens.forEach((token, i) => response.commit(i, texts[token], steps[i], logProbs?.[i]));
   const fill = make("i");
