@@ -1,4 +1,6 @@
 const form = $("form");
+/** What stands for the stop token, which has no text. */
+const STOP = "∎";
 const sides = ["Left", "Right"].map(makeSide);
 let models = new Map();
 let running = null;
@@ -96,7 +98,7 @@ async function decode(side, signal) {
         const { step, pass, positions, texts, log_probs: logProbs } = choice.denoising;
         const block = Math.floor((response.offset + Math.max(...positions)) / response.size) + 1;
         response.resize(Math.max(response.cells.length, block * response.size - response.offset));
-        positions.forEach((place, i) => response.commit(place, texts[i], step, logProbs[i]));
+        positions.forEach((place, i) => response.commit(place, texts[i] || STOP, step, logProbs[i]));
         done += positions.length;
         passes = pass;
         tell();
@@ -149,6 +151,8 @@ async function run() {
   $("go").disabled = true;
   $("stop").disabled = false;
   history.replaceState(null, "", $("link").href);
+  // On a phone the answers lie below the settings.
+  if ($("sides").getBoundingClientRect().top > innerHeight) $("legend").scrollIntoView();
   await Promise.all(sides.map((side) => decode(side, running.signal)));
   $("go").disabled = false;
   $("stop").disabled = true;

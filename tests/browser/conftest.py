@@ -1,0 +1,74 @@
+"""The system's Chromium without a window, and pages that must stay silent and local."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from t3d.cli.main import main
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium, which `make test-browser` installs")
+    with sync_playwright() as driver:
+        # Chromium's own sandbox does not start for root, as whom containers run.
+        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Page]:
+    """A page on which nothing is reported as an error, and which asks no other host."""
+    made = browser.new_page(**getattr(request, "param", {}))
+    told: list[str] = []
+    hosts: set[str | None] = set()
+    # The browser itself notes every refusal of the server, which the page tells in its own words.
+    made.on("console", lambda m: "/v1/" in m.location["url"] or told.append(m.text))
+    made.on("pageerror", lambda error: told.append(str(error)))
+    made.on("request", lambda asked: hosts.add(urlsplit(asked.url).hostname))
+    yield made
+    made.close()
+    assert told == []
+    assert hosts <= {None, "127.0.0.1"}
+
+
+@pytest.fixture(scope="session")
+def evaluation(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six problems of the shipped model at full steps and at one step a block."""
+    path = tmp_path_factory.mktemp("evaluations") / "evaluation"
+    settings = (
+        "[{denoising_steps: 4, max_new_tokens: 96}, {denoising_steps: 1, max_new_tokens: 96}]"
+    )
+    command = ["eval", "--model", "mini_teacher", "--num_problems", "6", "--output", str(path)]
+    assert main([*command, "--settings", settings, "--progress", "false"]) == 0
+    return path
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[str]:
+    """The address of `t3d serve` with the shipped model."""
+    command = [sys.executable, "-m", "t3d", "serve", "mini_teacher", "--port", "0"]
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    ) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        yield line.partition(" at ")[2].partition(",")[0]
+        process.terminate()
