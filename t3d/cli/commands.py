@@ -64,6 +64,7 @@ COMMANDS = {
     "report": Command("showing.report_command", _RUNS),
     "view": Command("showing.view_command", _SOURCES),
     "generate": Command("showing.generate_command", _QUESTION),
+    "chat": Command("serving.chat_command", _MODELS),
     "serve": Command("serving.serve_command", _MODELS),
     "export": Command("exporting.export_command"),
     "import": Command("importing.import_command", _FILE),

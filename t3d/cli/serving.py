@@ -54,3 +54,38 @@ def serve_command(
     except KeyboardInterrupt:
         # The signal comes again once everything is finished.
         print("t3d: stopped")
+
+
+def chat_command(
+    models: list[str],
+    decoding: DecodingConfig = DecodingConfig(),  # noqa: B008
+    dtype: Dtype = "float32",
+    seed: int = 0,
+) -> None:
+    """Talk to checkpoints, and see their answers being denoised.
+
+    Tokens are coloured by the step that commits them, from dark (early) to light (late); after each
+    answer stand its passes and speed. /steps, /threshold and /model change how and by whom the
+    next one is given, /help lists all commands. Where input or output is no terminal, every line is
+    a question, and answers are plain text.
+
+    Examples:
+      t3d chat mini_teacher
+      t3d chat teacher=JetLM/SDAR-4B-Chat student=runs/student --dtype bfloat16
+
+    Args:
+        models: checkpoint directories, Hub names, or mini_teacher; NAME=PATH gives one a name.
+        decoding: how answers are decoded, unless given as `t3d calibrate` found for each
+            checkpoint.
+        dtype: number format of weights and arithmetic.
+        seed: seed of candidate sampling.
+    """
+    from t3d.cli.showing import only_tasks
+    from t3d.serve.chat import Chat, Talker
+    from t3d.serve.served import by_name, load
+
+    talkers = {
+        name: Talker(load(name, path, decoding, dtype), keeps_history=not only_tasks(path))
+        for name, path in by_name(models).items()
+    }
+    Chat(talkers, seed).run()

@@ -155,7 +155,7 @@ def generate_command(
     from t3d.report.trajectories import render_responses, view_of
 
     lm = from_pretrained(model)
-    known = _only_tasks(model)
+    known = only_tasks(model)
     if known and not any(GENERATED[name]().is_problem(problem.question) for name in known):
         print(
             f"t3d: {model} knows generated problems of {' and '.join(known)} only, and this is "
@@ -209,7 +209,7 @@ def _problem(name: str, task: Task, split: Split, index: int) -> Example:
     return problem
 
 
-def _only_tasks(model: str) -> list[str]:
+def only_tasks(model: str) -> list[str]:
     """The generated tasks that are all that a checkpoint, trained from random weights, has learned.
 
     Empty for a model that knows more, or whose provenance does not say.
@@ -220,7 +220,7 @@ def _only_tasks(model: str) -> list[str]:
     record = read_object(path) if path.is_file() else None
     while record is not None and record["model"] != "new":
         if "base" not in record:
-            return _only_tasks(record["model"])
+            return only_tasks(record["model"])
         record = record["base"]
     if record is None or record["config"]["data"] is not None:
         return []

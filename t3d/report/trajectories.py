@@ -54,10 +54,6 @@ class TrajectoryView:
         assert all(step >= 0 for step in self.step_map), "a token before the stop is committed"
         assert 0 <= self.block_offset < self.block_size
 
-    def starts_block(self, index: int) -> bool:
-        """Whether token `index` is the first of a block, or of the response."""
-        return index == 0 or (self.block_offset + index) % self.block_size == 0
-
     @property
     def cost(self) -> str:
         """'12 passes for 48 tokens'."""
@@ -107,14 +103,28 @@ def _num_steps(views: Sequence[TrajectoryView]) -> int:
     return 1 + max((step for view in views for step in view.step_map), default=0)
 
 
-def _rich_text(view: TrajectoryView, num_steps: int) -> Text:
+def render_commits(
+    tokens: Sequence[tuple[str, int] | None], num_steps: int, *, block_offset: int, block_size: int
+) -> Text:
+    """A response, finished or still being decoded, for a terminal.
+
+    Args:
+        tokens: text and step of each position; None for a masked one.
+        num_steps: number of steps that have a colour of their own.
+        block_offset: position of the first token in its block.
+        block_size: tokens a block.
+    """
     text = Text()
-    for i, (token, step) in enumerate(zip(view.tokens, view.step_map, strict=True)):
-        if i and view.starts_block(i):
+    for i, token in enumerate(tokens):
+        if i and (block_offset + i) % block_size == 0:
             text.append("│", style="dim")
-        background, ink = step_colours(step, num_steps)
-        token = token.translate(_VISIBLE).replace("\n", "↵\n")
-        text.append(token, style=f"{ink} on {background}")
+        if token is None:
+            text.append(" ░░", style="dim")
+            continue
+        said, step = token
+        background, ink = step_colours(min(step, num_steps - 1), num_steps)
+        shown = said.translate(_VISIBLE).replace("\n", "↵\n")
+        text.append(shown, style=f"{ink} on {background}")
     return text
 
 
@@ -132,7 +142,11 @@ def render_responses(question: str, views: Sequence[TrajectoryView]) -> Renderab
         title = Text.assemble(
             (view.title, "bold"), "  ", (view.verdict, colour), "  ", (view.cost, "dim")
         )
-        parts += ["", title, Padding(_rich_text(view, num_steps), (0, 0, 0, 2))]
+        tokens = list(zip(view.tokens, view.step_map, strict=True))
+        text = render_commits(
+            tokens, num_steps, block_offset=view.block_offset, block_size=view.block_size
+        )
+        parts += ["", title, Padding(text, (0, 0, 0, 2))]
     return Group(*parts)
 
 

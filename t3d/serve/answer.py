@@ -11,7 +11,7 @@ from typing import Any
 
 from t3d.decoding.request import Event
 from t3d.serve.engine import Engine, Job, QueueFull, Report, Stopped
-from t3d.serve.plan import Plan, Refused, Served
+from t3d.serve.plan import Plan, Refused
 from t3d.serve.schema import (
     Alternative,
     Answer,
@@ -32,6 +32,7 @@ from t3d.serve.schema import (
     TokenLogprob,
     Usage,
 )
+from t3d.serve.served import Served
 from t3d.serve.transcript import Token, Transcript
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -24,8 +23,8 @@ from t3d.serve.answer import Chat, Completion, Responses, Shape, chunks, whole
 from t3d.serve.config import ServeConfig
 from t3d.serve.engine import Engine
 from t3d.serve.gate import Gate, Gone
-from t3d.serve.metrics import Metrics
-from t3d.serve.plan import Plan, Refused, Served, plan
+from t3d.serve.metrics import GONE, Metrics
+from t3d.serve.plan import Plan, Refused, plan
 from t3d.serve.playground import playground_page
 from t3d.serve.schema import (
     ChatAnswer,
@@ -36,9 +35,15 @@ from t3d.serve.schema import (
     Health,
     Model,
     ModelList,
+    StreamOptions,
+    TextPart,
+    Turn,
 )
+from t3d.serve.served import Served
 
 _STREAM: dict[str, Any] = {"text/event-stream": {"schema": {"type": "string"}}}
+_KINDS = ("string_type", "list_type", "int_type")
+_PARTS = {*Turn.model_fields, *TextPart.model_fields, *StreamOptions.model_fields}
 T = TypeVar("T")
 
 
@@ -106,6 +111,8 @@ def make_app(
             return _Stream(request, asked, shape)
         try:
             return _json(await _unless_gone(request, whole(shape)))
+        except Gone:
+            return Response(status_code=GONE)
         finally:
             responses.close()
             _record(request, responses)
@@ -193,23 +200,26 @@ def _handle_errors(app: FastAPI) -> None:
 
 
 def _invalid(error: RequestValidationError) -> Refused:
-    """The first field that is wrong, and why."""
-    first = error.errors()[0]
-    # A union names the kinds that it tried behind the field.
-    place = [str(part) for part in first["loc"][1:] if re.fullmatch(r"\w+", str(part))]
-    if not place:
-        said = first["msg"].removeprefix("Value error, ")
+    """What is wrong with the first field that is."""
+    found = error.errors()
+    if len(found[0]["loc"]) < 2:
+        said = found[0]["msg"].removeprefix("Value error, ")
         param, colon, _ = said.partition(": ")
-        named = param if colon and param.isidentifier() else None
-        message = said if named else "the body must be a JSON object with the fields of the request"
-        return Refused(400, message, named)
-    param = ".".join(place)
-    if first["type"] == "extra_forbidden":
+        if colon and param.isidentifier():
+            return Refused(400, said, param)
+        return Refused(400, "the body must be a JSON object with the fields of the request")
+    # A field that takes several kinds has an error for each, of which the plain ones say least.
+    field = found[0]["loc"][1]
+    of_field = [one for one in found if one["loc"][1] == field]
+    told = next((one for one in of_field if one["type"] not in _KINDS), of_field[0])
+    # Behind such a field stands the kind.
+    place = [str(part) for part in told["loc"][2:] if isinstance(part, int) or part in _PARTS]
+    param = ".".join([str(field), *place])
+    if told["type"] == "extra_forbidden" and not place:
         known = {*ChatRequest.model_fields, *CompletionRequest.model_fields}
         return Refused(400, f"unknown field {param!a}{did_you_mean(param, known)}", param[:100])
-    said = first["msg"].removeprefix("Value error, ")
-    said = said[:1].lower() + said[1:]
-    return Refused(400, f"{param}: {said}", param)
+    said = told["msg"].removeprefix("Value error, ")
+    return Refused(400, f"{param}: {said[:1].lower()}{said[1:]}", param)
 
 
 def _record(request: Request, responses: Responses) -> None:

@@ -6,7 +6,6 @@ import secrets
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from t3d.core.blocks import BlockLayout
 from t3d.core.files import first_words
 from t3d.core.rng import derive_key
 from t3d.decoding.config import DecodingConfig
@@ -14,6 +13,7 @@ from t3d.decoding.request import Request
 from t3d.models.loading import LanguageModel
 from t3d.serve.config import ServeConfig
 from t3d.serve.schema import ChatRequest, CompletionRequest
+from t3d.serve.served import Served, room
 from t3d.tasks import Example
 
 MOST_STEPS = 1024
@@ -59,20 +59,6 @@ class Refused(Exception):
 
 
 @dataclass(frozen=True)
-class Served:
-    """A checkpoint that is served."""
-
-    name: str
-    lm: LanguageModel
-    decoding: DecodingConfig
-    """The setting of requests that name none."""
-
-    @property
-    def positions(self) -> int:
-        return self.lm.model.config.max_position_embeddings
-
-
-@dataclass(frozen=True)
 class Plan:
     """All responses that one request asks for, in the order of their indices."""
 
@@ -107,8 +93,8 @@ def plan(served: Served, asked: ChatRequest | CompletionRequest, settings: Serve
     wanted = asked.num_tokens or config.max_new_tokens
     requests = []
     for prompt in prompts:
-        room = _room(served, config, len(prompt), settings.max_prompt_tokens, param)
-        limit = min(wanted, room, settings.max_tokens or room)
+        left = _checked_room(served, config, len(prompt), settings.max_prompt_tokens, param)
+        limit = min(wanted, left, settings.max_tokens or left)
         for _ in range(asked.n or 1):
             key = derive_key(seed, len(requests))
             requests.append(Request(prompt, key, limit, config, asked.num_alternatives or 0))
@@ -185,17 +171,24 @@ def _encode(lm: LanguageModel, texts: list[str]) -> list[list[int]]:
     )
 
 
-def _room(served: Served, config: DecodingConfig, length: int, most: int | None, param: str) -> int:
-    """Number of tokens that fit behind a prompt, in whole blocks."""
-    room = BlockLayout(config.block_size).floor(served.positions) - length
+def _checked_room(
+    served: Served, config: DecodingConfig, length: int, most: int | None, param: str
+) -> int:
+    """The room behind a prompt.
+
+    Raises:
+        Refused: if there is none, or the prompt is empty or longer than allowed.
+    """
     if length == 0:
         raise Refused(400, "the prompt is empty; there is nothing to continue", param)
-    if room < 1 or (most is not None and length > most):
-        allowed = min(length + room - 1, length + room - 1 if most is None else most)
+    left = room(served, config, length)
+    if left < 1 or (most is not None and length > most):
+        fitting = length + left - 1
+        allowed = fitting if most is None else min(most, fitting)
         raise Refused(
             400,
             f"the prompt has {length} tokens, {served.name} takes {allowed} at most; shorten it",
             param,
             "context_length_exceeded",
         )
-    return room
+    return left

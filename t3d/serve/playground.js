@@ -24,7 +24,7 @@ function makeSide(title, number) {
   map.className = "map";
   Object.assign(status, { className: "status", role: "status" });
   $("sides").append(make("section", { className: "card side" }, heading, numbers, box, readout, map, status));
-  return { title, number, field, numbers, box, readout, map, status };
+  return { title, number, field, heading, numbers, box, readout, map, status };
 }
 
 /** A request of this server, with a message for people where it is refused. */
@@ -65,7 +65,8 @@ function setting({ field }) {
 }
 
 async function decode(side, signal) {
-  const { title, field, numbers, box, readout, map, status } = side;
+  const { title, field, heading, numbers, box, readout, map, status } = side;
+  heading.textContent = `${title}: ${field.model.value}`;
   for (const part of [box, readout, map, status]) part.replaceChildren();
   numbers.textContent = "waiting";
   const body = {

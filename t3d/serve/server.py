@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
-import torch
 import uvicorn
 
 from t3d.core.dtypes import Dtype
 from t3d.decoding.budget import GPU_SHARE, device_memory
 from t3d.decoding.build import make_decoder
 from t3d.decoding.config import DecodingConfig
-from t3d.decoding.defaults import read_generation_config
-from t3d.models.loading import from_pretrained
 from t3d.serve.app import make_app
 from t3d.serve.config import ServeConfig
 from t3d.serve.engine import Engine
 from t3d.serve.gate import Protocol
-from t3d.serve.plan import Served
+from t3d.serve.served import Served, by_name, load
 
 _KEEP_ALIVE = 75
 """Seconds that an idle connection stays open; longer than clients keep theirs."""
@@ -48,9 +44,9 @@ def serve(
         ValueError: for an address that cannot be had, two models of one name, or a checkpoint that
             cannot be loaded.
     """
-    paths = _named(models)
+    paths = by_name(models)
     with _listen(settings) as listener:
-        loaded = {name: _load(name, path, decoding, dtype) for name, path in paths.items()}
+        loaded = {name: load(name, path, decoding, dtype) for name, path in paths.items()}
         share = _share(settings.memory_share, list(loaded.values()))
         decoders = {
             name: make_decoder(one.lm, one.decoding, settings.batch_size, memory_share=share)
@@ -91,23 +87,6 @@ class Server(uvicorn.Server):
         self._on_start()
 
 
-def _named(models: Iterable[str]) -> dict[str, str]:
-    """Paths by the names that requests call them by."""
-    found: dict[str, str] = {}
-    for model in models:
-        name, equals, path = model.partition("=")
-        if not equals:
-            name, path = Path(model).name if Path(model).is_dir() else model, model
-        if not name or not path:
-            raise ValueError(f"{model}: give a checkpoint as PATH or NAME=PATH")
-        if name in found:
-            raise ValueError(
-                f"{model}: {found[name]} is served as {name!r} already; give NAME=PATH"
-            )
-        found[name] = path
-    return found
-
-
 def _listen(settings: ServeConfig) -> socket.socket:
     """A socket at the address, so that one in use is found before anything is loaded."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
@@ -122,12 +101,6 @@ def _listen(settings: ServeConfig) -> socket.socket:
             "another --host or --port"
         ) from None
     return listener
-
-
-def _load(name: str, path: str, decoding: DecodingConfig, dtype: Dtype) -> Served:
-    if decoding == DecodingConfig():
-        decoding = read_generation_config(Path(path)) or decoding
-    return Served(name, from_pretrained(path, dtype=getattr(torch, dtype)), decoding)
 
 
 def _share(share: float | None, loaded: list[Served]) -> float | None:

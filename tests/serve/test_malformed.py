@@ -93,7 +93,7 @@ FIELDS: list[tuple[dict[str, Any], str, str]] = [
     ({"denoising_steps": 5}, "denoising_steps", "must be at most block_size=4"),
     ({"denoising_steps": 1025, "remasking": "ancestral"}, "denoising_steps", "at most 1024"),
     ({"block_size": 2**31}, "block_size", "less than or equal"),
-    ({"block_size": 2**30}, "messages", "takes"),
+    ({"block_size": 2**30}, "block_size", "more than the 256 positions"),
     ({"block_size": 16, "draft_states": 1000}, "draft_states", "states of 16 tokens in one pass"),
     ({"draft_model": "/etc"}, "draft_model", "unknown field"),
     ({"remasking": "nosuch"}, "remasking", "'sequential'"),
@@ -184,11 +184,11 @@ def test_schemathesis_finds_no_answer_outside_the_schema(server: Server, tmp_pat
     checks = "not_a_server_error,status_code_conformance,content_type_conformance"
     checks += ",response_schema_conformance"
     command = ["schemathesis", "run", f"{server.url}/openapi.json", "--checks", checks]
-    command += ["--max-examples", "8", "--phases", "fuzzing", "--mode", "all", "--seed", "1"]
+    command += ["--max-examples", "12", "--phases", "fuzzing", "--mode", "all", "--seed", "1"]
     command += ["--exclude-path", "/metrics", "--generation-database", "none"]
     script = Path(sys.executable).parent / command[0]
     run = subprocess.run([script, *command[1:]], cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout
     tested = re.search(r"(\d+) generated", run.stdout)
     assert tested, run.stdout
-    assert int(tested[1]) >= 40
+    assert int(tested[1]) >= 36
