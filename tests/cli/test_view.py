@@ -119,8 +119,9 @@ def test_what_cannot_be_viewed_is_refused(
     assert "--model" in error
     assert t3d("view", moved, "--model", manifest["model"], "--output", output).code == 0
     output.unlink()
+    (tmp_path / "prompts.txt").write_text("Is it so?\n")
     other = tmp_path / "other"
-    options = ["--num_prompts", 2, "--decoding.max_new_tokens", 8, "--split", "dev"]
+    options = ["--prompts", tmp_path / "prompts.txt", "--decoding.max_new_tokens", 8]
     command = ["rollout", "--model", manifest["model"], "--output", other, *options]
     assert t3d(*command, "--progress", "false").code == 0
     assert "no question in common" in refused(store, other)
