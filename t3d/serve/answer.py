@@ -260,12 +260,13 @@ async def whole(shape: Shape) -> Answer:
     responses, texts = shape.responses, [""] * len(shape.responses.transcripts)
     async for index, _, text in responses.events():
         texts[index] += text
+    choices: list[Any] = [
+        shape.choice(text, index, layout=responses.layout(index), **responses.end(index))
+        for index, text in enumerate(texts)
+    ]
     return shape.answer_type(
         object=shape.name,
-        choices=[
-            shape.choice(text, index, layout=responses.layout(index), **responses.end(index))
-            for index, text in enumerate(texts)
-        ],
+        choices=choices,
         usage=responses.usage,
         seed=responses.plan.seed,
         decoding=responses.plan.decoding,
@@ -282,7 +283,7 @@ async def chunks(shape: Shape, *, denoising: bool, usage: bool) -> AsyncIterator
     """
     responses, frame = shape.responses, _frame(shape)
 
-    def chunk(*choices: Choice, **more: Any) -> Answer:
+    def chunk(*choices: Any, **more: Any) -> Answer:
         return shape.chunk_type(object=shape.chunk_name, choices=list(choices), **frame, **more)
 
     told = [0] * len(responses.transcripts)

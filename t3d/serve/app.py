@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -289,6 +290,6 @@ class _Stream(StreamingResponse):
                 yield f"data: {piece.model_dump_json(exclude_unset=True, by_alias=True)}\n\n"
         except Refused as refused:
             state.record["error"] = refused.message
-            yield f"data: {JSONResponse(refused.body).body.decode()}\n\n"
+            yield f"data: {json.dumps(refused.body)}\n\n"
         yield "data: [DONE]\n\n"
         self._is_whole = True

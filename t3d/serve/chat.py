@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 
@@ -214,7 +214,7 @@ class Chat:
         )
 
 
-def _events(decoder: BlockDecoder, request: Request) -> Iterator[Event]:
+def _events(decoder: BlockDecoder, request: Request) -> Generator[Event, None, None]:
     """The events of one request."""
     decoder.submit(request)
     try:

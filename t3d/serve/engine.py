@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import ceil
@@ -177,12 +177,12 @@ class Engine:
         if told:
             self._tell(told)
 
-    def _tell(self, told: list[tuple[Job, Event | Exception]]) -> None:
+    def _tell(self, told: Sequence[tuple[Job, Event | Exception]]) -> None:
         self._loop.call_soon_threadsafe(self._receive, told)
 
     # This again runs in the event loop.
 
-    def _receive(self, told: list[tuple[Job, Event | Exception]]) -> None:
+    def _receive(self, told: Sequence[tuple[Job, Event | Exception]]) -> None:
         for job, event in told:
             if job not in self._open[job.model]:
                 continue

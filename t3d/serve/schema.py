@@ -41,7 +41,9 @@ def _decoding_fields() -> dict[str, Any]:
     """
     hints = get_type_hints(DecodingConfig)
     names = {field.name for field in fields(DecodingConfig)} - {"draft_model", "max_new_tokens"}
-    kinds = {name: Number if hints[name] in (int, int | None) else hints[name] for name in names}
+    kinds: dict[str, Any] = {
+        name: Number if hints[name] in (int, int | None) else hints[name] for name in names
+    }
     return {name: (kinds[name] | None, None) for name in sorted(names)}
 
 

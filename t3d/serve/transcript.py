@@ -16,8 +16,8 @@ _PART = "\ufffd"
 class Token:
     """A committed token."""
 
-    id: int
     step: int
+    id: int
     log_prob: float
     alternatives: dict[int, float]
 
@@ -56,10 +56,10 @@ class Transcript:
     def take(self, event: Event) -> str:
         """Note an event; returns the text that has become final, which may be empty."""
         self.passes = event.passes
-        found = zip(event.places, event.token_ids, event.log_probs, event.alternatives, strict=True)
-        for place, *rest in found:
-            token, log_prob, alternatives = rest
-            self._committed[place] = Token(token, event.step, log_prob, alternatives)
+        for place, *token in zip(
+            event.places, event.token_ids, event.log_probs, event.alternatives, strict=True
+        ):
+            self._committed[place] = Token(event.step, *token)
         new = ""
         while self.finish_reason is None and len(self.tokens) in self._committed:
             new += self._append(self._committed.pop(len(self.tokens)))

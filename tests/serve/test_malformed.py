@@ -87,7 +87,7 @@ FIELDS: list[tuple[dict[str, Any], str, str]] = [
     ({"stream_options": {"denoising": True}}, "stream_options", "with stream alone"),
     ({"top_logprobs": 3}, "top_logprobs", "needs logprobs"),
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "less than or equal to 20"),
-    ({"temprature": 1}, "temprature", "did you mean temperature?"),
+    ({"temperatur": 1}, "temperatur", "did you mean temperature?"),
     ({"tools": [{}]}, "tools", "not supported"),
     ({"response_format": {"type": "json_object"}}, "response_format", "not supported"),
     ({"denoising_steps": 5}, "denoising_steps", "must be at most block_size=4"),

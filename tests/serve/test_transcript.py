@@ -56,8 +56,8 @@ def read(tokens: list[int], told: list[Event], stops: list[str]) -> tuple[str, T
 @given(commits(), st.booleans())
 def test_the_pieces_make_the_text(case: tuple[list[int], list[Event]], ends: bool) -> None:
     tokens, told = case
+    place = len(tokens) // 2
     if ends:
-        place = len(tokens) // 2
         tokens = [*tokens[:place], STOP, *tokens[place + 1 :]]
         told = [
             Event(
