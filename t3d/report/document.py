@@ -41,11 +41,16 @@ def write_document(
         f"<h1>{escape(title)}</h1>",
         render_html(result_sections(rows)),
         "<h2>Frontier</h2>",
-        _image(frontier_figure(panels(found.points)), "Accuracy against decoding speed"),
+        _image(
+            frontier_figure(panels(found.points)),
+            "Accuracy against decoding speed, as in the tables",
+        ),
         render_html(frontier_sections(found)).replace("h3>", "h4>").replace("h2>", "h3>"),
     ]
     if logs := list(training_logs(runs, rows)):
-        parts += ["<h2>Training</h2>", _image(training_figure(logs), "Metrics while training")]
+        note = "Losses of different methods are different quantities: compare their course alone."
+        picture = _image(training_figure(logs), "Metrics while training")
+        parts += ["<h2>Training</h2>", picture, f'<p class="soft">{note}</p>']
     data = _examples(runs, num_examples)
     if data is not None:
         parts += ["<h2>Examples</h2>", part("trajectories.html")]
@@ -91,7 +96,7 @@ def _examples(runs: Sequence[Path], num_examples: int) -> dict[str, Any] | None:
 
 def _image(figure: Figure, name: str) -> str:
     data = base64.b64encode(png(figure)).decode()
-    return f'<img alt="{name}; its numbers are in the tables." src="data:image/png;base64,{data}">'
+    return f'<img alt="{name}" src="data:image/png;base64,{data}">'
 
 
 def _provenance(file: Path, record: Mapping[str, Any]) -> str:
