@@ -18,7 +18,7 @@ from t3d.report.trajectories import Problem, TrajectoryView, view_of
 
 Key = tuple[str, int]
 """A question, and how many times it came before."""
-Found = dict[Key, Problem]
+Found = dict[Key, tuple[str, str | None, list[TrajectoryView]]]
 
 
 def read_problems(

@@ -162,12 +162,11 @@ def trajectory_data(problems: Sequence[Problem]) -> dict[str, Any]:
 
     def response(view: TrajectoryView) -> dict[str, Any]:
         tokens = [token.translate(_VISIBLE) for token in view.tokens]
-        known = view.log_probs is not None
         return {
             "tokens": [texts.setdefault(token, len(texts)) for token in tokens],
             "steps": view.step_map,
             # Adding 0 makes -0.0 shorter.
-            "log_probs": [round(x, 3) + 0.0 for x in view.log_probs] if known else None,
+            "log_probs": view.log_probs and [round(x, 3) + 0.0 for x in view.log_probs],
             "offset": view.block_offset,
             "size": view.block_size,
             "correct": view.correct,

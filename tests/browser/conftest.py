@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 
 from t3d.cli.main import main
 
@@ -35,8 +35,13 @@ def page(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Page]:
     made = browser.new_page(**getattr(request, "param", {}))
     told: list[str] = []
     hosts: set[str | None] = set()
-    # The browser itself notes every refusal of the server, which the page tells in its own words.
-    made.on("console", lambda m: "/v1/" in m.location["url"] or told.append(m.text))
+
+    def hear(message: ConsoleMessage) -> None:
+        # The browser itself notes each refusal of the server, which the page tells in its words.
+        if "/v1/" not in message.location["url"]:
+            told.append(message.text)
+
+    made.on("console", hear)
     made.on("pageerror", lambda error: told.append(str(error)))
     made.on("request", lambda asked: hosts.add(urlsplit(asked.url).hostname))
     yield made

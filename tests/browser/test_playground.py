@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import re
 import urllib.request
+from typing import Any
 
 import pytest
 from playwright.sync_api import Page, Route, expect
@@ -21,7 +22,7 @@ WATCH = """() => {
 }"""
 
 
-def answers(server: str, **setting: object) -> dict[str, list[int]]:
+def answers(server: str, **setting: object) -> dict[str, Any]:
     """The step map and texts of the same request without a browser."""
     body = {"model": "mini_teacher", "messages": [{"role": "user", "content": QUESTION}]}
     asked = urllib.request.Request(

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from t3d.report.page import NUM_SHADES, page, part
+from t3d.report.page import NUM_SHADES, Page, page, part
 from t3d.report.sheets import Entry, Sheet, render_html
 from t3d.serve.playground import playground_page
 from tests.report.parsed import Parsed
@@ -32,10 +32,10 @@ def test_data_and_titles_stay_what_they_are(data: object, title: str) -> None:
 
 
 @pytest.mark.parametrize("made", PAGES, ids=["trajectories", "playground"])
-def test_a_page_loads_nothing_and_runs_its_own_script_alone(made) -> None:  # type: ignore[no-untyped-def]
+def test_a_page_loads_nothing_and_runs_its_own_script_alone(made: Page) -> None:
     found = Parsed(made.html)
     assert made.policy in found.get("meta", "content")
-    sources = dict(part.split(" ", 1) for part in made.policy.split("; "))
+    sources = dict(source.split(" ", 1) for source in made.policy.split("; "))
     assert sources["default-src"] == "'none'"
     for key, text in (("script-src", found.scripts[-1]), ("style-src", found.style)):
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
