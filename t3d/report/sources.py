@@ -40,7 +40,8 @@ def read_problems(
     keys = [key for key in first if all(key in other for other in others)]
     if not keys:
         names = " and ".join(map(str, paths))
-        raise ValueError(f"{names}: no question in common; view those that decoded the same ones")
+        told = "no question in common; view those that decoded the same ones"
+        raise ValueError(f"{names}: {told if others else 'holds no response yet; complete it'}")
     titles = [
         {view.title for _, _, views in found.values() for view in views}
         for found in (first, *others)
