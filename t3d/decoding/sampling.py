@@ -80,7 +80,8 @@ def sampling_probs(log_probs: Tensor, temperature: float, top_k: int, top_p: flo
 
     Equal probabilities rank by id, so top-k keeps exactly k tokens.
     """
-    probs = (log_probs.double() / temperature).softmax(-1)
+    # The least temperatures would make every quotient infinite.
+    probs = (log_probs.double() / max(temperature, 1e-100)).softmax(-1)
     if top_k == 0 and top_p == 1:
         return probs
     ranked, order = probs.sort(dim=-1, descending=True, stable=True)

@@ -82,9 +82,14 @@ class Chat:
         return self._talkers[self._name]
 
     def run(self) -> None:
-        """Read lines until there are no more, and answer them."""
+        """Read lines until there are no more, and answer them.
+
+        Raises:
+            ValueError: if there is no line, and no terminal either.
+        """
         if self._is_shown:
             self._note(f"{self._name}; /help lists the commands, /quit ends")
+        line = None
         for line in self._lines():
             try:
                 if line.startswith("/"):
@@ -98,6 +103,8 @@ class Chat:
                 if not self._is_shown:
                     raise
                 self._note("stopped")
+        if line is None and not self._is_shown:
+            raise ValueError("the input is empty; there is no question to answer")
 
     def _lines(self) -> Iterator[str]:
         while True:

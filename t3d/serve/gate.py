@@ -71,6 +71,10 @@ class Gate:
                 await self._app(scope, receive, told)
         except Gone:
             pass
+        except asyncio.CancelledError:
+            # The grace of a stop is over, and with it the task's only duty.
+            if status == GONE:
+                await _tell(Refused(503, "the server was stopped before the answer's end"), told)
         finally:
             record["status"] = status if is_whole and not record.pop("gone", False) else GONE
             record["seconds"] = round(time.monotonic() - started, 6)

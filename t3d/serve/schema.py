@@ -318,7 +318,7 @@ class ModelList(BaseModel):
 
 
 class Health(BaseModel):
-    status: Literal["ok", "stopping", "failed"]
+    status: Literal["ok", "failed"]
 
 
 class ErrorDetail(BaseModel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections.abc import Callable, Iterable
 
@@ -15,6 +16,7 @@ from t3d.serve.app import make_app
 from t3d.serve.config import ServeConfig
 from t3d.serve.engine import Engine
 from t3d.serve.gate import Protocol
+from t3d.serve.log import LogHandler
 from t3d.serve.served import Served, by_name, load
 
 _KEEP_ALIVE = 75
@@ -52,6 +54,7 @@ def serve(
             name: make_decoder(one.lm, one.decoding, settings.batch_size, memory_share=share)
             for name, one in loaded.items()
         }
+        logging.getLogger("uvicorn").addHandler(LogHandler())
         engine = Engine(decoders, settings.batch_size + settings.max_queue)
         host, port = listener.getsockname()[:2]
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"

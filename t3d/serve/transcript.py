@@ -56,10 +56,11 @@ class Transcript:
     def take(self, event: Event) -> str:
         """Note an event; returns the text that has become final, which may be empty."""
         self.passes = event.passes
-        for place, *token in zip(
+        commits = zip(
             event.places, event.token_ids, event.log_probs, event.alternatives, strict=True
-        ):
-            self._committed[place] = Token(event.step, *token)
+        )
+        for place, id, log_prob, alternatives in commits:
+            self._committed[place] = Token(event.step, id, log_prob, alternatives)
         new = ""
         while self.finish_reason is None and len(self.tokens) in self._committed:
             new += self._append(self._committed.pop(len(self.tokens)))

@@ -31,7 +31,7 @@ class Server:
     """`t3d serve` with a log that can be read."""
 
     def __init__(self, folder: Path, *arguments: str, key: str = "") -> None:
-        self.log = folder / "log.jsonl"
+        self.log, self._key = folder / "log.jsonl", key
         command = [sys.executable, "-m", "t3d", "serve", *arguments, "--port", "0"]
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
@@ -45,7 +45,9 @@ class Server:
 
     def metric(self, name: str) -> float:
         """The sum of a metric over its labels."""
-        with urllib.request.urlopen(f"{self.url}/metrics") as answer:
+        asked = urllib.request.Request(f"{self.url}/metrics")
+        asked.add_header("Authorization", f"Bearer {self._key}")
+        with urllib.request.urlopen(asked) as answer:
             lines = answer.read().decode().splitlines()
         return sum(float(line.split()[-1]) for line in lines if re.match(rf"{name}[ {{]", line))
 

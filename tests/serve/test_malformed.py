@@ -87,7 +87,7 @@ FIELDS: list[tuple[dict[str, Any], str, str]] = [
     ({"stream_options": {"denoising": True}}, "stream_options", "with stream alone"),
     ({"top_logprobs": 3}, "top_logprobs", "needs logprobs"),
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "less than or equal to 20"),
-    ({"temperatur": 1}, "temperatur", "did you mean temperature?"),
+    ({"max_token": 1}, "max_token", "did you mean max_tokens?"),
     ({"tools": [{}]}, "tools", "not supported"),
     ({"response_format": {"type": "json_object"}}, "response_format", "not supported"),
     ({"denoising_steps": 5}, "denoising_steps", "must be at most block_size=4"),
@@ -167,6 +167,11 @@ def test_what_is_sent_as_another_type_or_elsewhere_is_refused(server: Server) ->
 
 
 def test_extreme_numbers_decode(server: Server) -> None:
+    texts = [
+        post(server, json.dumps(VALID | {"temperature": value}).encode())[1]["choices"][0]["texts"]
+        for value in (0.0, 5e-324, 1e-100, 1e-99)
+    ]
+    assert texts[1:] == texts[:1] * 3
     for change in (
         {"temperature": 1e308},
         {"temperature": 1e-308},
