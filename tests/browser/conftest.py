@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -14,6 +11,7 @@ import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 
 from t3d.cli.main import main
+from tests.serve.conftest import Server
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
@@ -63,17 +61,8 @@ def evaluation(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[str]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of `t3d serve` with the shipped model."""
-    command = [sys.executable, "-m", "t3d", "serve", "mini_teacher", "--port", "0"]
-    with subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    ) as process:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        yield line.partition(" at ")[2].partition(",")[0]
-        process.terminate()
+    serving = Server(tmp_path_factory.mktemp("server"), "mini_teacher")
+    yield serving.url
+    assert serving.stop() == 0
