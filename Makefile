@@ -6,7 +6,7 @@ LOCK ?= constraints.txt
 UV := build/uv/bin/uv
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check docs test-newest test-lowest lock gpu clean
+.PHONY: help install demo test test-browser check docs test-newest test-lowest lock gpu clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-13s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,6 +18,12 @@ demo: install  ## Distil and evaluate a small model on this machine's CPU
 
 test: $(VENV)/.stamp-dev  ## Run the tests
 	$(BIN)/python -m pytest -n 2
+
+test-browser: $(VENV)/.stamp-dev  ## Run the tests of the HTML pages, with Chromium installed by apt where it may be
+	command -v chromium || command -v google-chrome \
+		|| { apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium; } \
+		|| echo 'There is no Chromium, and apt may not install it: the tests are skipped.'
+	$(BIN)/python -m pytest tests/browser -rs
 
 check: $(VENV)/.stamp-dev  ## Lint, format, types, import floors, spelling
 	$(BIN)/ruff check

@@ -61,6 +61,7 @@ NAVIGATION = {
         "/docs/lora",
         "/docs/calibrate",
         "/docs/export",
+        "/docs/view",
         "/docs/serve",
         "/docs/reproduce",
         "/docs/out_of_memory",
@@ -83,10 +84,6 @@ NAVIGATION = {
     "Development": ["/docs/architecture", "/CONTRIBUTING", "/CHANGELOG"],
 }
 """Captions and pages. The build fails for a page that stands nowhere."""
-
-
-if not (ROOT / "docs" / "serve.md").exists():  # Written beside this page; drop these lines then.
-    NAVIGATION["How to"].remove("/docs/serve")
 
 
 def navigation() -> str:

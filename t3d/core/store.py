@@ -39,7 +39,7 @@ SCHEMA = pa.schema(
 )
 """Columns of a store: a trajectory's fields, and the index of its prompt in the prompt set."""
 
-_MANIFEST = "manifest.json"
+MANIFEST = "manifest.json"
 _SHARDS = "shards"
 
 
@@ -102,7 +102,7 @@ class TrajectoryStore:
         Raises:
             ValueError: if something lies at `path` already.
         """
-        if (path / _MANIFEST).exists():
+        if (path / MANIFEST).exists():
             raise ValueError(f"{path}: holds a trajectory store already; choose another directory")
         return cls.open_or_create(path, manifest)
 
@@ -115,9 +115,9 @@ class TrajectoryStore:
         """
         if not path.is_dir():
             raise ValueError(f"{path}: no such trajectory store; make one with `t3d rollout`")
-        file = path / _MANIFEST
+        file = path / MANIFEST
         if not file.exists():
-            raise ValueError(f"{path}: not a trajectory store: it has no {_MANIFEST}")
+            raise ValueError(f"{path}: not a trajectory store: it has no {MANIFEST}")
         document = read_object(file)
         found = document.pop("format", None)
         if found != FORMAT:
@@ -145,10 +145,10 @@ class TrajectoryStore:
             ValueError: as `check_output` does.
             ValueError: if the store was made with another manifest.
         """
-        if not (path / _MANIFEST).exists():
-            check_output(path, _MANIFEST)
+        if not (path / MANIFEST).exists():
+            check_output(path, MANIFEST)
             make_directory(path)
-            write_json(path / _MANIFEST, {"format": FORMAT} | asdict(manifest))
+            write_json(path / MANIFEST, {"format": FORMAT} | asdict(manifest))
         store = cls.open(path)
         difference = next(store.manifest.differences(manifest), None)
         if difference is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -240,9 +241,18 @@ def _finish(
     last: Path,
     output: Path,
 ) -> None:
-    """Make the last round's directory the checkpoint, and its provenance that of all rounds."""
+    """Make the last round's directory the checkpoint, and its provenance that of all rounds.
+
+    Steps of the log count on from round to round.
+    """
     record = records[-1]
     if "rounds" not in record:
+        before = accumulate((r["optimizer_steps"] for r in records), initial=0)
+        record["log"] = [
+            row | {"step": row["step"] + done}
+            for done, own in zip(before, records, strict=False)
+            for row in own["log"]
+        ]
         for key in ("optimizer_steps", "tokens_seen"):
             record[key] = sum(r[key] for r in records)
         record |= {"rounds": len(records), "seed": training.seed, "model": records[0]["model"]}

@@ -149,8 +149,7 @@ class LanguageModel:
 
     def text(self, ids: Sequence[int]) -> str:
         """The text that ids stand for, byte for byte."""
-        # Tokenizers may be set to tidy blanks, which would change programs.
-        return str(self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
+        return token_text(self.tokenizer, ids)
 
     def decode(self, ids: list[int]) -> str:
         """The text of a response, without its stop token."""
@@ -319,20 +318,7 @@ def from_pretrained(
     document = check_checkpoint(source)
     family = family_of(document["model_type"])
     config = family.config_class.from_dict(document)
-    check_growth(source / "tokenizer.json")
-    try:
-        # Read from its file alone where no class is named: Auto would add rules of the family.
-        generic = get_tokenizer_config(source).get("tokenizer_class") in _GENERIC_TOKENIZERS
-        loader = PreTrainedTokenizerFast if generic else AutoTokenizer
-        # Without this refusal transformers may ask the user whether to run a checkpoint's code.
-        tokenizer = loader.from_pretrained(source, trust_remote_code=False)
-        # A tokenizer reads some of its settings only when it is used.
-        tokenizer.decode(tokenizer("Is it so?", add_special_tokens=False)["input_ids"])
-    except Exception as error:
-        raise ValueError(
-            f"{name}: cannot load the tokenizer ({first_words(error)}); "
-            "copy its tokenizer.json and tokenizer_config.json again"
-        ) from error
+    tokenizer = _read_tokenizer(source, name)
     if len(tokenizer) > config.vocab_size:
         raise ValueError(
             f"{name}: the tokenizer has {len(tokenizer)} tokens, the model only "
@@ -378,6 +364,44 @@ def _described(
     eos = read_generation(source).get("eos_token_id")
     model.generation_config = GenerationConfig(eos_token_id=eos)
     return model
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint, whose weights are not read.
+
+    Args:
+        name: a directory, a Hub name, or a built-in name.
+
+    Raises:
+        ValueError: as `from_pretrained`.
+    """
+    source = _locate(name)
+    check_checkpoint(source)
+    return _read_tokenizer(source, name)
+
+
+def _read_tokenizer(source: Path, name: str) -> PreTrainedTokenizerBase:
+    check_growth(source / "tokenizer.json")
+    try:
+        # Read from its file alone where no class is named: Auto would add rules of the family.
+        generic = get_tokenizer_config(source).get("tokenizer_class") in _GENERIC_TOKENIZERS
+        loader = PreTrainedTokenizerFast if generic else AutoTokenizer
+        # Without this refusal transformers may ask the user whether to run a checkpoint's code.
+        tokenizer = loader.from_pretrained(source, trust_remote_code=False)
+        # A tokenizer reads some of its settings only when it is used.
+        tokenizer.decode(tokenizer("Is it so?", add_special_tokens=False)["input_ids"])
+    except Exception as error:
+        raise ValueError(
+            f"{name}: cannot load the tokenizer ({first_words(error)}); "
+            "copy its tokenizer.json and tokenizer_config.json again"
+        ) from error
+    return tokenizer
+
+
+def token_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """The text that ids stand for, byte for byte."""
+    # Tokenizers may be set to tidy blanks, which would change programs.
+    return str(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
 
 
 def _locate(name: str) -> Path:

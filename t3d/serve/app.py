@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import hashlib
 import json
-import re
 import time
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
@@ -30,6 +26,7 @@ from t3d.serve.engine import Engine
 from t3d.serve.gate import Gate, Gone
 from t3d.serve.metrics import GONE, Metrics
 from t3d.serve.plan import Plan, Refused, plan
+from t3d.serve.playground import playground_page
 from t3d.serve.schema import (
     ChatAnswer,
     ChatRequest,
@@ -45,7 +42,6 @@ from t3d.serve.schema import (
 )
 from t3d.serve.served import Served
 
-PLAYGROUND = Path(__file__).parent / "playground.html"
 _STREAM: dict[str, Any] = {"text/event-stream": {"schema": {"type": "string"}}}
 _KINDS = ("string_type", "list_type", "int_type")
 _PARTS = {*Turn.model_fields, *TextPart.model_fields, *StreamOptions.model_fields}
@@ -155,35 +151,18 @@ def make_app(
         """Counters for Prometheus."""
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
-    if PLAYGROUND.is_file():
-        page = PLAYGROUND.read_text(encoding="utf-8")
-
-        @app.get("/", include_in_schema=False)
-        async def playground() -> Response:
-            return HTMLResponse(page, headers=page_headers(page))
-
-    return Gate(app, settings, key, metrics)
-
-
-def page_headers(page: str) -> dict[str, str]:
-    """Headers under which a page may run its own scripts and styles and reach this server alone."""
-
-    def hashes(tag: str) -> str:
-        texts = re.findall(rf"<{tag}[^>]*>(.*?)</{tag}>", page, re.DOTALL)
-        digests = [hashlib.sha256(text.encode()).digest() for text in texts]
-        found = [f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests]
-        return " ".join(found) or "'none'"
-
-    policy = (
-        f"default-src 'none'; script-src {hashes('script')}; style-src {hashes('style')}; "
-        "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
-        "frame-ancestors 'none'"
-    )
-    return {
-        "Content-Security-Policy": policy,
+    made = playground_page()
+    headers = {
+        "Content-Security-Policy": f"{made.policy}; frame-ancestors 'none'",
         "X-Content-Type-Options": "nosniff",
         "Referrer-Policy": "no-referrer",
     }
+
+    @app.get("/", include_in_schema=False)
+    async def playground() -> Response:
+        return HTMLResponse(made.html, headers=headers)
+
+    return Gate(app, settings, key, metrics)
 
 
 def _answers(answer: type[BaseModel]) -> dict[int | str, dict[str, Any]]:

@@ -14,7 +14,7 @@ from accelerate.utils import broadcast
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerCallback, TrainerState
 
-from t3d.core.files import write_json
+from t3d.core.files import plain, write_json
 from t3d.core.progress import Stage, bar
 from t3d.core.provenance import hash_weights, provenance
 from t3d.models import LanguageModel
@@ -106,7 +106,7 @@ def train(
         notes: further keys of the provenance.
 
     Returns:
-        The provenance, with `optimizer_steps` and `tokens_seen`.
+        The provenance, with `optimizer_steps`, `tokens_seen` and the metrics of `log`.
 
     Raises:
         ValueError: as `fit` does.
@@ -129,6 +129,9 @@ def train(
     record |= notes or {}
     record["optimizer_steps"] = trainer.state.global_step
     record["tokens_seen"] = trainer.state.num_input_tokens_seen
+    # A summary of the times comes last, without any of these.
+    metrics = {"loss", "few_step_accuracy"}
+    record["log"] = [plain(row) for row in trainer.state.log_history if metrics & row.keys()]
     if trainer.args.should_save:
         write_json(output / "provenance.json", record)
         _remove_checkpoints(directory)
