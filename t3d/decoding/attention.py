@@ -158,7 +158,7 @@ class VarlenAttention:
 
 @cache
 def find_varlen() -> Callable[..., Any] | None:
-    """PyTorch's `varlen_attn`; None where it cannot leave out keys (before 2.12)."""
+    """PyTorch's `varlen_attn`; None in a release where it cannot leave out keys."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
