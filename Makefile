@@ -6,16 +6,24 @@ LOCK ?= constraints.txt
 UV := build/uv/bin/uv
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check test-newest test-lowest lock gpu clean
+.PHONY: help install demo test test-browser check docs test-newest test-lowest lock gpu clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-13s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.stamp-base  ## Distil and evaluate a small model on this machine's CPU
+install: $(VENV)/.stamp-base  ## Create .venv with t3d and the exact versions in constraints.txt
+
+demo: install  ## Distil and evaluate a small model on this machine's CPU
 	$(BIN)/t3d run demo
 
 test: $(VENV)/.stamp-dev  ## Run the tests
 	$(BIN)/python -m pytest -n 2
+
+test-browser: $(VENV)/.stamp-dev  ## Run the tests of the HTML pages, with Chromium installed by apt where it may be
+	command -v chromium || command -v google-chrome \
+		|| { apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium; } \
+		|| echo 'There is no Chromium, and apt may not install it: the tests are skipped.'
+	$(BIN)/python -m pytest tests/browser -rs
 
 check: $(VENV)/.stamp-dev  ## Lint, format, types, import floors, spelling
 	$(BIN)/ruff check
@@ -23,6 +31,9 @@ check: $(VENV)/.stamp-dev  ## Lint, format, types, import floors, spelling
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 	$(BIN)/codespell
+
+docs: $(VENV)/.stamp-docs  ## Build the documentation site into build/site
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet --fresh-env -c docs -d build/doctrees . build/site
 
 test-newest:  ## Run the tests with the newest releases that pyproject.toml allows
 	rm -rf build/newest
@@ -35,7 +46,7 @@ test-lowest: $(UV)  ## Run the tests with the lowest ones
 
 lock: $(UV)  ## Renew the exact versions in constraints.txt
 	$(UV) pip compile --quiet --upgrade --universal --fork-strategy fewest --python-version 3.11 \
-		--extra dev --no-annotate --custom-compile-command 'make lock' \
+		--extra dev --extra docs --no-annotate --custom-compile-command 'make lock' \
 		--output-file $(LOCK) pyproject.toml constraints.in
 
 gpu:  ## Run the GPU benchmark with the Python at hand; installs nothing
@@ -48,6 +59,7 @@ clean:  ## Remove the environment and all caches
 # One rule for every environment: its stamp is older than pyproject.toml or the lock after a change.
 EXTRAS_base :=
 EXTRAS_dev := [dev]
+EXTRAS_docs := [docs]
 $(VENV)/.stamp-%: pyproject.toml $(LOCK)
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	PIP_CONSTRAINT=$(LOCK) PIP_BUILD_CONSTRAINT=$(LOCK) \

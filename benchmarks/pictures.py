@@ -1,4 +1,5 @@
-"""Pictures of the documents: the training layout, one response with its states, a verified pass.
+"""Pictures of the documents: why one pass a block fails, the training layout, a response's states,
+a verified pass.
 
 python -m benchmarks.pictures
 """
@@ -31,6 +32,8 @@ PROMPT, RESPONSE = 6, 9
 """Number of prompt tokens, which fill a block and a half, and of response tokens."""
 PROBLEM = 7
 """Number of the test problem whose response is drawn; it fills two lines."""
+COLLAPSE = (0, 17)
+"""Numbers of the test problem and of its block whose predictions are drawn."""
 PROMPT_COLOUR, MASKED, HIDDEN, SEES_CLEAN, SEES_OWN = (
     *("#d9d9d9", "#ffffff", "#f4f4f4", "#56b4e9", "#d55e00"),
 )
@@ -267,10 +270,51 @@ def states_picture(lm: LanguageModel) -> Figure:
     return figure
 
 
+def collapse_picture(lm: LanguageModel) -> Figure:
+    """What the teacher predicts for a masked block: each position alone, and in four passes."""
+    problem, block = COLLAPSE
+    config = t3d.DecodingConfig(block_size=BLOCK_SIZE, denoising_steps=4, max_new_tokens=96)
+    example = t3d.get_task("mini_gsm").examples("test", problem + 1)[problem]
+    [prompt] = encode_prompts(lm, [example], config)
+    [completion] = t3d.make_decoder(lm, config, batch_size=1).decode([t3d.Request(prompt)])
+    ids, start = [*prompt, *completion.response_ids], BLOCK_SIZE * block
+    masked = torch.tensor([ids[:start] + [lm.mask_token_id] * BLOCK_SIZE])
+    with torch.no_grad():
+        likely = lm.model(masked).logits[0, start:].float().softmax(-1).topk(4)
+    figure, axes = canvas(9.6, 4.6)
+    axes.set_xlim(-2.6, 9.6)
+    axes.set_ylim(7.7, -1.9)
+    before = lm.text(ids[start - 14 : start]).strip()
+    axes.text(-2.4, -1.4, f"... {before}  [mask] [mask] [mask] [mask]", fontsize=10.5, color=INK)
+    rows = [(0.0, "each position\nby itself"), (5.1, "one pass"), (6.4, "four passes")]
+    for y, name in rows:
+        style = {"fontsize": 10.5, "fontweight": "bold", "color": INK}
+        axes.text(-2.4, y + 0.45, name, va="center", **style)
+    lines = zip(likely.indices.tolist(), likely.values.tolist(), strict=True)
+    for place, (candidates, shares) in enumerate(lines):
+        x = 2.4 * place
+        for row, (token, share) in enumerate(zip(shown(lm, candidates), shares, strict=True)):
+            bar = Rectangle((x, row), 2.2 * share / 0.6, 0.85, facecolor=SEES_CLEAN, alpha=0.55)
+            axes.add_patch(bar)
+            style = {"va": "center", "fontsize": 10, "color": INK}
+            axes.text(x + 0.08, row + 0.45, token, **style)
+            axes.text(x + 2.15, row + 0.45, f"{share:.2f}", ha="right", **style)
+        for y, token, colour in (
+            (5.1, candidates[0], "#f3c6a5"),
+            (6.4, ids[start + place], STEPS[3]),
+        ):
+            axes.add_patch(Rectangle((x, y), 2.2, 0.9, facecolor=colour))
+            [text] = shown(lm, [token])
+            axes.text(x + 1.1, y + 0.47, text, ha="center", va="center", fontsize=10.5)
+    return figure
+
+
 def main() -> None:
     save(layout_picture(), DOCS / "layout.png")
     save(pass_picture(), DOCS / "verified_pass.png")
-    save(states_picture(t3d.from_pretrained("mini_teacher")), DOCS / "states.png")
+    lm = t3d.from_pretrained("mini_teacher")
+    save(states_picture(lm), DOCS / "states.png")
+    save(collapse_picture(lm), DOCS / "collapse.png")
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ def run_ours(job: dict[str, Any]) -> dict[str, Any]:
         batch_size=len(trajectories),
         micro_batch_size=job["micro_batch_size"],
         block_sizes=[BLOCK],
-        bf16=job["device"] == "cuda",
+        dtype="auto",
         logging_steps=1,
         trainer={"use_cpu": True} if job["device"] == "cpu" else {},
     )

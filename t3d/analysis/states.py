@@ -138,8 +138,9 @@ class Denoiser:
             torch.cat([self._prefix.block[state], queries.block], 1),
             torch.cat([self._prefix.stream[state], queries.stream], 1),
         )
-        layers = zip(self._cache.keys, self._cache.values, strict=True)
-        cache = DynamicCache([(keys[state], values[state]) for keys, values in layers])
+        # A cache of the library holds keys and values apart, [U, kv_heads, num_slots, D] each.
+        layers = (own[state].permute(2, 0, 3, 1, 4) for own in self._cache.states)
+        cache = DynamicCache([tuple(own) for own in layers])
         return allowed_log_probs(self._forward(block, queries, visible, cache), self._banned)
 
     def roots(self) -> Tensor:

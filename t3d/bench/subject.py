@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from t3d.bench.config import Device, Shape
-from t3d.core.dtypes import Dtype
+from t3d.core.dtypes import Dtype, torch_dtype
 from t3d.models import LanguageModel, family_of, from_pretrained, wrap
 from t3d.tasks.tokenizer import train_tokenizer
 
@@ -77,7 +77,7 @@ def load_subject(
     if model is not None and shape is not None:
         raise ValueError("give --model for a checkpoint or --shape for random weights, not both")
     if model is not None:
-        return from_pretrained(model, device=device, dtype=getattr(torch, dtype))
+        return from_pretrained(model, device=device, dtype=dtype)
     return random_model(shape or "sdar-100m", device, dtype)
 
 
@@ -99,7 +99,7 @@ def random_model(shape: Shape, device: torch.device, dtype: Dtype) -> LanguageMo
     with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(0)
         # Made in this dtype at once, since a later cast would round the rotary frequencies.
-        kind = getattr(torch, dtype)
+        kind = torch_dtype(dtype, device)
         model = family.model_class._from_config(config, dtype=kind, attn_implementation="sdpa")
     return wrap(model.eval(), tokenizer, shape if isinstance(shape, str) else describe(config))
 

@@ -17,6 +17,7 @@ from torch.profiler import profile
 from t3d.bench.roofline import Load, ModelCosts, Rates, peak_bytes, reset_peak, synchronize
 from t3d.bench.subject import device_name, ordinary_ids
 from t3d.core.blocks import BlockLayout
+from t3d.core.dtypes import dtype_name, torch_dtype
 from t3d.core.trajectory import Trajectory, TrajectoryBatch, training_rows
 from t3d.models import LanguageModel
 from t3d.noising import Noiser, NoiserInput, View
@@ -165,6 +166,10 @@ class _Recorder:
         self.loads.append(training_load(given.batch, given.layout, views))
         return views
 
+    @property
+    def num_views(self) -> int | None:
+        return self.noiser.num_views
+
 
 def measure(
     lm: LanguageModel,
@@ -230,7 +235,7 @@ def measure(
     return TrainRow(
         implementation="t3d",
         device=device_name(device),
-        dtype="bfloat16" if training.bf16 else "float32",
+        dtype=dtype_name(torch_dtype(training.dtype, device)),
         model=lm.name,
         method=name,
         batch_size=training.batch_size,

@@ -9,7 +9,7 @@ from typing import Any
 
 from t3d.bench.config import DECODE, TRAIN, DecodeSettings, Device, Shape
 from t3d.cli.common import print_paths, show
-from t3d.core.dtypes import Dtype
+from t3d.core.dtypes import Dtype, torch_dtype
 from t3d.core.files import check_output, make_directory
 from t3d.training.config import MethodConfig, TrainingConfig
 
@@ -20,7 +20,7 @@ def decode_command(
     model: str | None = None,
     shape: Shape | None = None,
     device: Device = "auto",
-    dtype: Dtype | None = None,
+    dtype: Dtype = "auto",
     output: Path | None = None,
     **settings: Any,
 ) -> None:
@@ -38,7 +38,7 @@ def decode_command(
         shape: random weights instead: sdar-100m (where neither is given), sdar-1.7b, sdar-4b, or
             keys of config.json as JSON.
         device: auto is the GPU where there is one.
-        dtype: number format of weights and arithmetic; by default bfloat16 on a GPU, float32 on a
+        dtype: number format of weights and arithmetic; auto is bfloat16 on a GPU and float32 on a
             CPU.
         output: folder of decode.json, which is replaced; `t3d run --dry_run --rates` reads it.
     """
@@ -52,7 +52,6 @@ def decode_command(
     from t3d.bench.tables import decode_table, save
 
     place = choose_device(device)
-    dtype = dtype or ("bfloat16" if place.type == "cuda" else "float32")
     lm = load_subject(model, shape, place, dtype)
     if output is not None:
         make_directory(output)
@@ -80,7 +79,7 @@ def train_command(
     first is not counted. MFU is the share of what a large matrix product reaches in the same run.
 
     Examples:
-      t3d bench train --shape sdar-1.7b --training.bf16 true --output runs/rates
+      t3d bench train --shape sdar-1.7b --output runs/rates
       t3d bench train --model mini_teacher --method naive_td --profile runs/profile
 
     Args:
@@ -99,8 +98,6 @@ def train_command(
     if profile is not None:
         check_output(profile, TRACE)
 
-    import torch
-
     from t3d.bench import train
     from t3d.bench.roofline import measure_rates
     from t3d.bench.subject import choose_device, load_subject
@@ -111,7 +108,7 @@ def train_command(
     lm = load_subject(model, shape, place, "float32")
     for folder in filter(None, (output, profile)):
         make_directory(folder)
-    rates = measure_rates(place, torch.bfloat16 if training.bf16 else torch.float32)
+    rates = measure_rates(place, torch_dtype(training.dtype, place))
     trace = None if profile is None else profile / TRACE
     # Libraries print to stdout, which belongs to the results.
     with redirect_stdout(sys.stderr):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from t3d.cli.common import print_paths
-from t3d.core.dtypes import Dtype
+from t3d.core.dtypes import StoredDtype
 
 
 def convert_command(
@@ -14,7 +14,7 @@ def convert_command(
     gguf_file: str | None = None,
     block_size: int = 4,
     mask_token: str | None = None,
-    dtype: Dtype = "float32",
+    dtype: StoredDtype = "float32",
 ) -> None:
     """Make a block-diffusion checkpoint of an autoregressive chat model.
 

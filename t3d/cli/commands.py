@@ -40,8 +40,10 @@ class Command:
 
 
 _RUNS = {"dest": "runs", "type": Path, "metavar": "RUN", "nargs": "+"}
+_MODELS = {"dest": "models", "type": str, "metavar": "MODEL", "nargs": "+"}
 _NAMES = {"dest": "names", "type": str, "metavar": "NAME", "nargs": "+"}
 _SOURCE = {"dest": "source", "type": str, "metavar": "SOURCE"}
+_SOURCES = {"dest": "sources", "type": Path, "metavar": "STORE_OR_EVAL", "nargs": "+"}
 _FILE = {"dest": "source", "type": Path, "metavar": "FILE"}
 _QUESTION = {"dest": "question", "type": str | None, "metavar": "QUESTION", "nargs": "?"}
 
@@ -60,7 +62,10 @@ COMMANDS = {
     "lm-eval": Command("evaluating.lm_eval_command"),
     "analyze": Command("evaluating.analyze_command"),
     "report": Command("showing.report_command", _RUNS),
+    "view": Command("showing.view_command", _SOURCES),
     "generate": Command("showing.generate_command", _QUESTION),
+    "chat": Command("serving.chat_command", _MODELS),
+    "serve": Command("serving.serve_command", _MODELS),
     "export": Command("exporting.export_command"),
     "import": Command("importing.import_command", _FILE),
     "export-rollouts": Command("importing.export_rollouts_command"),

@@ -51,7 +51,7 @@ def distinct_rows(runs: Iterable[Path]) -> list[ResultRow]:
     """
     found: dict[Any, tuple[Path, ResultRow]] = {}
     for run in runs:
-        for row in load_results(run if run.suffix == ".json" else run / "results.json"):
+        for row in load_results(results_file(run)):
             other, first = found.setdefault((Condition.of(row), row.method, row.seed), (run, row))
             if _untimed(row) != _untimed(first):
                 raise ValueError(
@@ -60,6 +60,10 @@ def distinct_rows(runs: Iterable[Path]) -> list[ResultRow]:
                     "method name of its own"
                 )
     return [row for _, row in found.values()]
+
+
+def results_file(run: Path) -> Path:
+    return run if run.suffix == ".json" else run / "results.json"
 
 
 def _untimed(row: ResultRow) -> ResultRow:

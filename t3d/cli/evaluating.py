@@ -12,6 +12,7 @@ from typing import Any
 
 from t3d.analysis.config import AnalysisConfig
 from t3d.cli.common import distinct_rows, print_paths, show
+from t3d.core.dtypes import Dtype
 from t3d.core.files import check_output, write_json
 from t3d.core.provenance import provenance
 from t3d.evaluation.config import GridConfig, Speed
@@ -54,6 +55,8 @@ def eval_command(
     from t3d.report.tables import result_sections
 
     evaluations = evaluate_into(model, name, config, split, output, progress=progress)
+    if not evaluations:
+        return
     show(render_terminal(result_sections([evaluation.row for evaluation in evaluations])))
     print_paths(output, "results.json", "samples.parquet")
 
@@ -129,6 +132,8 @@ def calibrate_command(
 
     check_limits(max_loss, confidence)
     evaluations = evaluate_into(model, None, config, split, output, progress=progress)
+    if not evaluations:
+        return
     full, *others = [evaluation.cell for evaluation in evaluations]
     choice = choose(others, full, max_loss=max_loss, confidence=confidence, speed=speed)
     write_json(output / "calibration.json", choice.document())
@@ -163,7 +168,9 @@ def lm_eval_command(model: str, output: Path, *, progress: bool = True, **settin
     # The harness prints to stdout, which belongs to the results.
     with redirect_stdout(sys.stderr):
         table = make_table(
-            evaluate_tasks(from_pretrained(model), config, output, progress=progress)
+            evaluate_tasks(
+                from_pretrained(model, dtype=config.dtype), config, output, progress=progress
+            )
         )
     print(table)
     print_paths(output, RESULTS, *[SAMPLES] * config.log_samples)
@@ -174,6 +181,7 @@ def analyze_command(
     output: Path,
     teacher: str = "mini_teacher",
     students: tuple[str, ...] = (),
+    dtype: Dtype = "auto",
     *,
     progress: bool = True,
     **settings: Any,
@@ -191,6 +199,7 @@ def analyze_command(
         output: directory of analysis.json and analysis.md.
         teacher: a checkpoint directory, a Hub name, or mini_teacher.
         students: checkpoints that were distilled from it.
+        dtype: number format of the arithmetic; auto is bfloat16 on a GPU and float32 on a CPU.
         progress: show progress bars.
     """
     config = AnalysisConfig(**settings)
@@ -207,11 +216,11 @@ def analyze_command(
     shared = os.path.commonpath(homes or ["."])
     labels = [Path(teacher).name, *(os.path.relpath(name, shared) for name in students)]
     models = [
-        replace(from_pretrained(name), name=label)
+        replace(from_pretrained(name, dtype=dtype), name=label)
         for name, label in zip((teacher, *students), labels, strict=True)
     ]
     analysis = analyze(models[0], models[1:], rows, config, progress=progress)
-    asked = asdict(config) | {"students": students}
+    asked = asdict(config) | {"students": students, "dtype": models[0].dtype}
     weights_hash = models[0].weights_hash
     record = provenance(config=asked, seed=config.seed, model=teacher, weights_hash=weights_hash)
     analysis.save(output, record)

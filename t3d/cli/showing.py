@@ -1,4 +1,4 @@
-"""Commands that show: report, generate."""
+"""Commands that show: report, view, generate."""
 
 from __future__ import annotations
 
@@ -6,27 +6,41 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from t3d.cli.common import distinct_rows, print_paths, show
-from t3d.core.files import check_output, read_object
+from t3d.cli.common import distinct_rows, print_paths, results_file, show
+from t3d.core.dtypes import Dtype
+from t3d.core.files import check_file, check_output, make_directory, read_object
+from t3d.core.ranges import check_number
 from t3d.core.rng import derive_key
 from t3d.decoding.config import DecodingConfig
 from t3d.tasks import GENERATED, Example, Grade, ProtocolName, Split, Task, get_task
 
 
-def report_command(runs: list[Path], output: Path | None = None) -> None:
+def report_command(
+    runs: list[Path],
+    output: Path | None = None,
+    html: Path | None = None,
+    num_examples: int = 20,
+) -> None:
     """Show the results of one or more runs together.
 
     Rows that runs share, such as the original model's, count once.
 
-    Example:
+    Examples:
       t3d report runs/seed0 runs/seed1 --output runs/report
+      t3d report runs/demo --html demo.html
 
     Args:
         runs: directories that hold a results.json, or such files.
         output: also write report.md and accuracy.png to this directory.
+        html: also write one HTML file for colleagues: tables, frontier, training curves, examples
+            and provenance.
+        num_examples: problems whose decoding that file shows.
     """
     if output is not None:
         check_output(output, "report.md")
+    if html is not None:
+        check_file(html)
+    check_number("num_examples", num_examples, "[0, inf)", whole=True)
     rows = distinct_rows(runs)
 
     from t3d.report.frontier import write_report
@@ -36,9 +50,51 @@ def report_command(runs: list[Path], output: Path | None = None) -> None:
     tables = render_terminal(result_sections(rows))
     if output is not None:
         write_report(output, rows)
+    if html is not None:
+        from t3d.report.document import write_document
+
+        make_directory(html.parent)
+        write_document(html, rows, list(map(results_file, runs)), num_examples=num_examples)
     show(tables)
     if output is not None:
         print_paths(output, "report.md", "accuracy.png")
+    if html is not None:
+        print(html)
+
+
+def view_command(
+    sources: list[Path],
+    output: Path = Path("trajectories.html"),
+    model: str | None = None,
+    num_problems: int | None = None,
+) -> None:
+    """Write one HTML page on which decoding can be watched, filtered and replayed.
+
+    Two models or settings stand side by side, matched by question: those of one run or
+    evaluation, or of several sources. The page needs nothing but a browser.
+
+    Examples:
+      t3d view runs/demo
+      t3d view runs/demo/trajectories --output teacher.html
+      t3d view runs/teacher_eval runs/student_eval --output compared.html
+
+    Args:
+        sources: trajectory stores, folders of `t3d eval`, or runs.
+        output: the HTML file.
+        model: the checkpoint that made the tokens, where the one that a source names has moved.
+        num_problems: how many problems at most; by default all.
+    """
+    check_file(output)
+    if num_problems is not None:
+        check_number("num_problems", num_problems, "[1, inf)", whole=True)
+
+    from t3d.report.sources import read_problems
+    from t3d.report.trajectories import write_html
+
+    problems = read_problems(sources, model=model, num_problems=num_problems)
+    make_directory(output.parent)
+    write_html(output, problems)
+    print(output)
 
 
 def generate_command(
@@ -50,6 +106,7 @@ def generate_command(
     data: Path | None = None,
     protocol: ProtocolName = "standard",
     decoding: DecodingConfig = DecodingConfig(),  # noqa: B008
+    dtype: Dtype = "auto",
     seed: int = 0,
     unsafe_exec: bool = False,
     show_steps: bool | None = None,
@@ -76,6 +133,7 @@ def generate_command(
         protocol: standard, or t3d for the prompts and tests of T3D's authors byte for byte.
         decoding: how the answer is decoded, unless given as `t3d calibrate` found for the model;
             max_new_tokens is cut to what fits the model.
+        dtype: number format of the arithmetic; auto is bfloat16 on a GPU and float32 on a CPU.
         seed: seed of candidate sampling.
         unsafe_exec: run the programs of code benchmarks without the sandbox.
         show_steps: colour the tokens by their denoising step; by default on a terminal.
@@ -99,8 +157,8 @@ def generate_command(
     from t3d.models.loading import from_pretrained
     from t3d.report.trajectories import render_responses, view_of
 
-    lm = from_pretrained(model)
-    known = _only_tasks(model)
+    lm = from_pretrained(model, dtype=dtype)
+    known = only_tasks(model)
     if known and not any(GENERATED[name]().is_problem(problem.question) for name in known):
         print(
             f"t3d: {model} knows generated problems of {' and '.join(known)} only, and this is "
@@ -154,7 +212,7 @@ def _problem(name: str, task: Task, split: Split, index: int) -> Example:
     return problem
 
 
-def _only_tasks(model: str) -> list[str]:
+def only_tasks(model: str) -> list[str]:
     """The generated tasks that are all that a checkpoint, trained from random weights, has learned.
 
     Empty for a model that knows more, or whose provenance does not say.
@@ -165,7 +223,7 @@ def _only_tasks(model: str) -> list[str]:
     record = read_object(path) if path.is_file() else None
     while record is not None and record["model"] != "new":
         if "base" not in record:
-            return _only_tasks(record["model"])
+            return only_tasks(record["model"])
         record = record["base"]
     if record is None or record["config"]["data"] is not None:
         return []

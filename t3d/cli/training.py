@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from t3d.cli.common import plan_table, print_paths, show
+from t3d.core.dtypes import Dtype
 from t3d.core.files import RECIPE, check_output, claim
 from t3d.core.ranges import check_number
 from t3d.decoding.config import DecodingConfig, RolloutConfig
@@ -160,6 +161,7 @@ def rollout_command(
     num_responses: int = 1,
     data_seed: int = 0,
     prompts: Path | None = None,
+    dtype: Dtype = "auto",
     *,
     progress: bool = True,
     **settings: Any,
@@ -186,6 +188,7 @@ def rollout_command(
         data_seed: seed of the task's training problems, where they are generated.
         prompts: your own prompts instead: .jsonl with the key question (and `domain: code` where it
             asks for a program), or .txt, one a line.
+        dtype: number format of the arithmetic; auto is bfloat16 on a GPU and float32 on a CPU.
         progress: show progress bars.
     """
     check_number("num_prompts", num_prompts, "[0, inf)", whole=True)
@@ -200,7 +203,7 @@ def rollout_command(
     from t3d.decoding.rollout import rollout
     from t3d.models.loading import from_pretrained
 
-    rollout(from_pretrained(model), examples, output, config, progress=progress)
+    rollout(from_pretrained(model, dtype=dtype), examples, output, config, progress=progress)
     print(f"{output}: {len(examples)} trajectories")
 
 

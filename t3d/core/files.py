@@ -95,7 +95,7 @@ def read_object(path: Path, remedy: str = "copy it again") -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise ValueError(f"larger than {MAX_JSON_BYTES} bytes")
-        document = parse_json(read_file(path).decode(), parse_constant=_refuse_constant)
+        document = parse_json(read_file(path).decode(), parse_constant=refuse_constant)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}; {remedy}") from None
     except ValueError as error:
@@ -124,7 +124,8 @@ def parse_json(text: str | bytes, **options: Any) -> Any:
     return value
 
 
-def _refuse_constant(name: str) -> None:
+def refuse_constant(name: str) -> None:
+    """An argument `parse_constant` of `parse_json`: NaN and infinities are no JSON."""
     raise ValueError(f"{name} is no number")
 
 
@@ -207,11 +208,13 @@ def claim(directory: Path, recipe: dict[str, Any], weights_hash: str | None) -> 
     check_output(directory, RECIPE, ADAPTATION)
     make_directory(directory)
     recipe = plain(recipe) | {"weights_hash": weights_hash}
-    recipe = _without_circumstances(recipe)
+    # Recipes of earlier versions, and those that decode nothing, do not name the dtype.
+    recipe = {"dtype": "float32"} | _without_circumstances(recipe)
     if not path.exists():
         write_json(path, recipe)
         return
-    before = _without_circumstances(read_object(path, "choose another output"))
+    before = read_object(path, "choose another output")
+    before = {"dtype": "float32"} | _without_circumstances(before)
     changed = sorted(key for key in recipe | before if recipe.get(key) != before.get(key))
     if changed:
         raise ValueError(

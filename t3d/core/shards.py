@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import math
 import os
 import re
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from t3d.core.files import make_directory, read_file, read_object, write_bytes, write_json
+from t3d.core.progress import bar, stage
 
 _PART = re.compile(r"part-(\d{5})-(\d{6})\.(parquet|json)(\.\d+\.partial)?")
 
@@ -108,6 +111,34 @@ class Shards:
     def __len__(self) -> int:
         """Rows in all shards."""
         return sum(_read_mark(shard)["rows"] for shard in self.paths())
+
+    def distinct(self, column: str) -> set[Any]:
+        """Values of a column, after every shard was checked as `tables` does."""
+        return {value for _, table in self.tables() for value in table.column(column).to_pylist()}
+
+    def wait(
+        self, column: str, wanted: int, unit: str, *, patience: float = math.inf, progress: bool
+    ) -> None:
+        """Wait until all processes together have written rows with `wanted` values of a column.
+
+        Raises:
+            ValueError: if for `patience` seconds none of them finishes anything.
+        """
+        last, since = None, time.monotonic()
+        with stage("waiting for other ranks"), bar("waiting", wanted, unit, show=progress) as count:
+            # Counting by marks is quick, but counts a row twice that two runs wrote; only when it
+            # says that all are there the rows themselves are read.
+            while (num := len(self)) < wanted or (num := len(self.distinct(column))) < wanted:
+                count.advance(num - count.done)
+                if (signs := (num, self.touched())) != last:
+                    last, since = signs, time.monotonic()
+                elif time.monotonic() - since > patience:
+                    raise ValueError(
+                        f"{self.directory.parent}: other ranks have finished nothing for "
+                        f"{patience:g} seconds, and {num} of {wanted} {unit}s are there; start the "
+                        "same command again, with any number of processes"
+                    )
+                time.sleep(0.2)
 
     def paths(self) -> list[Path]:
         """Parquet files that count, by rank and number."""

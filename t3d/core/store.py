@@ -39,7 +39,7 @@ SCHEMA = pa.schema(
 )
 """Columns of a store: a trajectory's fields, and the index of its prompt in the prompt set."""
 
-_MANIFEST = "manifest.json"
+MANIFEST = "manifest.json"
 _SHARDS = "shards"
 
 
@@ -63,6 +63,9 @@ class Manifest:
     seed: int
     packages: dict[str, str]
     """Versions of Python and packages, for the record; they may differ between runs."""
+    dtype: str = "float32"
+    """Number format in which the teacher decoded; stores of earlier versions, which do not name it,
+    are float32."""
 
     def differences(self, other: Manifest) -> Iterator[tuple[str, Any, Any]]:
         """Identity keys (dotted) with the two values that differ."""
@@ -99,7 +102,7 @@ class TrajectoryStore:
         Raises:
             ValueError: if something lies at `path` already.
         """
-        if (path / _MANIFEST).exists():
+        if (path / MANIFEST).exists():
             raise ValueError(f"{path}: holds a trajectory store already; choose another directory")
         return cls.open_or_create(path, manifest)
 
@@ -112,9 +115,9 @@ class TrajectoryStore:
         """
         if not path.is_dir():
             raise ValueError(f"{path}: no such trajectory store; make one with `t3d rollout`")
-        file = path / _MANIFEST
+        file = path / MANIFEST
         if not file.exists():
-            raise ValueError(f"{path}: not a trajectory store: it has no {_MANIFEST}")
+            raise ValueError(f"{path}: not a trajectory store: it has no {MANIFEST}")
         document = read_object(file)
         found = document.pop("format", None)
         if found != FORMAT:
@@ -122,6 +125,7 @@ class TrajectoryStore:
                 f"{file}: store format {found!r} is not supported, only {FORMAT}; "
                 "roll out again or use the version of t3d that wrote it"
             )
+        document.setdefault("dtype", "float32")
         check_keys(file, document, {field.name for field in fields(Manifest)})
         return cls(path, Manifest(**document))
 
@@ -141,10 +145,10 @@ class TrajectoryStore:
             ValueError: as `check_output` does.
             ValueError: if the store was made with another manifest.
         """
-        if not (path / _MANIFEST).exists():
-            check_output(path, _MANIFEST)
+        if not (path / MANIFEST).exists():
+            check_output(path, MANIFEST)
             make_directory(path)
-            write_json(path / _MANIFEST, {"format": FORMAT} | asdict(manifest))
+            write_json(path / MANIFEST, {"format": FORMAT} | asdict(manifest))
         store = cls.open(path)
         difference = next(store.manifest.differences(manifest), None)
         if difference is not None:
@@ -171,11 +175,7 @@ class TrajectoryStore:
 
     def completed(self) -> set[int]:
         """Prompt indices of the rows in the store; checks every checksum."""
-        return {
-            index
-            for _, table in self.shards.tables()
-            for index in table.column("prompt_index").to_pylist()
-        }
+        return self.shards.distinct("prompt_index")
 
     def read_complete(self) -> list[Trajectory]:
         """`read`, of a store that holds a row for every prompt.

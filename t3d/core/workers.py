@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import signal
@@ -17,6 +18,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+_LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+"""Environment variables by which a process of a launcher knows the others."""
+_counters = itertools.count()
+"""Numbers of the calls of `drawn`."""
 _messages: SimpleQueue[Any] | None = None
 """Queue from a worker to its parent; None in a process that is no worker."""
 
@@ -24,6 +29,40 @@ _messages: SimpleQueue[Any] | None = None
 def launched() -> tuple[int, int]:
     """Number of this process, and how many there are, as `torchrun` and its like say it."""
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Context in which this process is none of a launcher's."""
+    held = {name: os.environ.pop(name) for name in _LAUNCHED if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(held)
+
+
+def check_workers(num_workers: int) -> None:
+    """Check that work is shared in one way only.
+
+    Raises:
+        ValueError: for workers of the processes of a launcher.
+    """
+    if num_workers > 1 and launched()[1] > 1:
+        raise ValueError("num_workers: the launcher's processes share the work; set it to 1")
+
+
+def drawn() -> Iterator[int]:
+    """Numbers from 0 up, each of which only one of the launcher's processes gets.
+
+    All processes must call it equally often.
+    """
+    from torch.distributed.rendezvous import rendezvous
+
+    # The store in which the processes find each other; its additions are atomic.
+    store, _, _ = next(rendezvous("env://"))
+    name = f"t3d/{next(_counters)}"
+    while True:
+        yield store.add(name, 1) - 1
 
 
 def own_device() -> torch.device:
@@ -54,18 +93,22 @@ def pool(num_workers: int, hear: Callable[[Any], None]) -> Iterator[ProcessPoolE
     """Worker processes; each has its share of threads and GPUs.
 
     They end with their parent, and at once where it stops for an error or an interrupt. Nothing is
-    lost by that: all their work is written so that it can be resumed.
+    lost by that: all their work is written so that it can be resumed. A worker is no process of
+    the launcher that started this one, so it rolls out and trains by itself.
 
     Args:
         hear: called in a separate thread with every message that a worker sends with `tell`.
     """
     import torch
 
+    # What this process only keeps for later allocations is its workers' now.
+    torch.cuda.empty_cache()
     context = get_context("spawn")
     alive, lifeline = context.Pipe(duplex=False)
     numbers, messages = context.SimpleQueue(), context.SimpleQueue()
+    first = int(os.environ.get("LOCAL_RANK", 0))
     for number in range(num_workers):
-        numbers.put(number)
+        numbers.put(first + number)
     threads = max(1, torch.get_num_threads() // num_workers)
     level = logging.root.manager.disable
     share = (numbers, messages, threads, torch.cuda.device_count(), level, alive)
@@ -107,6 +150,14 @@ def _start(
     """
     # A terminal interrupts workers as well; their tracebacks would only confuse the user.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    number = numbers.get()
+    for name in _LAUNCHED:
+        os.environ.pop(name, None)
+    if num_devices:
+        # It sees its own GPU alone, since training takes all that a process sees.
+        named = os.environ.get("CUDA_VISIBLE_DEVICES")
+        devices = named.split(",") if named else [*map(str, range(num_devices))]
+        os.environ["CUDA_VISIBLE_DEVICES"] = devices[number % num_devices]
 
     import torch
 
@@ -114,10 +165,7 @@ def _start(
     _messages = messages
     # The parent's level of logging holds in its workers, too.
     logging.disable(level)
-    number = numbers.get()
     torch.set_num_threads(threads)
-    if num_devices:
-        torch.cuda.set_device(number % num_devices)
 
     def watch() -> None:
         with suppress(EOFError):

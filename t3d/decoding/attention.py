@@ -1,119 +1,172 @@
-"""Attention in a forward pass over sequences that are packed end to end, without padding.
+"""Attention of a decoding pass: every block is a sequence that sees a prefix of its row and itself.
 
-All other layers treat the tokens of a pass alike, whichever sequence they belong to. Attention
-runs group by group: sequences with equally many tokens form a batch, and each attends to its own
-row of the cache.
+All other layers treat the tokens of a pass alike, whichever sequence they belong to. Once the keys
+of all of them are written, a block that starts at position p sees slots 0..p-1 of its row, which
+hold the clean tokens of earlier blocks, and its own slots. These follow the prefix, but for the
+states that a verified pass runs beside the first one.
 
-Letters in shapes: N tokens of the pass, B sequences of a group, W tokens of each, T slots that
-they see, H query heads, K key-value heads, G = H / K, D head size.
+Letters in shapes: N tokens of the pass, B blocks, W tokens of a sequence in a group, R rows of the
+cache, T slots, H query heads, K key-value heads, G = H / K, D head size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from t3d.core.blocks import CLEAN, BlockLayout
-from t3d.models.attention import dense_mask
-
-FOLDED_WIDTH = 64
-"""Largest number of a sequence's tokens for which query heads are folded into queries, which
-repeats the mask once a head. Beyond it keys and values are repeated instead: they are smaller than
-the mask."""
+Attend = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+"""Function of queries [N, H, D], keys and values [R, T, K, D] and the scale; returns [N, H, D]."""
 
 
 @dataclass(frozen=True)
-class Group:
-    """Neighbouring sequences of a pass with equally many tokens, which attend as one batch."""
+class Blocks:
+    """The blocks of a pass, which lie end to end; int64 tensors."""
 
-    rows: Tensor | slice
-    """Rows of the cache that these sequences use; adjacent rows are read in place, others are
-        copied first."""
-    shape: tuple[int, int]
-    """The pair (B, W): sequences, and tokens of each."""
-    folds: int
-    """Number of query heads that are folded into queries of their key-value head: G, or 1 for no
-        folding."""
-    mask: Tensor
-    """Attention mask, bool [B, 1, folds * W, T], true where a query sees a key."""
+    row: Tensor
+    """Rows of the cache, [B]."""
+    start: Tensor
+    """First positions, which are also the numbers of slots that the blocks see before their own,
+        [B]."""
+    slot: Tensor
+    """First slots of their own, [B]."""
+    size: Tensor
+    """Numbers of tokens, [B]."""
 
     @classmethod
-    def of(
-        cls,
-        rows: list[int],
-        slot: Tensor,
-        position: Tensor,
-        stream: Tensor,
-        num_visible: int,
-        *,
-        block_size: int,
-        heads_per_key: int,
-    ) -> Group:
-        """The group of the sequences in `rows`, which run tokens [B, W] of positions and streams.
+    def of(cls, *columns: Sequence[int]) -> Blocks:
+        """Blocks of the four columns, on the host."""
+        return cls(*map(torch.tensor, columns))
 
-        They see slots 0..num_visible-1 under the mask of block diffusion. A slot holds the clean
-        token of its position, but for those that this pass writes. All slots up to the start of
-        its current block were written by the sequence itself; what earlier passes or a former user
-        of the row left in later ones counts as clean tokens of later blocks, which nobody sees.
-        """
-        slots = torch.arange(num_visible, device=position.device).expand(len(rows), -1)
-        clean = torch.full_like(slots, CLEAN)
-        layout = BlockLayout(block_size)
-        queries = layout.coordinates(position, stream)
-        keys = layout.coordinates(slots.scatter(1, slot, position), clean.scatter(1, slot, stream))
-        first = rows[0]
-        adjacent = rows == list(range(first, first + len(rows)))
-        own = slice(first, first + len(rows)) if adjacent else position.new_tensor(rows)
-        num, width = position.shape
-        folds = heads_per_key if width <= FOLDED_WIDTH else 1
-        return cls(own, (num, width), folds, dense_mask(queries, keys).repeat(1, 1, folds, 1))
+    def spread(self, num_tokens: int) -> tuple[Blocks, Tensor]:
+        """The block that each token belongs to, and the token's place in it; [N] each."""
+        first = self.size.cumsum(0) - self.size
+        columns = torch.stack([self.row, self.start, self.slot, self.size, first])
+        *own, first = columns.repeat_interleave(self.size, 1, output_size=num_tokens)
+        return Blocks(*own), torch.arange(num_tokens) - first
 
 
-def attend(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor,
-    *,
-    scaling: float,
-    groups: Sequence[Group],
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """Attention with the signature that transformers calls.
+@dataclass(frozen=True)
+class Span:
+    """Neighbouring sequences of a pass with equally many tokens, in different rows."""
+
+    rows: list[int]
+    width: int
+    """W, tokens of each."""
+    stop: int
+    """The slot after the last one that any of them sees."""
+
+
+class GroupedAttention:
+    """Attention by `scaled_dot_product_attention`, one call for each span.
+
+    Rows of the cache that lie side by side are read in place, others are copied first. Query heads
+    are folded into the queries of their key-value head, so keys are not repeated.
 
     Args:
-        module: unused.
-        query: queries of all tokens, [1, H, N, D].
-        key: keys of one layer of the cache, [rows, K, slots, D].
-        value: values in the same shape.
-        attention_mask: unused; each group has its own.
-        scaling: factor of the attention scores.
-        groups: groups in the order of the pass, which together hold all its tokens.
-
-    Returns:
-        The output [1, N, H, D], and None in place of attention weights.
+        own: the block of each token.
     """
-    sizes = [num * width for num, width in (group.shape for group in groups)]
-    out = []
-    for group, own in zip(groups, query[0].split(sizes, dim=1), strict=True):
-        num_visible = group.mask.shape[-1]
-        own = own.unflatten(1, group.shape).transpose(0, 1)  # [B, H, W, D]
-        seen = [states[group.rows, :, :num_visible] for states in (key, value)]
-        folded = own.unflatten(1, (-1, group.folds)).flatten(2, 3)  # [B, H / folds, folds * W, D]
-        repeats = folded.shape[1] // key.shape[1]
-        if repeats > 1:
-            seen = [states.repeat_interleave(repeats, 1) for states in seen]
-        mixed = F.scaled_dot_product_attention(
-            folded,
-            *seen,
-            attn_mask=group.mask,
-            scale=scaling,
+
+    def __init__(
+        self, own: Blocks, spans: Sequence[Span], *, heads_per_key: int, dtype: torch.dtype
+    ) -> None:
+        self._groups: list[tuple[Tensor | slice, tuple[int, int], Tensor]] = []
+        offset = 0
+        for span in spans:
+            shape = len(span.rows), span.width
+            tokens = slice(offset, offset := offset + shape[0] * shape[1])
+            start, slot, size = (
+                column[tokens].view(*shape, 1) for column in (own.start, own.slot, own.size)
+            )
+            key = torch.arange(span.stop, device=start.device)
+            seen = (key < start) | ((key >= slot) & (key < slot + size))
+            # Numbers, because a boolean mask is turned into numbers again in every layer.
+            mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+            mask = mask.masked_fill_(~seen, -torch.inf).repeat(1, heads_per_key, 1)[:, None]
+            first = span.rows[0]
+            rows: Tensor | slice = slice(first, first + shape[0])
+            if span.rows != list(range(first, first + shape[0])):
+                rows = own.row[tokens].view(shape)[:, 0]
+            self._groups.append((rows, shape, mask))
+
+    def __call__(self, query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+        """The output [N, H, D]; see `Attend`."""
+        heads, out = keys.shape[2], []
+        sizes = [num * width for _, (num, width), _ in self._groups]
+        for (rows, shape, mask), own in zip(self._groups, query.split(sizes), strict=True):
+            folded = own.unflatten(1, (heads, -1)).unflatten(0, shape).permute(0, 2, 3, 1, 4)
+            seen = (states[rows, : mask.shape[-1]].transpose(1, 2) for states in (keys, values))
+            mixed = F.scaled_dot_product_attention(
+                folded.flatten(2, 3), *seen, attn_mask=mask, scale=scale
+            )  # [B, K, G * W, D]
+            mixed = mixed.unflatten(2, (-1, shape[1])).permute(0, 3, 1, 2, 4)
+            out.append(mixed.reshape(own.shape))
+        return out[0] if len(out) == 1 else torch.cat(out)
+
+
+class VarlenAttention:
+    """Attention by one call of FlashAttention, `torch.nn.attention.varlen.varlen_attn`.
+
+    Keys are read in place, by the first slot of each block's row and the number of slots that the
+    block sees, so there is neither mask nor padding, and several blocks may share a row. All blocks
+    follow their prefixes.
+
+    Args:
+        table: what `table` returns, on the device.
+        num_slots: slots of a row of the cache.
+        largest: tokens of the largest block.
+    """
+
+    def __init__(self, table: Tensor, *, num_slots: int, largest: int) -> None:
+        self._first_query, self._first_key, num_seen = table.int().view(3, -1).unbind()
+        self._num_seen = num_seen[1:]
+        self._largest = largest, num_slots
+
+    @staticmethod
+    def table(blocks: Blocks, *, num_slots: int) -> Tensor:
+        """First query, first key and number of keys of B blocks, int64 [3 * (B + 1)]."""
+        return torch.stack(
+            [
+                F.pad(blocks.size.cumsum(0), (1, 0)),
+                F.pad(blocks.row * num_slots, (0, 1)),
+                F.pad(blocks.start + blocks.size, (1, 0)),
+            ]
+        ).flatten()
+
+    def __call__(self, query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+        """The output [N, H, D]; see `Attend`."""
+        varlen_attn = find_varlen()
+        assert varlen_attn is not None
+        return varlen_attn(
+            query,
+            keys.flatten(0, 1),
+            values.flatten(0, 1),
+            self._first_query,
+            self._first_key,
+            *self._largest,
+            scale=scale,
+            enable_gqa=True,
+            seqused_k=self._num_seen,
         )
-        out.append(mixed.reshape(own.shape).transpose(1, 2).flatten(0, 1))
-    return torch.cat(out)[None], None
+
+
+@cache
+def find_varlen() -> Callable[..., Any] | None:
+    """PyTorch's `varlen_attn`; None in a release where it cannot leave out keys."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    return varlen_attn if "seqused_k" in inspect.signature(varlen_attn).parameters else None
+
+
+def takes_varlen(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether FlashAttention runs there: on CUDA, in half precision."""
+    half = dtype in (torch.bfloat16, torch.float16)
+    return device.type == "cuda" and half and find_varlen() is not None

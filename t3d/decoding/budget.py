@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from t3d.decoding import sampling
 from t3d.decoding.config import DecodingConfig
 from t3d.decoding.packing import packable, packed_bytes
 from t3d.models.block_diffusion import BlockDiffusionLM
@@ -26,16 +27,20 @@ def pass_bytes(
 
     A pass has the tokens of a prefill chunk, and of each sequence the finished block and every
     state, with drafts the next block's first, too. Counted are the hidden states of each token in
-    one layer, and the logits of each masked position in float32, six times: sorting and sampling
-    make copies.
+    one layer, the logits of each masked position twice, since those of one setting are copied, and
+    what sampling takes for the logits that it works on at once: 16 bytes each, and 48 where it
+    sorts them.
     """
     shape = model.config
     heads = shape.num_attention_heads * shape.head_dim
     num = config.most_states + (config.most_states > 1)
     tokens = prefill_chunk + (num + 1) * config.block_size * batch_size
     states = 4 * shape.hidden_size + 3 * shape.intermediate_size + 4 * heads
-    masked = num * config.window_size * batch_size
-    return tokens * states * model.dtype.itemsize + 6 * 4 * masked * shape.vocab_size
+    logits = num * config.window_size * batch_size * shape.vocab_size
+    sorts = config.temperature > 0 and (config.top_k > 0 or config.top_p < 1)
+    at_once = min(logits, max(sampling.LOGITS_AT_ONCE, shape.vocab_size))
+    held = (tokens * states + 2 * logits) * model.dtype.itemsize
+    return held + (48 if sorts else 16) * at_once
 
 
 def cache_tokens(per_token: int, num_layers: int, *, total: int, held: int, reserved: int) -> int:
@@ -74,7 +79,7 @@ def fitting_cache(
     """
     if not 0 < memory_share <= 1:
         raise ValueError(f"memory_share must lie in (0, 1], got {memory_share}")
-    device_bytes, held = _memory(model.device)
+    device_bytes, held = device_memory(model.device)
     held += packed_bytes(packable(model))
     total = int(memory_share * device_bytes)
     reserved = pass_bytes(model, config, batch_size, prefill_chunk)
@@ -92,7 +97,7 @@ def fitting_cache(
     return tokens
 
 
-def _memory(device: torch.device) -> tuple[int, int]:
+def device_memory(device: torch.device) -> tuple[int, int]:
     """Bytes of the device, and how many of them are taken; on a CPU, those of this process."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)

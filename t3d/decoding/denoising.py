@@ -5,7 +5,7 @@ Letters in shapes: B blocks of one size S, M masked positions of their windows, 
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -15,10 +15,39 @@ from t3d.decoding.config import DecodingConfig
 from t3d.decoding.remasking import STRATEGIES, Scores
 from t3d.decoding.sampling import entropies, sample
 from t3d.decoding.sequence import State
+from t3d.decoding.transfer import fetch, send
+
+
+def columns(config: DecodingConfig, states: list[State]) -> list[Tensor]:
+    """The numbers about states that `choose` needs on the device, made on the host.
+
+    Returns:
+        The place of every masked position among the blocks' positions, int64 [M]; the step within
+        its window of each state, int64 [B]; and uniform random numbers for the candidates and for
+        the strategy, float64 [M], or empty where the setting needs none.
+    """
+    size = config.block_size
+    cells = [
+        (row * size + position - state.start, state.seed, position, state.step)
+        for row, state in enumerate(states)
+        for position in state.masked
+    ]
+    cell, seed, position, step = torch.tensor(cells).T.contiguous()
+    keys, none = fold(seed, position, step), torch.empty(0, dtype=torch.float64)
+    return [
+        cell,
+        torch.tensor([state.step - state.first_step for state in states]),
+        none if config.temperature == 0 else uniform(keys),
+        uniform(fold(keys, 1)) if config.remasking in ("random", "ancestral") else none,
+    ]
 
 
 def choose(
-    config: DecodingConfig, states: list[State], logits: Tensor, banned: Tensor
+    config: DecodingConfig,
+    states: list[State],
+    logits: Tensor,
+    banned: Tensor,
+    sent: Sequence[Tensor] | None = None,
 ) -> list[list[tuple[int, int, float]]]:
     """Draw a candidate for every masked position, and choose which of them commit.
 
@@ -26,42 +55,34 @@ def choose(
         config: decoding setting of all these states.
         logits: logits of their masked positions, in order, [M, V].
         banned: ids that are never drawn, int64 [K].
+        sent: `columns` on the device, if they are there.
 
     Returns:
         What each state commits: position, token id and its log-probability (nats).
     """
     device, size = logits.device, config.block_size
     shape = (len(states), size)
-    cells = [
-        (row * size + position - state.start, state.seed, position, state.step)
-        for row, state in enumerate(states)
-        for position in state.masked
-    ]
-    cell, seed, position, step = torch.tensor(cells, device=device).T  # [M] each
+    cell, step, draws, ranks = sent or send(device, columns(config, states))
 
     def spread(values: Tensor) -> Tensor:
         """Put the values [M] at their blocks and positions, [B, S]."""
         out = torch.zeros(len(states) * size, dtype=values.dtype, device=device)
         return out.index_copy(0, cell, values).view(shape)
 
-    @cache
-    def keys() -> Tensor:
-        return fold(seed, position, step)
-
-    draws = None if config.temperature == 0 else uniform(keys())
-    candidates = sample(logits, draws, banned, config)
+    uniforms = None if config.temperature == 0 else draws.view(torch.float64)
+    candidates = sample(logits, uniforms, banned, config)
     scores = Scores(
         config=config,
         confidence=spread(candidates.confidence),
         masked=spread(torch.ones_like(cell, dtype=torch.bool)),
-        step=torch.tensor([s.step - s.first_step for s in states], device=device),
-        uniforms=lambda: spread(uniform(fold(keys(), 1))),
+        step=step,
+        uniforms=lambda: spread(ranks.view(torch.float64)),
         entropy=lambda: spread(entropies(logits, banned)),
     )
     commit = STRATEGIES[config.remasking](scores).flatten()[cell]
     # Stacked, because one copy from the device is faster than three; float64 is exact for ids.
-    columns = torch.stack([c.double() for c in (candidates.ids, candidates.log_probs, commit)])
-    found = zip(*columns.tolist(), strict=True)
+    results = torch.stack([c.double() for c in (candidates.ids, candidates.log_probs, commit)])
+    found = zip(*fetch(results), strict=True)
     return [
         [
             (position, int(token), log_prob)

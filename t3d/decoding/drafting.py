@@ -10,12 +10,12 @@ from __future__ import annotations
 from functools import cache
 from itertools import pairwise
 
-import torch
 from torch import Tensor
 
 from t3d.decoding.config import DecodingConfig
 from t3d.decoding.denoising import choose
 from t3d.decoding.sequence import Draft, Sequence, State
+from t3d.decoding.transfer import send
 
 
 def draft(
@@ -46,7 +46,7 @@ def draft(
         if not states:
             break
         own = [rows[n, p] for n, state in zip(going, states, strict=True) for p in state.masked]
-        picked = logits[torch.tensor(own, device=logits.device)]
+        picked = logits[send(logits.device, [own])[0]]
         for number, chosen in zip(going, choose(config, states, picked, banned), strict=True):
             commits = [(position, token) for position, token, _ in chosen]
             paths[number].append(paths[number][-1].after(commits))

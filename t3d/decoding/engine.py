@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from collections.abc import Sequence as Ordered
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -17,13 +18,14 @@ from torch import Tensor
 from t3d.core.blocks import BlockLayout
 from t3d.core.ranges import check_number
 from t3d.decoding.config import DecodingConfig
-from t3d.decoding.denoising import choose
+from t3d.decoding.denoising import choose, columns
 from t3d.decoding.drafting import draft
 from t3d.decoding.request import Completion, Event, Request
 from t3d.decoding.runner import Runner
-from t3d.decoding.sampling import initial_ids
+from t3d.decoding.sampling import initial_ids, likeliest
 from t3d.decoding.scheduler import Scheduler, Work
 from t3d.decoding.sequence import Draft, Sequence
+from t3d.decoding.transfer import send
 from t3d.models.block_diffusion import BlockDiffusionLM
 
 PREFILL_CHUNK = 8192
@@ -100,6 +102,11 @@ class BlockDecoder:
     def num_unfinished(self) -> int:
         """Number of requests that wait or run."""
         return len(self._sequences)
+
+    @property
+    def num_waiting(self) -> int:
+        """Number of requests that wait for a row of the cache."""
+        return len(self._scheduler.waiting)
 
     def decode(
         self,
@@ -208,7 +215,6 @@ class BlockDecoder:
                 runner.move(moved, sequence.row)
 
     def _pass(self, works: list[Work]) -> list[Event]:
-        logits = self._runner.run(works)
         # Works of one setting, and the rows of the logits that belong to them.
         groups: dict[DecodingConfig, tuple[list[Work], list[int]]] = {}
         row = 0
@@ -220,19 +226,27 @@ class BlockDecoder:
             own, rows = groups.setdefault(work.sequence.config, ([], []))
             own.append(work)
             rows += range(row, row := row + sum(len(state.masked) for state in work.states))
+        numbers = [
+            [*columns(config, [state for work in own for state in work.states]), rows]
+            for config, (own, rows) in groups.items()
+        ]
+        logits, sent = self._runner.run(works, [*chain(*numbers)])
         events = []
-        for config, (own, rows) in groups.items():
-            few = logits if len(groups) == 1 else logits[torch.tensor(rows, device=logits.device)]
-            events += self._denoise(config, own, few)
+        for number, (config, (own, _)) in enumerate(groups.items()):
+            *tensors, rows = sent[number * 5 : number * 5 + 5]
+            few = logits if len(groups) == 1 else logits[rows]
+            events += self._denoise(config, own, few, tensors)
         return events
 
-    def _denoise(self, config: DecodingConfig, works: list[Work], logits: Tensor) -> list[Event]:
+    def _denoise(
+        self, config: DecodingConfig, works: list[Work], logits: Tensor, sent: list[Tensor]
+    ) -> list[Event]:
         """Take the steps that the logits [M, V] of the works' states lead to, and draft the next.
 
-        The works are of sequences with one setting.
+        The works are of sequences with one setting, and `sent` has the `columns` of their states.
         """
         states = [state for work in works for state in work.states]
-        steps = iter(choose(config, states, logits, self._banned))
+        steps = iter(choose(config, states, logits, self._banned, sent))
         events: list[Event] = []
         drafting: list[Sequence] = []
         rows: list[int] = []
@@ -240,7 +254,9 @@ class BlockDecoder:
         for work in works:
             sequence, first_row = work.sequence, row
             row += sum(len(state.masked) for state in work.states)
-            number, own = self._walk(work, [next(steps) for _ in work.states])
+            num = sequence.request.num_alternatives
+            top = likeliest(logits[first_row:row], self._banned, num) if num else []
+            number, own = self._walk(work, [next(steps) for _ in work.states], top)
             events += own
             sequence.draft = Draft()
             if config.most_states == 1 or (own and own[-1].completion is not None):
@@ -256,7 +272,7 @@ class BlockDecoder:
             if self._draft_runner is not None:
                 drafting, few = self._predict(self._draft_runner, drafting)
             else:
-                few = logits[torch.tensor(rows, device=logits.device)]
+                few = logits[send(logits.device, [rows])[0]]
             drafts = draft(config, drafting, few, self._banned, self.stop_token_ids)
             for sequence, found in zip(drafting, drafts, strict=True):
                 sequence.draft = found
@@ -270,19 +286,20 @@ class BlockDecoder:
         """
         works = [Work(s, s.num_draft_cached, s.end, (s.state,)) for s in sequences]
         works.sort(key=lambda work: work.kind)
-        logits = runner.run(works)
+        logits, _ = runner.run(works)
         for sequence in sequences:
             sequence.num_draft_cached = sequence.start
             sequence.num_drafts += 1
         return [work.sequence for work in works], logits
 
     def _walk(
-        self, work: Work, steps: list[list[tuple[int, int, float]]]
+        self, work: Work, steps: list[list[tuple[int, int, float]]], top: list[dict[int, float]]
     ) -> tuple[int, list[Event]]:
         """Commit step after step, for as long as they lead to a state that the pass saw.
 
         Args:
             steps: what each state commits: position, token id and log-probability.
+            top: alternatives at the masked positions of all states in turn; may be empty.
 
         Returns:
             The number of the last of these states, and the events.
@@ -298,9 +315,20 @@ class BlockDecoder:
             sequence.commit(chosen)
             completion = sequence.finished(self.stop_token_ids)
             if chosen or completion is not None:
-                places = [position - sequence.prompt_length for position, _, _ in chosen]
-                tokens = [token for _, token, _ in chosen]
-                events.append(Event(sequence.id, step, places, tokens, completion))
+                first = sum(len(state.masked) for state in work.states[:number])
+                seen = dict(zip(work.states[number].masked, top[first:], strict=False))
+                events.append(
+                    Event(
+                        id=sequence.id,
+                        step=step,
+                        places=[position - sequence.prompt_length for position, _, _ in chosen],
+                        token_ids=[token for _, token, _ in chosen],
+                        log_probs=[log_prob for _, _, log_prob in chosen],
+                        alternatives=[seen.get(position, {}) for position, _, _ in chosen],
+                        passes=sequence.passes,
+                        completion=completion,
+                    )
+                )
             if completion is not None or len(steps) == 1:
                 return number, events
             state = sequence.state

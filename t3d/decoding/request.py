@@ -18,6 +18,8 @@ class Request:
     """Largest number of response tokens; None for the decoding setting's."""
     config: DecodingConfig | None = None
     """Decoding setting of this request; None for the decoder's."""
+    num_alternatives: int = 0
+    """Number of the likeliest tokens that events report beside each committed one."""
 
     def settings(self, default: DecodingConfig) -> DecodingConfig:
         """The decoding setting of this request; `default` is the decoder's."""
@@ -89,6 +91,13 @@ class Event:
         ones."""
     token_ids: list[int]
     """Token ids that were committed there."""
+    log_probs: list[float]
+    """Untempered log-probability (nats) of each of them."""
+    alternatives: list[dict[int, float]]
+    """The likeliest tokens at each of these positions with their log-probabilities (nats), the
+    likeliest first; as many as `Request.num_alternatives`."""
+    passes: Passes
+    """Forward passes of the request so far, this one included."""
     completion: Completion | None = None
     """The finished response, with a request's last event; its `num_response_tokens` may cut
         committed tokens."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -10,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from t3d.core.blocks import BlockLayout
-from t3d.core.progress import bar, stage
+from t3d.core.progress import bar
 from t3d.core.provenance import package_versions
 from t3d.core.rng import derive_key
 from t3d.core.store import Manifest, TrajectoryStore, hash_prompts
@@ -76,6 +75,7 @@ def rollout(
         weights_hash=lm.weights_hash,
         seed=config.seed,
         packages=package_versions(),
+        dtype=lm.dtype,
     )
     store = TrajectoryStore.open_or_create(output, manifest, rank=rank, world_size=world_size)
     # Which rank decodes a prompt, and in which batch, must not depend on what the store holds:
@@ -112,30 +112,10 @@ def rollout(
     if lost:
         raise ValueError(f"{output}: {len(lost)} rollouts were lost: {', '.join(lost[:10])}")
     if world_size > 1 and part is None:
-        _wait(store, config.patience, progress=progress)
+        store.shards.wait(
+            "prompt_index", len(prompts), "rollout", patience=config.patience, progress=progress
+        )
     return store
-
-
-def _wait(store: TrajectoryStore, patience: float, *, progress: bool) -> None:
-    """Wait until the other ranks have written their rows, too."""
-    wanted, last, since = store.manifest.num_prompts, None, time.monotonic()
-    with (
-        stage("waiting for other ranks"),
-        bar("waiting", wanted, "rollout", show=progress) as count,
-    ):
-        # Counting by marks is quick, but counts a prompt twice that two runs decoded; only when
-        # it says that all are there the rows themselves are read.
-        while (num := len(store.shards)) < wanted or (num := len(store)) < wanted:
-            count.advance(num - count.done)
-            if (signs := (num, store.shards.touched())) != last:
-                last, since = signs, time.monotonic()
-            elif time.monotonic() - since > patience:
-                raise ValueError(
-                    f"{store.path}: other ranks have finished nothing for {patience:g} seconds, "
-                    f"and {num} of {wanted} rollouts are there; start the same command again, "
-                    "with any number of processes"
-                )
-            time.sleep(0.2)
 
 
 def encode_prompts(

@@ -1,21 +1,66 @@
 """Forward passes over the cache: work in, logits of the masked positions out.
 
-Letters in shapes: N tokens of a pass, M masked positions, V vocabulary.
+Letters in shapes: N tokens of a pass, B blocks, M masked positions, V vocabulary.
 """
 
 from __future__ import annotations
 
-from itertools import groupby
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, groupby
 
 import torch
 from torch import Tensor
 
-from t3d.core.blocks import CLEAN
-from t3d.decoding.attention import Group
+from t3d.decoding.attention import (
+    Attend,
+    Blocks,
+    GroupedAttention,
+    Span,
+    VarlenAttention,
+    takes_varlen,
+)
 from t3d.decoding.cache import SlotCache
+from t3d.decoding.graphs import Shape, StaticPasses, can_capture, padded
 from t3d.decoding.scheduler import Work
+from t3d.decoding.transfer import send
 from t3d.decoding.view import ViewMaker
 from t3d.models.block_diffusion import BlockDiffusionLM
+
+STORED_AT_ONCE = 64
+"""Largest number of a sequence's tokens that are stored in one span, if a block is no larger: a
+span's tokens all meet the slots of the last one."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Blocks of one work that run in one span."""
+
+    kind: tuple[int, int, int]
+    """Parts that are equal in it attend together: their place in the work, width, block size."""
+    row: int
+    work: int
+    """Number of the work."""
+    blocks: list[tuple[int, int, Sequence[int]]]
+    """First position, first slot and token ids of each block."""
+
+    @classmethod
+    def of(cls, number: int, work: Work) -> Iterator[Part]:
+        """The states of a work, then what it stores."""
+        sequence, size = work.sequence, work.sequence.config.block_size
+        stored = range(work.first, sequence.start if work.states else work.stop, size)
+        known = [(p, p, sequence.ids[p : p + size]) for p in stored]
+        states = [
+            (start, slot, ids)
+            for slot, (start, ids) in zip(
+                range(sequence.start, work.stop, size), work.blocks, strict=bool(work.states)
+            )
+        ]
+        step = max(STORED_AT_ONCE // size, 1)
+        parts = [states, *(known[i : i + step] for i in range(0, len(known), step))]
+        for place, blocks in enumerate(parts):
+            if blocks:
+                yield cls((place, size * len(blocks), size), sequence.row, number, blocks)
 
 
 class Runner:
@@ -24,18 +69,22 @@ class Runner:
     def __init__(self, model: BlockDiffusionLM) -> None:
         self.model = model
         self._make_view = ViewMaker(model)
+        self._capture = can_capture(model.config)
         self.reset()
 
     def reset(self) -> None:
         """Drop the cache."""
         self._cache: SlotCache | None = None
         self._shape = (0, 0)
+        self._static: StaticPasses | None = None
 
     def resize(self, num_rows: int, num_slots: int) -> None:
         """Resize the cache; rows and slots that stay keep their content."""
         if self._shape == (num_rows, num_slots):
             return
         self._shape = (num_rows, num_slots)
+        # Graphs know the addresses of the cache.
+        self._static = StaticPasses(self._forward_fast) if self._capture else None
         if self._cache is not None:
             self._cache.resize(num_rows, num_slots)
         else:
@@ -53,61 +102,91 @@ class Runner:
         assert self._cache is not None
         self._cache.move(source, target)
 
-    def run(self, works: list[Work]) -> Tensor:
-        """Run one forward pass of works that are sorted by `Work.kind`.
+    def run(
+        self, works: list[Work], columns: Sequence[Tensor | Sequence[int]] = ()
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Run one forward pass.
+
+        Args:
+            columns: further numbers, which go to the device in the same copy, as `send` does it.
 
         Returns:
-            Logits [M, V] of the masked positions, in order of works and positions.
+            Logits [M, V] of the masked positions, in order of works and positions, and the
+            tensors of the columns.
         """
-        assert self._cache is not None
-        device = self.model.device
-        ids: list[int] = []
-        rows: list[int] = []
-        slots: list[int] = []
-        positions: list[int] = []
-        streams: list[int] = []
+        parts = sorted(
+            chain(*(Part.of(number, work) for number, work in enumerate(works))),
+            key=lambda part: (part.kind, part.row),
+        )
+        blocks = [(part.row, *block) for part in parts for block in part.blocks]
+        rows, starts, slots, ids = zip(*blocks, strict=True)
+        first_token = dict[int, int]()
+        num_tokens = 0
+        for part in parts:
+            if part.kind[0] == 0:
+                first_token[part.work] = num_tokens
+            num_tokens += part.kind[1]
         select: list[int] = []
-        for work in works:
-            sequence, size = work.sequence, work.sequence.config.block_size
-            known = range(work.first, sequence.start if work.states else work.stop)
-            ids += sequence.ids[known.start : known.stop]
-            positions += known
-            streams += [CLEAN] * len(known)
-            for stream, (start, block) in enumerate(work.blocks):
-                ids += block
-                positions += range(start, start + size)
-                streams += [stream] * size
-            rows += [sequence.row] * work.width
-            slots += range(work.first, work.stop)
-            at = len(ids) - size * len(work.states)
+        for number, work in enumerate(works):
+            size = work.sequence.config.block_size
+            # A finished block of a draft comes before the states.
+            at = first_token.get(number, 0)
+            at += work.stop - work.sequence.start - size * len(work.states)
             for state in work.states:
-                select += [at + masked - state.start for masked in state.masked]
+                select += [at + position - state.start for position in state.masked]
                 at += size
-        columns = torch.tensor([ids, rows, slots, positions, streams], device=device)
-        token, row, slot, position, stream = columns[:, None]
-        self._cache.place(row, slot)
-        groups, start, shape = [], 0, self.model.config
-        for (width, block_size), own in groupby(works, key=lambda work: work.kind):
-            together = list(own)
-            stop = start + width * len(together)
-            groups.append(
-                Group.of(
-                    [work.sequence.row for work in together],
-                    slot[0, start:stop].view(-1, width),
-                    position[0, start:stop].view(-1, width),
-                    stream[0, start:stop].view(-1, width),
-                    max(work.stop for work in together),
-                    block_size=block_size,
-                    heads_per_key=shape.num_attention_heads // shape.num_key_value_heads,
-                )
-            )
-            start = stop
+        fast = takes_varlen(self.model.device, self.model.dtype) and starts == slots
+        num_selected = len(select)
+        if fast and self._static is not None:
+            more = padded(len(rows)) - len(rows)
+            rows, starts, ids = ((*own, *own[-1:] * more) for own in (rows, starts, ids))
+            slots = starts
+            select += [*select, 0][-1:] * (padded(max(num_selected, 1)) - num_selected)
+        # What attention needs is computed here on the host, where a small operation costs least.
+        blocks = Blocks.of(rows, starts, slots, [len(own) for own in ids])
+        tokens = torch.tensor([*chain(*ids)])
+        own, place = blocks.spread(len(tokens))
+        target = own.row * self._shape[1] + own.slot + place
+        common = [tokens, own.start + place, target, torch.tensor(select).long()]
+        if fast:
+            table = VarlenAttention.table(blocks, num_slots=self._shape[1])
+            shape = len(rows), len(tokens), len(select), max(map(len, ids))
+            numbers, *rest = send(self.model.device, [torch.cat([*common, table]), *columns])
+            run = self._forward_fast if self._static is None else self._static
+            return run(numbers, shape)[:num_selected], rest
+        sent = send(self.model.device, [*common, own.row, own.start, own.slot, own.size, *columns])
+        attend = self._grouped(Blocks(*sent[4:8]), parts)
+        return self._forward(*sent[:4], attend), sent[8:]
+
+    def _forward_fast(self, numbers: Tensor, shape: Shape) -> Tensor:
+        """A pass of blocks that all follow their prefixes, from one tensor of all its numbers."""
+        num, num_tokens, num_selected, largest = shape
+        *common, table = numbers.split([num_tokens] * 3 + [num_selected, 3 * (num + 1)])
+        attend = VarlenAttention(table, num_slots=self._shape[1], largest=largest)
+        return self._forward(*common, attend)
+
+    def _grouped(self, own: Blocks, parts: list[Part]) -> Attend:
+        spans = []
+        for (_, width, size), alike in groupby(parts, key=lambda part: part.kind):
+            together = list(alike)
+            stop = max(slot for part in together for _, slot, _ in part.blocks) + size
+            spans.append(Span([part.row for part in together], width, stop))
+        shape = self.model.config
+        heads_per_key = shape.num_attention_heads // shape.num_key_value_heads
+        dtype = self.model.dtype
+        return GroupedAttention(own, spans, heads_per_key=heads_per_key, dtype=dtype)
+
+    def _forward(
+        self, token: Tensor, position: Tensor, target: Tensor, select: Tensor, attend: Attend
+    ) -> Tensor:
+        assert self._cache is not None
+        self._cache.target = target
         return self._view(
-            token,
+            token[None],
             # An unused mask, but of four dimensions: transformers makes others causal itself.
             token.new_empty(1, 1, 1, 1),
-            position,
-            self._cache,
-            select=torch.tensor(select, dtype=torch.int64, device=device),
-            groups=groups,
+            position[None],
+            select=select,
+            slots=self._cache,
+            attend=attend,
         ).logits

@@ -14,6 +14,12 @@ from torch import Tensor
 from t3d.core.rng import fold, other_token, uniform
 from t3d.decoding.config import DecodingConfig
 
+LOGITS_AT_ONCE = 2**26
+"""Number of logits that are worked on at the same time, so that the memory that this takes does not
+grow with the batch."""
+SEGMENT = 128
+"""Number of ids whose probabilities are summed before the cumulative distribution is formed."""
+
 
 @dataclass(frozen=True)
 class Candidates:
@@ -41,6 +47,8 @@ def initial_ids(
     The random token is drawn from those that may be generated. Everything is a pure function of
     the request's seed and the absolute position (ReDi, arXiv:2507.15897).
     """
+    if random_share == 0:
+        return [mask_token_id] * len(positions)
     at = torch.arange(positions.start, positions.stop)
     # Step -1 is before all denoising steps, which count from 0.
     keys = fold(torch.tensor(seed), at, -1)
@@ -50,8 +58,8 @@ def initial_ids(
 
 def allowed_logits(logits: Tensor, banned: Tensor) -> Tensor:
     """Logits [M, V] with the ids `banned` [K] impossible; at least float32."""
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    return logits.index_fill(-1, banned, -torch.inf)
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    return logits.to(dtype, copy=True).index_fill_(-1, banned, -torch.inf)
 
 
 def allowed_log_probs(logits: Tensor, banned: Tensor) -> Tensor:
@@ -59,26 +67,66 @@ def allowed_log_probs(logits: Tensor, banned: Tensor) -> Tensor:
     return allowed_logits(logits, banned).log_softmax(-1)
 
 
+def likeliest(logits: Tensor, banned: Tensor, num: int) -> list[dict[int, float]]:
+    """The `num` likeliest tokens at each position of logits [M, V], in order, with their untempered
+    log-probabilities (nats); those of the ids `banned` [K] are left out."""
+    log_probs, ids = allowed_log_probs(logits, banned).topk(min(num, logits.shape[-1]))
+    rows = zip(ids.tolist(), log_probs.tolist(), strict=True)
+    return [
+        {token: value for token, value in zip(*row, strict=True) if value > -torch.inf}
+        for row in rows
+    ]
+
+
 def entropies(logits: Tensor, banned: Tensor) -> Tensor:
     """Entropy (nats) of the untempered distribution without the banned ids, [M]."""
-    return torch.special.entr(allowed_logits(logits, banned).softmax(-1)).sum(-1)
+    parts = logits.split(_rows_at_once(logits))
+    own = (allowed_logits(part, banned).softmax(-1) for part in parts)
+    return torch.cat([torch.special.entr(probs).sum(-1) for probs in own])
 
 
-def sampling_probs(log_probs: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
-    """Unnormalised float64 [M, V]: temperature, then top-k, then top-p of what is left.
+def _rows_at_once(logits: Tensor) -> int:
+    return max(LOGITS_AT_ONCE // logits.shape[-1], 1)
 
-    Equal probabilities rank by id, so top-k keeps exactly k tokens.
+
+def sampling_probs(logits: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
+    """Unnormalised probabilities [M, V]: temperature, then top-k, then top-p of what is left.
+
+    Equal probabilities rank by id, so top-k keeps exactly k tokens. The largest is 1, so those that
+    matter are exact where the logits are large.
     """
-    probs = (log_probs.double() / temperature).softmax(-1)
+    # A smaller temperature is 0 in float32.
+    temperature = max(temperature, 1e-30)
+    probs = (logits - logits.amax(-1, keepdim=True)).div_(temperature).exp_()
     if top_k == 0 and top_p == 1:
         return probs
     ranked, order = probs.sort(dim=-1, descending=True, stable=True)
     if top_k > 0:
         ranked[..., top_k:] = 0
     if top_p < 1:
-        before = ranked.cumsum(-1) - ranked
-        ranked = ranked.masked_fill(before >= top_p * ranked.sum(-1, keepdim=True), 0)
-    return torch.zeros_like(probs).scatter(-1, order, ranked)
+        before = ranked.cumsum(-1, dtype=torch.float64) - ranked
+        total = ranked.sum(-1, keepdim=True, dtype=torch.float64)
+        ranked.masked_fill_(before >= top_p * total, 0)
+    return probs.scatter_(-1, order, ranked)
+
+
+def draw(probs: Tensor, uniforms: Tensor) -> Tensor:
+    """An id for each row of `probs` [M, V], as `inverse_cdf` draws it; int64 [M].
+
+    The segment is drawn first and then an id of it, so only sums of segments are float64.
+    """
+    if probs.shape[-1] <= SEGMENT:
+        return inverse_cdf(probs.double(), uniforms)
+    whole = probs.shape[-1] // SEGMENT * SEGMENT
+    sums = probs[:, :whole].unflatten(-1, (-1, SEGMENT)).sum(-1, dtype=torch.float64)
+    sums = torch.cat([sums, probs[:, whole:].sum(-1, keepdim=True, dtype=torch.float64)], -1)
+    segment = inverse_cdf(sums, uniforms)[:, None]
+    own, last = (values.gather(-1, segment) for values in (sums, sums.cumsum(-1)))
+    share = (uniforms * sums.sum(-1) - (last - own)[:, 0]) / own[:, 0]
+    ids = segment * SEGMENT + torch.arange(SEGMENT, device=probs.device)
+    inside = ids < probs.shape[-1]
+    few = probs.gather(-1, torch.where(inside, ids, 0)).double() * inside
+    return ids.gather(-1, inverse_cdf(few, share.clamp(0, 1 - 2.0**-53))[:, None])[:, 0]
 
 
 def inverse_cdf(probs: Tensor, uniforms: Tensor) -> Tensor:
@@ -105,17 +153,33 @@ def sample(
         banned: int64 [K], ids that are never drawn.
         config: temperature, top_k, top_p and confidence.
     """
+    rows = _rows_at_once(logits)
+    if len(logits) <= rows:
+        return _sample(logits, uniforms, banned, config)
+    given = [None] * -(-len(logits) // rows) if uniforms is None else uniforms.split(rows)
+    pairs = zip(logits.split(rows), given, strict=True)
+    found = [_sample(*pair, banned, config) for pair in pairs]
+    return Candidates(
+        torch.cat([own.ids for own in found]),
+        torch.cat([own.log_probs for own in found]),
+        torch.cat([own.confidence for own in found]),
+    )
+
+
+def _sample(
+    logits: Tensor, uniforms: Tensor | None, banned: Tensor, config: DecodingConfig
+) -> Candidates:
+    logits = allowed_logits(logits, banned)
     if config.temperature == 0:
         # Only the largest logit matters, so the softmax over the vocabulary is left out.
-        logits = allowed_logits(logits, banned)
         top, ids = logits.max(-1)
         log_probs = top - logits.logsumexp(-1)
         return Candidates(ids, log_probs, log_probs.exp())
     assert uniforms is not None
-    log_probs = allowed_log_probs(logits, banned)
-    probs = sampling_probs(log_probs, config.temperature, config.top_k, config.top_p)
-    ids = inverse_cdf(probs, uniforms)
-    own, share = (values.gather(-1, ids[..., None])[..., 0] for values in (log_probs, probs))
+    probs = sampling_probs(logits, config.temperature, config.top_k, config.top_p)
+    ids = draw(probs, uniforms)
+    own, share = (values.gather(-1, ids[:, None])[:, 0] for values in (logits, probs))
+    log_probs = own - logits.logsumexp(-1)
     if config.confidence == "untempered":
-        return Candidates(ids, own, own.exp())
-    return Candidates(ids, own, (share / probs.sum(-1)).to(own.dtype))
+        return Candidates(ids, log_probs, log_probs.exp())
+    return Candidates(ids, log_probs, share / probs.sum(-1))

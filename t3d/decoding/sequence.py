@@ -171,6 +171,19 @@ class Sequence:
             self._enter(self.window_end)
         return None
 
+    @property
+    def passes(self) -> Passes:
+        """Forward passes so far."""
+        return Passes(
+            self.num_prefills,
+            self.num_denoising,
+            self.num_commits,
+            self.num_tokens,
+            self.num_drafted,
+            self.num_accepted,
+            self.num_drafts,
+        )
+
     def _completion(self, reason: FinishReason, stop: int) -> Completion:
         response = slice(self.prompt_length, self.end)
         return Completion(
@@ -182,14 +195,6 @@ class Sequence:
             log_probs=self.log_probs[response],
             num_response_tokens=stop - self.prompt_length,
             finish_reason=reason,
-            passes=Passes(
-                self.num_prefills,
-                self.num_denoising,
-                self.num_commits,
-                self.num_tokens,
-                self.num_drafted,
-                self.num_accepted,
-                self.num_drafts,
-            ),
+            passes=self.passes,
             initial_ids=self.initial_ids[: self.end - self.prompt_length],
         )

@@ -1,22 +1,105 @@
-"""The decoder's view of a model: a shallow copy that shares parameters and swaps layers.
+"""The decoder's view of a model: a shallow copy that shares parameters and swaps modules.
 
-Attention runs by `t3d.decoding.attention`, and large linear layers on a CPU are packed ones.
+Attention writes into the slots of the cache and reads from them, and rotary embedding, norms and
+activation take fewer operations than the library's. Large linear layers on a CPU are packed ones.
 """
 
 from __future__ import annotations
 
 import copy
+from typing import Any
 
-from torch import nn
-from transformers import PreTrainedConfig
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.activations import SiLUActivation
+from transformers.models.llama import modeling_llama as llama
+from transformers.models.qwen2 import modeling_qwen2 as qwen2
+from transformers.models.qwen3 import modeling_qwen3 as qwen3
+from transformers.models.qwen3_moe import modeling_qwen3_moe as qwen3_moe
 
-from t3d.decoding.attention import attend
+from t3d.decoding.attention import Attend
+from t3d.decoding.cache import SlotCache
 from t3d.decoding.packing import PackedLinear, packable
 from t3d.models.block_diffusion import BlockDiffusionLM
 
-ATTENTION = "t3d_groups"
-"""Name under which transformers finds the attention function `attend`."""
+
+class SlotAttention(nn.Module):
+    """An attention layer of the library, over the slots of a cache.
+
+    In shapes: N tokens of the pass, H query heads, K key-value heads, D head size.
+    """
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        *,
+        slots: SlotCache,
+        attend: Attend,
+        **_: Any,
+    ) -> tuple[Tensor, None]:
+        """The output [1, N, hidden_size], and None in place of attention weights.
+
+        Args:
+            hidden_states: [1, N, hidden_size].
+            position_embeddings: what `SignedRotary` returns.
+            slots: cache in which the tokens have their places.
+            attend: attention of this pass.
+        """
+        size, tokens = self.head_dim, hidden_states[0]
+        query, key, value = (
+            project(tokens).unflatten(-1, (-1, size))
+            for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        if "q_norm" in self._modules:
+            query, key = self.q_norm(query), self.k_norm(key)
+        cos, sin = position_embeddings
+        states, heads = torch.cat([query, key, value], 1), query.shape[1]
+        rotated = states[:, : heads + key.shape[1]]
+        turned = rotated.roll(size // 2, -1)
+        rotated.mul_(cos).addcmul_(turned, sin)
+        query, stored = states[:, :heads], states[:, heads:].unflatten(1, (2, -1))
+        keys, values = slots.write(stored, self.layer_idx)
+        mixed = attend(query, keys, values, self.scaling)
+        return self.o_proj(mixed.flatten(1))[None], None
+
+
+class SignedRotary(nn.Module):
+    """The library's rotary embedding, with the signs of the rotation in the sines."""
+
+    def __init__(self, rotary: nn.Module) -> None:
+        super().__init__()
+        self.rotary = rotary
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Cosines and sines [N, 1, D]: a vector x turns into x * cos + roll(x, D / 2) * sin."""
+        cos, sin = (states[0, :, None] for states in self.rotary(*args, **kwargs))
+        left, right = sin.chunk(2, -1)
+        return cos, torch.cat([-left, right], -1)
+
+
+class FusedNorm(nn.Module):
+    """A norm of the library's in one operation."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        shape = (hidden_states.shape[-1],)
+        return F.rms_norm(hidden_states, shape, self.weight, self.variance_epsilon)
+
+
+NORMS = (llama.LlamaRMSNorm, qwen2.Qwen2RMSNorm, qwen3.Qwen3RMSNorm, qwen3_moe.Qwen3MoeRMSNorm)
+ATTENTION = (
+    llama.LlamaAttention,
+    qwen2.Qwen2Attention,
+    qwen3.Qwen3Attention,
+    qwen3_moe.Qwen3MoeAttention,
+)
+ROTARY = (
+    llama.LlamaRotaryEmbedding,
+    qwen2.Qwen2RotaryEmbedding,
+    qwen3.Qwen3RotaryEmbedding,
+    qwen3_moe.Qwen3MoeRotaryEmbedding,
+)
 
 
 class ViewMaker:
@@ -29,11 +112,10 @@ class ViewMaker:
         }
 
     def __call__(self) -> BlockDiffusionLM:
-        """A view in evaluation mode, in which `attend` computes the attention.
+        """A view in evaluation mode; its forward pass takes `slots` and `attend`.
 
         It shares the model's parameters, so later changes of these show in the view as well.
         """
-        ALL_ATTENTION_FUNCTIONS.register(ATTENTION, attend)
         view = self._view(self._model)
         assert isinstance(view, BlockDiffusionLM)
         return view.eval()
@@ -41,14 +123,18 @@ class ViewMaker:
     def _view(self, module: nn.Module) -> nn.Module:
         if module in self._packed:
             return self._packed[module]
+        if type(module) is SiLUActivation:
+            return nn.SiLU(inplace=True)
         out = copy.copy(module)
         out._modules = {
             name: None if child is None else self._view(child)
             for name, child in module._modules.items()
         }
-        config = out.__dict__.get("config")
-        if isinstance(config, PreTrainedConfig):
-            own = copy.copy(config)
-            own._attn_implementation = ATTENTION
-            out.__dict__["config"] = own
+        if isinstance(out, ROTARY):
+            return SignedRotary(out)
+        if isinstance(out, ATTENTION):
+            out.__class__ = SlotAttention
+        # In float64 the library's norms compute in float32, and the model is what they make it.
+        elif isinstance(out, NORMS) and self._model.dtype != torch.float64:
+            out.__class__ = FusedNorm
         return out

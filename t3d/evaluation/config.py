@@ -6,7 +6,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from t3d.core.ranges import WORKERS, check_ranges
+from t3d.core.dtypes import Dtype
+from t3d.core.ranges import WORKERS, check_choices, check_ranges
 from t3d.decoding.config import DecodingConfig
 from t3d.tasks import ProtocolName, Task, get_task
 
@@ -61,6 +62,7 @@ class GridConfig(EvaluationConfig):
         protocol: standard, or t3d for the prompts and tests of T3D's authors byte for byte.
         num_problems: evaluated problems at most.
         max_new_tokens: replaces that of every setting.
+        dtype: number format of the arithmetic; auto is bfloat16 on a GPU and float32 on a CPU.
         num_workers: processes that decode at the same time, one a GPU where there are GPUs.
         unsafe_exec: run the programs of code benchmarks without the sandbox.
     """
@@ -70,12 +72,14 @@ class GridConfig(EvaluationConfig):
     protocol: ProtocolName = "standard"
     num_problems: int = 500
     max_new_tokens: int | None = None
+    dtype: Dtype = "auto"
     num_workers: int = 1
     unsafe_exec: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_ranges(self, {"[1, inf)": "num_problems max_new_tokens", WORKERS: "num_workers"})
+        check_choices(self, "dtype")
 
     @property
     def grid(self) -> tuple[DecodingConfig, ...]:

@@ -79,6 +79,13 @@ def is_finished(directory: Path) -> bool:
     return (directory / _ROW).exists()
 
 
+def evaluation_folders(directory: Path) -> list[Path]:
+    """The finished evaluations in the folder of one setting, of `t3d eval`, or of a run."""
+    if is_finished(directory):
+        return [directory]
+    return sorted(path.parent for path in directory.glob(f"evaluation/**/{_ROW}"))
+
+
 @dataclass(frozen=True)
 class Identity:
     """The checkpoint that a row describes: method and seed."""
@@ -253,6 +260,7 @@ def evaluate(
         method=identity.method,
         seed=identity.seed,
         model=lm.name,
+        dtype=lm.dtype,
         decoding=decoding,
         accuracy=correct / len(samples),
         n=len(samples),

@@ -68,6 +68,8 @@ class ResultRow:
     optimizer_steps: int
     tokens_seen: int
     """Tokens of the sequences that training read, each time it did, whatever the views of them."""
+    dtype: str = "float32"
+    """Number format in which the model decoded; files of earlier versions are float32."""
     string_accuracy: float | None = None
     """Share of answers that equal the gold answer as strings; None where it is not graded so."""
     no_answer: float | None = None
@@ -193,12 +195,28 @@ def read_row(found: dict[str, Any], where: str) -> ResultRow:
 
 
 def load_results(path: Path) -> list[ResultRow]:
-    """Read `results.json`.
+    """Read the rows of `results.json`.
 
     Raises:
         ValueError: if the file is missing, is no results file, or naming the row that has unknown
             or missing keys, or values that no evaluation gives.
     """
+    found = _document(path).get("rows")
+    if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
+        raise ValueError(f"{path}: rows must be a list of objects; make the file again")
+    return [read_row(row, f"{path}: row {number}") for number, row in enumerate(found)]
+
+
+def load_provenance(path: Path) -> dict[str, Any]:
+    """Read the provenance of `results.json`.
+
+    Raises:
+        ValueError: if the file is missing or is no results file.
+    """
+    return dict(_document(path)["provenance"])
+
+
+def _document(path: Path) -> dict[str, Any]:
     try:
         document = parse_json(read_file(path).decode())
     except FileNotFoundError:
@@ -207,10 +225,7 @@ def load_results(path: Path) -> list[ResultRow]:
         raise ValueError(f"{path}: not a results file: {error}") from None
     if not isinstance(document, dict) or document.get("format") not in (1, FORMAT):
         raise ValueError(f"{path}: not a results file of format 1 or {FORMAT}")
-    found = document.get("rows")
-    if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
-        raise ValueError(f"{path}: rows must be a list of objects; make the file again")
-    return [read_row(row, f"{path}: row {number}") for number, row in enumerate(found)]
+    return document
 
 
 def _check(row: ResultRow, where: str) -> None:

@@ -13,11 +13,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import cast
 
+from t3d.core.dtypes import Dtype
 from t3d.core.files import claim, read_object
 from t3d.core.progress import bar, display, hear, stage
 from t3d.core.provenance import COSTS, provenance
 from t3d.core.ranges import check_number
-from t3d.core.workers import pool
+from t3d.core.shards import Shards
+from t3d.core.workers import check_workers, launched, pool
 from t3d.decoding.build import load_draft_model
 from t3d.decoding.config import DecodingConfig, labels, one_line
 from t3d.evaluation.config import EvaluationConfig, GridConfig
@@ -89,11 +91,16 @@ def identify(checkpoint: Path, name: str | None = None) -> Identity:
 def evaluate_into(
     model: str, name: str | None, asked: GridConfig, split: Split, output: Path, *, progress: bool
 ) -> list[Evaluation]:
-    """Evaluate a grid and write its rows to results.json, with all samples beside it."""
+    """Evaluate a grid and write its rows to results.json, with all samples beside it.
+
+    Returns:
+        The evaluations; nothing in a launcher's processes but the first, which writes.
+    """
     config = replace(asked, settings=asked.grid)
     task, num_workers = config.benchmark(), config.num_workers
+    check_workers(num_workers)
     problems = task.examples(split, config.num_problems)
-    lm = from_pretrained(model)
+    lm = from_pretrained(model, dtype=config.dtype)
     cut = check_evaluation(lm, problems, config)
     if cut:
         print(
@@ -105,6 +112,7 @@ def evaluate_into(
     identity = identify(Path(model), name)
     recipe = {
         "model": model,
+        "dtype": lm.dtype,
         "task": task.name,
         "split": split,
         "limit": config.num_problems,
@@ -126,11 +134,14 @@ def evaluate_into(
             problems,
             config,
             output / "evaluation",
+            dtype=config.dtype,
             num_workers=num_workers,
             progress=progress,
         )
+    if not evaluations:
+        return []
     record = provenance(
-        config=recipe | asdict(config),
+        config=asdict(config) | recipe,
         seed=config.seed,
         model=model,
         weights_hash=lm.weights_hash,
@@ -155,6 +166,7 @@ def evaluate_settings(
     config: EvaluationConfig,
     directory: Path,
     *,
+    dtype: Dtype = "auto",
     settings: Sequence[DecodingConfig] | None = None,
     full: Path | None = None,
     num_workers: int = 1,
@@ -162,7 +174,11 @@ def evaluate_settings(
 ) -> list[Evaluation]:
     """Evaluate each setting into a folder of `directory`; finished ones are read back.
 
+    Processes of a launcher call it alike. Each decodes its share of the problems; the first one
+    waits for the others, grades and writes, while they go on, and it alone returns evaluations.
+
     Args:
+        dtype: number format in which a model that is loaded here decodes.
         model: a model, or the name of one, which is loaded only if a setting is missing.
         settings: the settings of the grid to evaluate; by default all.
         full: evaluation of the full-step teacher, which defines `agreement` once it exists.
@@ -170,14 +186,22 @@ def evaluate_settings(
     """
     if num_workers > 1:
         name = model.name if isinstance(model, LanguageModel) else str(model)
-        _decode_shared(name, problems, config, directory, num_workers, progress=progress)
+        _decode_shared(name, dtype, problems, config, directory, num_workers, progress=progress)
+    rank, num_processes = launched()
     names = stage_names(identity, config.settings)
     evaluations = []
     for setting in config.settings if settings is None else settings:
         path = directory / setting.name
         with stage(names[setting]):
             if not is_finished(path):
-                model = model if isinstance(model, LanguageModel) else from_pretrained(model)
+                if not isinstance(model, LanguageModel):
+                    model = from_pretrained(model, dtype=dtype)
+                if num_processes > 1:
+                    own = decoded_shards(path, rank, num_processes)
+                    _decode_into(own, model, problems, setting, config, progress=progress)
+                    if rank > 0:
+                        continue
+                    own.wait("example_id", len(problems), "answer", progress=progress)
                 teacher = None
                 if full is not None and is_finished(full):
                     teacher = Evaluation.load(full).final_answers
@@ -197,12 +221,14 @@ def evaluate_settings(
                 )
                 evaluation.save(path)
                 shutil.rmtree(shards.directory)
-        evaluations.append(Evaluation.load(path))
+        if rank == 0:
+            evaluations.append(Evaluation.load(path))
     return evaluations
 
 
 def _decode_shared(
     model: str,
+    dtype: Dtype,
     problems: Sequence[Example],
     config: EvaluationConfig,
     directory: Path,
@@ -222,9 +248,10 @@ def _decode_shared(
         bar("decoding", num, "prompt", show=progress) as count,
     ):
         shares = [
-            workers.submit(_decode_share, model, problems, setting, config, path, rank, num_workers)
+            workers.submit(_decode_share, shards, model, dtype, problems, setting, config)
             for setting, path in missing
             for rank in range(num_workers)
+            for shards in [decoded_shards(path, rank, num_workers)]
         ]
         is_waiting = True
         while is_waiting:
@@ -236,29 +263,42 @@ def _decode_shared(
 
 
 def _decode_share(
+    shards: Shards,
     model: str,
+    dtype: Dtype,
     problems: Sequence[Example],
     setting: DecodingConfig,
     config: EvaluationConfig,
-    path: Path,
-    rank: int,
-    world_size: int,
 ) -> None:
+    lm = _loaded(model, dtype)
+    _decode_into(shards, lm, problems, setting, config, progress=False)
+
+
+def _decode_into(
+    shards: Shards,
+    lm: LanguageModel,
+    problems: Sequence[Example],
+    setting: DecodingConfig,
+    config: EvaluationConfig,
+    *,
+    progress: bool,
+) -> None:
+    """Decode the share of the problems that belongs to the rank of `shards`."""
     decode_problems(
-        _loaded(model),
+        lm,
         problems,
         setting,
         batch_size=config.batch_size,
         seed=config.seed,
-        shards=decoded_shards(path, rank, world_size),
-        progress=False,
+        shards=shards,
+        progress=progress,
     )
 
 
 @lru_cache(maxsize=1)
-def _loaded(model: str) -> LanguageModel:
+def _loaded(model: str, dtype: Dtype) -> LanguageModel:
     """A worker's model, loaded once for all settings."""
-    return from_pretrained(model)
+    return from_pretrained(model, dtype=dtype)
 
 
 def stage_names(

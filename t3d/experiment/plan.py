@@ -5,13 +5,18 @@ Everything is exact, an upper bound that says so, or called unknown.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
 from t3d.bench.config import DECODE, TRAIN
+from t3d.core.dtypes import dtype_name, torch_dtype
 from t3d.core.files import first_words, read_object
-from t3d.core.workers import launched
+from t3d.core.workers import launched, own_device
 from t3d.decoding.budget import cache_bytes_per_token
 from t3d.experiment.adapt import teacher_path
 from t3d.experiment.recipe import RunConfig
@@ -23,10 +28,12 @@ from t3d.models.loading import BUILT_IN
 from t3d.training.arguments import uses_deepspeed
 from t3d.training.config import MethodConfig, PretrainConfig, TrainingConfig
 from t3d.training.lora import adapter_parameters
+from t3d.training.memory import activation_bytes
 from t3d.training.methods import build_method
 
 UNKNOWN = "unknown"
 _FEW_TOKENS = 32
+_SOME_TOKENS = 128
 SMOKE = (
     f"t3d: a smoke run: answers are cut at {_FEW_TOKENS} tokens and training is a few steps, "
     "so accuracies mean nothing"
@@ -122,10 +129,12 @@ def plan(config: RunConfig, rates: Path | None = None) -> list[Row]:
     copies = 1 + max(
         (m.objective.needs_reference + m.objective.needs_teacher for m in built.values()), default=0
     )
+    views = [method.noiser.num_views for method in built.values()]
     rows += [
         ("train", "methods", ", ".join(built) or "none"),
         ("train", "students", str(num_students)),
         *_training(config.training, model, copies),
+        ("train", "memory of activations", _activations(config, model, views)),
         ("train", "time of a model", _time(sequences, "trajectories_per_second", measured)),
     ]
     settings = len(config.evaluation.settings)
@@ -155,6 +164,7 @@ def plan_pretraining(config: PretrainConfig) -> list[Row]:
         ("model", "parameters", _count(model)),
         ("train", "examples", f"{config.num_examples:,} at most, of {data}"),
         *_training(config.training, model, 1),
+        ("train", "memory of activations", UNKNOWN),
         ("train", "time of a model", UNKNOWN),
     ]
 
@@ -171,23 +181,60 @@ def _training(config: TrainingConfig, model: BlockDiffusionLM | None, copies: in
         ("train", "optimizer steps", _steps(config)),
         ("train", "sequences a pass", f"{config.micro_batch_size} ({processes})"),
         ("train", "memory of weights, gradients and moments", _state(config, model, copies)),
-        ("train", "memory of activations", UNKNOWN),
     ]
 
 
 def _state(config: TrainingConfig, model: BlockDiffusionLM | None, copies: int) -> str:
-    """Memory that is held from step to step, all of it in float32."""
+    """Memory that is held from step to step."""
     if model is None or uses_deepspeed(config):
         return UNKNOWN
     weights = model.num_parameters()
     trained = weights if config.lora is None else adapter_parameters(model, config.lora)
     base = 0 if config.lora is None else weights
     # Weights, gradients and two moments of what is trained; frozen copies have weights alone.
-    size = 4 * (base + (4 + copies - 1) * trained)
+    frozen = 2 if config.frozen_dtype == "bfloat16" else 4
+    size = 4 * (base + 4 * trained) + frozen * (copies - 1) * trained
     if config.sharding == "none":
         return f"{_bytes(size)} a process"
     _, num = launched()
     return f"{_bytes(size // num)} a process" if num > 1 else f"{_bytes(size)} over all processes"
+
+
+def _activations(
+    config: RunConfig, model: BlockDiffusionLM | None, num_views: Sequence[int | None]
+) -> str:
+    """Activations of a micro-batch of the longest responses; its prompts come on top.
+
+    Args:
+        num_views: those of every method; of methods without a fixed number nothing is known.
+    """
+    training, response = config.training, config.rollout.decoding.max_new_tokens
+    if model is None or model.config.model_type == "sdar_moe" or training.lora is not None:
+        return UNKNOWN
+    known = [num for num in num_views if num is not None]
+    if len(known) < len(num_views):
+        return UNKNOWN
+    views = max(known, default=1)
+    dtype = torch_dtype(training.dtype, own_device())
+    # Recipes in bfloat16 are for GPUs, also where they are read on another machine.
+    on_gpu = own_device().type == "cuda" or dtype == torch.bfloat16
+    flex = training.attention == "flex_attention" or (training.attention == "auto" and on_gpu)
+
+    def taken(prompt: int) -> int:
+        return activation_bytes(
+            model.config,
+            rows=training.micro_batch_size,
+            width=prompt + response * (1 + views),
+            loss_tokens=training.micro_batch_size * response * views,
+            dtype=dtype,
+            flex=flex,
+            checkpointing=training.activation_checkpointing,
+        )
+
+    alone = taken(0)
+    each = (taken(_SOME_TOKENS) - alone) // _SOME_TOKENS
+    kind = f"{dtype_name(dtype)}, {'flex_attention' if flex else 'sdpa'}"
+    return f"{_bytes(alone)} and {_bytes(each)} a prompt token ({kind}, estimated)"
 
 
 def _steps(config: TrainingConfig) -> str:
@@ -248,9 +295,11 @@ def _cache(model: BlockDiffusionLM | None, config: RunConfig) -> str:
     """Keys and values of a full batch of responses; the prompts' come on top."""
     if model is None:
         return UNKNOWN
-    token = cache_bytes_per_token(model)
+    dtype = torch_dtype(config.dtype, own_device())
+    decoding: Any = nn.Module.to(model, dtype)
+    token = cache_bytes_per_token(decoding)
     tokens = config.rollout.batch_size * config.rollout.decoding.max_new_tokens
-    return f"{_bytes(token * tokens)} and {_bytes(token)} a prompt token (float32)"
+    return f"{_bytes(token * tokens)} and {_bytes(token)} a prompt token ({dtype_name(dtype)})"
 
 
 def _count(model: BlockDiffusionLM | None) -> str:

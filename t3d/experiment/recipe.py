@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from t3d.core.ranges import WORKERS, check_ranges
+from t3d.core.dtypes import Dtype
+from t3d.core.ranges import WORKERS, check_choices, check_ranges
 from t3d.decoding.config import RolloutConfig
 from t3d.evaluation.config import EvaluationConfig, WatchConfig
 from t3d.tasks import TASKS, ProtocolName, Split, Task, domains, get_task, mixture
@@ -98,6 +99,8 @@ class RunConfig:
             train.jsonl, dev.jsonl (for watch and `t3d calibrate`) and test.jsonl; or a list of
             them, which give equally many prompts and are evaluated one by one.
         output: the run's directory.
+        dtype: number format in which models decode; auto is bfloat16 on a GPU and float32 on a CPU.
+            For the arithmetic of training there is training.dtype.
         data: problems.
         rollout: how the teacher decodes the training prompts.
         methods: checkpoint name -> method; `original` is always evaluated beside them.
@@ -117,6 +120,7 @@ class RunConfig:
     adapt: AdaptConfig | None = None
     task: str | list[str] = "mini_gsm"
     output: Path = Path("runs/demo")
+    dtype: Dtype = "auto"
     data: DataConfig = field(default_factory=DataConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     methods: dict[str, MethodConfig] = field(default_factory=dict)
@@ -134,6 +138,7 @@ class RunConfig:
                 "set training.sharding to none, or leave watch out"
             )
         check_ranges(self, {WORKERS: "num_workers", SEEDS: "seeds"})
+        check_choices(self, "dtype")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must name each seed once, got {list(self.seeds)}")
         if self.recommended is not None and self.recommended not in self.methods:

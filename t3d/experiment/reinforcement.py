@@ -164,9 +164,9 @@ def tell(number: int, record: dict[str, Any], first: Facts) -> None:
     """
     if not PartialState().is_main_process:
         return
-    facts, metrics = record["reward"], record["metrics"]
-    learned = ""
-    if metrics:
+    facts, learned = record["reward"], ""
+    if logged := [row for row in record["log"] if "clip_share" in row]:
+        metrics = logged[-1]
         learned = (
             f"; clipped {metrics['clip_share']:.1%}, KL {metrics['kl']:.4f}, entropy "
             f"{metrics['entropy']:.3f}"

@@ -5,15 +5,17 @@ from __future__ import annotations
 import shutil
 from contextlib import nullcontext
 from dataclasses import asdict, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 
-from t3d.core.files import read_object, write_json
+from t3d.core.files import plain, read_object, write_json
 from t3d.core.progress import stage
 from t3d.core.provenance import COSTS, hash_weights, provenance
 from t3d.core.rng import derive_key
+from t3d.core.workers import alone, launched
 from t3d.decoding.config import RolloutConfig
 from t3d.decoding.rollout import rollout
 from t3d.evaluation.results import ORIGINAL
@@ -30,7 +32,7 @@ from t3d.experiment.rows import (
 from t3d.experiment.watch import Watch
 from t3d.models import LanguageModel, from_pretrained
 from t3d.tasks import mixture
-from t3d.training.arguments import training_arguments
+from t3d.training.arguments import training_arguments, uses_deepspeed
 from t3d.training.config import MethodConfig, TrainingConfig
 from t3d.training.distill import distill
 from t3d.training.methods import build_method
@@ -49,12 +51,17 @@ def check_recipe(config: RunConfig) -> None:
         ValueError: for settings that do not fit.
     """
     config.check_prompts()
+    training, is_apart = config.training, config.num_workers > 1 or trains_apart(config)
+    if is_apart:
+        # Each student will be trained on one device, whichever this process sees.
+        training = replace(training, trainer=training.trainer | {"use_cpu": True})
     for name, method in config.methods.items():
         if name == ORIGINAL:
             raise ValueError(f"methods: {ORIGINAL!r} is the teacher's own name; choose another")
         if not name.strip() or Path(name).name != name or name.startswith(".") or "\0" in name:
             raise ValueError(f"methods: {name!r} is to name a directory; choose another name")
-        check_training(method, config.training, config.data.num_sequences, config.output)
+        with alone() if is_apart else nullcontext():
+            check_training(method, training, config.data.num_sequences, config.output)
         for student in (False, True):
             own_rollout(config, method, student=student)
         earlier = list(config.methods)[: list(config.methods).index(name)]
@@ -63,6 +70,18 @@ def check_recipe(config: RunConfig) -> None:
                 f"methods: {name}: start={method.start!r} is neither a method that the recipe "
                 "names before it nor the directory of a student"
             )
+
+
+def trains_apart(config: RunConfig) -> bool:
+    """Whether each of a launcher's processes trains students of its own.
+
+    They train every student together where weights are split over them, or where there are fewer
+    students than processes.
+    """
+    _, num_processes = launched()
+    is_whole = config.training.sharding == "none" and not uses_deepspeed(config.training)
+    num_students = len(config.methods) * max(1, len(config.seeds))
+    return is_whole and 1 < num_processes <= num_students
 
 
 Part = tuple[int, int]
@@ -92,14 +111,13 @@ def rollout_stage(name: str, part: Part | None) -> str:
     return name if part is None else f"{name}, part {part[0] + 1} of {part[1]}"
 
 
-def record_trajectories(
-    config: RunConfig, teacher: LanguageModel, *, part: Part | None = None, progress: bool
-) -> None:
-    """Roll the teacher out into all stores of the recipe.
+def record_trajectories(config: RunConfig, *, part: Part | None = None, progress: bool) -> None:
+    """Roll the teacher out into all stores of the recipe; it is in memory no longer than that.
 
     Args:
         part: part of the prompts that this process decodes, see `rollout`.
     """
+    teacher = from_pretrained(config.model, dtype=config.dtype)
     prompts = train_prompts(config)
     for path, (name, settings) in teacher_rollouts(config).items():
         with stage(rollout_stage(name, part)):
@@ -160,7 +178,9 @@ def train_student(
         return
     built, training = build_method(method), own_training(method, training)
     rounds = config.output / "rounds" / output.relative_to(config.output / "checkpoints")
-    several = built.rounds > 1 or built.advantage is not None
+    # A student with a start is complete once its costs hold those of the start, so it comes to its
+    # place in one step, as after several rounds: others may wait for it.
+    several = built.rounds > 1 or method.start is not None or built.advantage is not None
     directories = [rounds / f"round{n}" for n in range(built.rounds)] if several else [output]
     start = start_path(config, method, output)
     last = first = config.model if start is None else start
@@ -179,12 +199,13 @@ def train_student(
         )
         with stage(f"round {number + 1} of {built.rounds}") if several else nullcontext():
             if not is_trained(directory):
-                student = from_pretrained(last)
                 rows_of = recorded_rows if built.advantage is None else reinforced_rows
                 path = rounds / f"trajectories{number}"
                 rows, own, notes = rows_of(
-                    config, method, own, student, number, path, progress=progress
+                    config, method, own, last, number, path, progress=progress
                 )
+                # Decoding has its own number format, and training takes float32.
+                student = from_pretrained(last)
                 if rows:
                     # By default the teacher is a copy of the student as it is given.
                     needs_other = built.objective.needs_teacher and last != first
@@ -194,7 +215,9 @@ def train_student(
                         replace(method, learning_rate=None),
                         own,
                         directory,
-                        teacher=from_pretrained(first) if needs_other else None,
+                        teacher=from_pretrained(first, dtype=training.frozen_dtype)
+                        if needs_other
+                        else None,
                         callbacks=_watch(config, student, directories, own_records()),
                         notes=notes,
                         progress=progress,
@@ -223,17 +246,26 @@ def _finish(
 ) -> None:
     """Make the last round's directory the checkpoint, and its provenance that of all rounds.
 
+    Steps of the log count on from round to round.
+
     Args:
         records: the provenance of every round, and before them of the student that it started from.
     """
     record = records[-1]
     if "rounds" not in record:
+        own = records[-num_rounds:]
+        before = accumulate((r["optimizer_steps"] for r in own), initial=0)
+        record["log"] = [
+            row | {"step": row["step"] + done}
+            for done, r in zip(before, own, strict=False)
+            for row in r["log"]
+        ]
         for key in COSTS:
             counts: list[Any] = [r.get(key) for r in records]
             # Students of earlier versions do not tell what was decoded for them.
             record[key] = None if None in counts else sum(counts)
         record |= {"rounds": num_rounds, "seed": training.seed, "model": records[0]["model"]}
-        record["config"] = {"method": asdict(method), "training": asdict(training)}
+        record["config"] = plain({"method": asdict(method), "training": asdict(training)})
         write_json(last / "provenance.json", record)
     output.parent.mkdir(parents=True, exist_ok=True)
     if last != output:
@@ -256,7 +288,7 @@ def _write_unchanged(
             model=student.name,
             weights_hash=hash_weights(directory),
         )
-        nothing = {"optimizer_steps": 0, "tokens_seen": 0, "metrics": {}}
+        nothing = {"optimizer_steps": 0, "tokens_seen": 0, "log": []}
         write_json(directory / "provenance.json", record | notes | nothing)
     PartialState().wait_for_everyone()
 

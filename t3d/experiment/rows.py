@@ -18,7 +18,7 @@ from t3d.decoding.config import DecodingConfig, RolloutConfig
 from t3d.decoding.rollout import rollout
 from t3d.experiment.recipe import RunConfig
 from t3d.experiment.reinforcement import rewarded_rows, taught
-from t3d.models import LanguageModel
+from t3d.models import LanguageModel, from_pretrained
 from t3d.tasks import Example, Task
 from t3d.training.config import MethodConfig, TrainingConfig
 from t3d.training.methods import build_method
@@ -81,7 +81,7 @@ def recorded_rows(
     config: RunConfig,
     method: MethodConfig,
     training: TrainingConfig,
-    lm: LanguageModel,
+    model: str | Path,
     number: int,
     path: Path,
     *,
@@ -90,12 +90,13 @@ def recorded_rows(
     """The rows that a method trains on in a round, its settings and notes for its provenance.
 
     Args:
-        lm: the student as it is before the round, which decodes.
+        model: the student as it is before the round, which decodes, in memory no longer than that.
         number: number of the round, from 0.
         path: store of the student's own trajectories.
     """
     built = build_method(method)
     if built.data == "labelled":
+        lm = from_pretrained(model, device="meta")
         rows = labelled_rows(lm, _prompts(config, method), max(training.block_sizes))
         return rows, training, {"tokens_decoded": 0}
     if number == 0:
@@ -104,6 +105,7 @@ def recorded_rows(
     num = training.steps * training.batch_size
     prompts = _rotated(_prompts(config, method), number, num)
     settings = replace(own_rollout(config, method, student=True), seed=training.seed)
+    lm = from_pretrained(model, dtype=config.dtype)
     own = rollout(lm, prompts, path, settings, progress=progress).read()
     notes = {"tokens_decoded": num_tokens(own)}
     if built.verify:
@@ -116,7 +118,7 @@ def reinforced_rows(
     config: RunConfig,
     method: MethodConfig,
     training: TrainingConfig,
-    lm: LanguageModel,
+    model: str | Path,
     number: int,
     path: Path,
     *,
@@ -133,6 +135,7 @@ def reinforced_rows(
     num = min(config.data.num_prompts, method.num_sequences or config.data.num_prompts)
     prompts = task.examples("train", num, seed=config.data.seed)
     prompts = _rotated(prompts, number, training.steps * training.batch_size)
+    lm = from_pretrained(model, dtype=config.dtype)
     times = [time.monotonic()]
     own = rollout(lm, prompts, path, settings, progress=progress).read()
     times.append(time.monotonic())
@@ -156,6 +159,7 @@ def reinforced_rows(
         steps=max(1, steps),
         warmup_steps=0,
         schedule="constant",
+        logging_steps=max(1, min(steps, training.logging_steps)),
         block_sizes=[settings.decoding.block_size],
     )
     rows = [row | {"index": index} for index, row in filled]

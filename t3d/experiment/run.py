@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
+from t3d.core.dtypes import torch_dtype
 from t3d.core.files import claim
 from t3d.core.progress import display
 from t3d.core.provenance import provenance
-from t3d.core.workers import launched
+from t3d.core.workers import check_workers, launched, own_device
 from t3d.decoding.config import DYNAMIC, DecodingConfig, labels, one_line
 from t3d.decoding.rollout import encode_prompts
 from t3d.evaluation.comparison import Comparison
@@ -38,7 +40,7 @@ from t3d.report.comparison import write_comparison
 from t3d.report.trajectories import Problem, view_of
 from t3d.tasks import Example
 
-_SHARED = ("model", "task", "data", "rollout", "training", "evaluation")
+_SHARED = ("model", "dtype", "task", "data", "rollout", "training", "evaluation")
 """Keys of the recipe that every row depends on; methods and seeds may be added later."""
 
 
@@ -50,8 +52,8 @@ def run(config: RunConfig, *, progress: bool = True) -> list[Cell]:
     For an example see `RunConfig`.
 
     Returns:
-        What was evaluated, the teacher first. Of processes that `torchrun` starts, which share
-        rollouts and training, the first one evaluates, and the others return nothing.
+        What was evaluated, the teacher first. Processes that `torchrun` starts share rollouts,
+        training and evaluation; all but the first return nothing.
 
     Raises:
         ValueError: for settings that do not fit, before anything is written, and for a
@@ -78,7 +80,7 @@ def walk(config: RunConfig, *, progress: bool = True) -> tuple[list[Cell], list[
     with display(stages(config, units, untimed), show=progress, num_workers=config.num_workers):
         config = with_teacher(config, progress=progress)
         teacher, problems = prepare(config)
-        recipe = asdict(config)
+        recipe: dict[str, Any] = asdict(config) | {"dtype": teacher.dtype}
         shared = {key: recipe[key] for key in _SHARED}
         # Students lie in folders of their seeds where seeds are named.
         shared["by_seed"] = bool(config.seeds)
@@ -110,10 +112,9 @@ def walk(config: RunConfig, *, progress: bool = True) -> tuple[list[Cell], list[
             )
             return cells, shown
 
-        rank, num_processes = launched()
-        for _ in finished(config, teacher, units, untimed, progress=progress):
-            # Several ranks have evaluated nothing yet.
-            if num_processes == 1:
+        rank, _ = launched()
+        for _ in finished(config, units, untimed, progress=progress):
+            if rank == 0:
                 report()
         if rank > 0:
             return [], []
@@ -128,10 +129,11 @@ def prepare(config: RunConfig) -> tuple[LanguageModel, list[Example]]:
     Raises:
         ValueError: for settings that do not fit; nothing has been written then.
     """
-    if config.num_workers > 1 and launched()[1] > 1:
-        raise ValueError("num_workers: the launcher's processes share the work; set it to 1")
+    check_workers(config.num_workers)
     check_recipe(config)
-    teacher = from_pretrained(config.model)
+    # Text and shapes are all that is needed of it here, so no weight stays on the device.
+    dtype = torch_dtype(config.dtype, own_device())
+    teacher = from_pretrained(config.model, device="meta", dtype=dtype)
     prompts = train_prompts(config)
     decodings = {
         own_rollout(config, method, student=student).decoding

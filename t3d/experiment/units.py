@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, replace
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from t3d.core.progress import Plan, hear, stage
-from t3d.core.workers import launched, pool
+from t3d.core.workers import drawn, launched, pool
 from t3d.decoding.config import DecodingConfig
 from t3d.evaluation.evaluate import Identity
 from t3d.evaluation.results import ORIGINAL
@@ -25,8 +26,8 @@ from t3d.experiment.rounds import (
     student_work,
     teacher_rollouts,
     train_student,
+    trains_apart,
 )
-from t3d.models import LanguageModel, from_pretrained
 from t3d.tasks import Example, Task
 
 
@@ -65,18 +66,19 @@ def stages(
     config: RunConfig, units: Sequence[Unit], untimed: Sequence[DecodingConfig]
 ) -> dict[str, Mapping[str, int]]:
     """The plan of the run's stages, in the order in which `finished` does them."""
+    _, num_processes = launched()
     plan: dict[str, Mapping[str, int]] = {}
     if config.adapt is not None:
         plan["teacher"] = {"step": config.adapt.pretrain.training.steps}
     for part in parts(config):
         for name, _ in teacher_rollouts(config).values():
-            num = config.data.num_sequences // config.num_workers
+            num = config.data.num_sequences // config.num_workers // num_processes
             plan[rollout_stage(name, part)] = {"prompt": num}
     titles = _titles(units)
 
     def evaluations(unit: Unit, settings: Sequence[DecodingConfig]) -> Plan:
         names = stage_names(unit.identity, config.evaluation.settings)
-        num = config.data.num_problems * len(config.tasks)
+        num = config.data.num_problems * len(config.tasks) // num_processes
         return {names[setting]: {"prompt": num} for setting in settings}
 
     for unit in (TEACHER, *units):
@@ -99,7 +101,6 @@ def _titles(units: Sequence[Unit]) -> dict[Unit, str]:
 
 def finished(
     config: RunConfig,
-    teacher: LanguageModel,
     units: Sequence[Unit],
     settings: Sequence[DecodingConfig],
     *,
@@ -107,19 +108,19 @@ def finished(
 ) -> Iterator[Unit]:
     """Train and evaluate units with the recipe's processes, and yield each when it is finished.
 
+    Processes of a launcher call it alike.
+
     Args:
         config: the recipe; its trajectories are recorded first, and its teacher is evaluated.
-        teacher: the recipe's teacher.
         units: checkpoints to train, in this order.
         settings: decoding settings that are evaluated while other work goes on.
     """
     titles = _titles(units)
     if config.num_workers == 1:
-        _, num_processes = launched()
-        # Several ranks only train here: they should not wait while the first one evaluates.
-        settings = settings if num_processes == 1 else ()
-        record_trajectories(config, teacher, progress=progress)
+        record_trajectories(config, progress=progress)
         evaluate_unit(config, TEACHER, settings, progress=progress)
+        if trains_apart(config):
+            _train_apart(config, titles, progress=progress)
         for unit in units:
             train_unit(config, unit, titles[unit], progress=progress)
             evaluate_unit(config, unit, settings, progress=progress)
@@ -174,13 +175,37 @@ def finished(
 
 def _has_start(config: RunConfig, unit: Unit) -> bool:
     """Whether the student that a unit starts from is trained."""
-    output = config.output / "checkpoints" / unit.path
-    start = start_path(config, config.methods[unit.method], output)
+    start = start_path(config, config.methods[unit.method], checkpoint_of(config, unit))
     return start is None or is_trained(start)
 
 
+def _train_apart(config: RunConfig, titles: Mapping[Unit, str], *, progress: bool) -> None:
+    """Train all students, each by the first of the launcher's processes that is free.
+
+    Those that start from another one are drawn last, after it, and wait for it.
+    """
+    units = sorted(titles, key=lambda unit: config.methods[unit.method].start in config.methods)
+    # Trained in a process that the launcher does not know, or all would train every student.
+    with pool(1, hear) as own:
+        for number in drawn():
+            if number >= len(units):
+                break
+            unit = units[number]
+            while not _has_start(config, unit):
+                time.sleep(0.2)
+            if not is_trained(checkpoint_of(config, unit)):
+                own.submit(train_unit, config, unit, titles[unit], progress=progress).result()
+    # The launcher stops all processes where one fails, so nobody waits in vain.
+    while not all(is_trained(checkpoint_of(config, unit)) for unit in units):
+        time.sleep(0.2)
+
+
+def checkpoint_of(config: RunConfig, unit: Unit) -> Path:
+    return config.output / "checkpoints" / unit.path
+
+
 def _record_part(config: RunConfig, part: Part | None, *, progress: bool) -> None:
-    record_trajectories(config, from_pretrained(config.model), part=part, progress=progress)
+    record_trajectories(config, part=part, progress=progress)
 
 
 def train_unit(config: RunConfig, unit: Unit, title: str, *, progress: bool) -> None:
@@ -190,7 +215,7 @@ def train_unit(config: RunConfig, unit: Unit, title: str, *, progress: bool) -> 
             config,
             config.methods[unit.method],
             replace(config.training, seed=unit.seed),
-            config.output / "checkpoints" / unit.path,
+            checkpoint_of(config, unit),
             progress=progress,
         )
 
@@ -208,7 +233,7 @@ def evaluate_unit(
     Args:
         is_alone: whether the machine does nothing else meanwhile, so that times can be measured.
     """
-    checkpoint = config.output / "checkpoints" / unit.path
+    checkpoint = checkpoint_of(config, unit)
     latency = config.evaluation.measure_latency and (is_alone or config.num_workers == 1)
     for task in config.problem_sets() if settings else ():
         evaluate_settings(
@@ -218,6 +243,7 @@ def evaluate_unit(
             problems_of(config, task),
             replace(config.evaluation, measure_latency=latency),
             evaluation_directory(config, unit, task),
+            dtype=config.dtype,
             settings=settings,
             full=evaluation_directory(config, TEACHER, task) / config.evaluation.settings[0].name,
             progress=progress,

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from t3d.core.dtypes import Dtype
 from t3d.core.ranges import check_ranges
 from t3d.decoding.config import DecodingConfig
 
@@ -18,6 +19,7 @@ class HarnessConfig:
         tasks: names of the harness's generative tasks, groups and tags, or task YAML files.
         decoding: how answers are decoded; a task's own length and temperature take precedence.
         batch_size: problems decoded at the same time.
+        dtype: number format of the arithmetic; auto is bfloat16 on a GPU and float32 on a CPU.
         limit: problems of each task at most; below 1, a share of them.
         num_fewshot: examples in the prompt; by default the task's own number.
         include_path: folder with task files of your own.
@@ -31,6 +33,7 @@ class HarnessConfig:
     tasks: list[str]
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
     batch_size: int = 32
+    dtype: Dtype = "auto"
     limit: int | float | None = None
     num_fewshot: int | None = None
     include_path: Path | None = None

@@ -15,10 +15,11 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast, get_args
 
 import torch
 
+from t3d.core.dtypes import Dtype
 from t3d.core.files import check_output, first_words, make_directory, write_json
 from t3d.core.progress import bar
 from t3d.core.provenance import provenance
@@ -47,7 +48,6 @@ except ModuleNotFoundError as error:
 RESULTS = "lm_eval.json"
 SAMPLES = "lm_eval_samples.json"
 
-_DTYPES = {str(d).removeprefix("torch."): d for d in (torch.float32, torch.bfloat16, torch.float16)}
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 """Names that the harness has for the longest response; the first that is given counts."""
 _NEUTRAL = {"num_beams": 1, "repetition_penalty": 1}
@@ -155,7 +155,7 @@ class HarnessModel(LM):
             ValueError: for a missing, unknown or wrong argument.
         """
         given = {k: v for k, v in (additional_config or {}).items() if v is not None}
-        given = {"batch_size": 1, "device": "cuda:0", "dtype": "float32", "seed": 0} | given
+        given = {"batch_size": 1, "device": "cuda:0", "dtype": "auto", "seed": 0} | given
         given |= arg_dict
         # A bound for the harness's search of a batch size, which t3d does not use.
         given.pop("max_batch_size", None)
@@ -164,8 +164,10 @@ class HarnessModel(LM):
         if "pretrained" not in given:
             raise ValueError("model_args: name a checkpoint, as in pretrained=mini_teacher")
         name = str(given.pop("pretrained"))
-        if dtype not in _DTYPES:
-            raise ValueError(f"model_args: dtype is one of {', '.join(_DTYPES)}, not {dtype!r}")
+        if dtype not in get_args(Dtype):
+            raise ValueError(
+                f"model_args: dtype is one of {', '.join(get_args(Dtype))}, not {dtype!r}"
+            )
         # The command line gives text, which may be "auto": a search that t3d does not do.
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
             raise ValueError(f"batch_size must be a number from 1 up, got {batch_size!r}")
@@ -175,7 +177,7 @@ class HarnessModel(LM):
         # cuda:0 is the harness's default, even where there is no GPU.
         if device.startswith("cuda") and not torch.cuda.is_available():
             device = "cpu"
-        lm = from_pretrained(name, device=device, dtype=_DTYPES[dtype])
+        lm = from_pretrained(name, device=device, dtype=cast(Dtype, dtype))
         return cls(lm, decoding, batch_size=int(batch_size), seed=seed)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
@@ -286,6 +288,7 @@ class HarnessModel(LM):
         return {
             "pretrained": self.lm.name,
             "weights_hash": self.lm.weights_hash,
+            "dtype": self.lm.dtype,
             "decoding_seed": self.seed,
             "decodings": decodings,
         }
@@ -354,7 +357,10 @@ def evaluate_tasks(
     assert results is not None, "one process"
     document = json.loads(json.dumps(results, default=handle_non_serializable))
     document["provenance"] = provenance(
-        config=asdict(config), seed=config.seed, model=lm.name, weights_hash=lm.weights_hash
+        config=asdict(config) | {"dtype": lm.dtype},
+        seed=config.seed,
+        model=lm.name,
+        weights_hash=lm.weights_hash,
     )
     if config.log_samples:
         write_json(output / SAMPLES, document.pop("samples"))

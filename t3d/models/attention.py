@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from t3d.core.blocks import Coordinates, may_attend
 
@@ -33,9 +36,39 @@ def flex_mask(queries: Coordinates, keys: Coordinates) -> BlockMask:
 
     batch, num_queries = queries.block.shape
     device = queries.block.device
-    return create_block_mask(
-        mask_mod, batch, None, num_queries, keys.block.shape[1], device=str(device)
-    )
+    create = compiled_mask() if device.type == "cuda" else create_block_mask
+    return create(mask_mod, batch, None, num_queries, keys.block.shape[1], device=str(device))
+
+
+@cache
+def compiled_mask() -> Callable[..., BlockMask]:
+    """torch's `create_block_mask` as one kernel, which never holds the mask of all pairs.
+
+    Created eagerly, a mask takes 11 to 13 bytes a pair of columns.
+    """
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    return torch.compile(create_block_mask, dynamic=True)
+
+
+_PREFIX = "t3d_one_dtype_"
+
+
+def in_one_dtype(implementation: str) -> str:
+    """Name of the same attention with queries and keys cast to the values' dtype.
+
+    Under autocast the norms of queries and keys return float32, since their weights are, and the
+    projection of values bfloat16. FlexAttention refuses the mixture.
+    """
+    attend = ALL_ATTENTION_FUNCTIONS[implementation]
+
+    def forward(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **options: Any
+    ) -> Any:
+        return attend(module, query.to(value.dtype), key.to(value.dtype), value, *args, **options)
+
+    ALL_ATTENTION_FUNCTIONS.register(_PREFIX + implementation, forward)
+    return _PREFIX + implementation
 
 
 def attention_mask(
@@ -46,6 +79,7 @@ def attention_mask(
     Raises:
         ValueError: for an implementation that cannot take a block mask (flash attention).
     """
+    implementation = implementation.removeprefix(_PREFIX)
     if implementation == "flex_attention":
         return flex_mask(queries, keys)
     if implementation == "sdpa":

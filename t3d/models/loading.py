@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
+from torch import nn
 from transformers import (
     AutoTokenizer,
     GenerationConfig,
@@ -20,13 +21,15 @@ from transformers import (
 )
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
+from t3d.core.dtypes import Dtype, dtype_name, torch_dtype
 from t3d.core.files import first_words
 from t3d.core.provenance import hash_weights
 from t3d.core.suggest import did_you_mean
 from t3d.core.workers import own_device
 from t3d.models.block_diffusion import BlockDiffusionConfig, BlockDiffusionLM
 from t3d.models.checkpoint import check_checkpoint
-from t3d.models.families import family_of
+from t3d.models.families import Family, family_of
+from t3d.models.files import read_generation
 from t3d.models.limits import check_growth, render
 from t3d.tasks import Example
 from t3d.tasks.tokenizer import MASK_TOKEN
@@ -51,6 +54,11 @@ class LanguageModel:
     """Origin of the model: a path, a Hub name or a built-in name."""
     weights_hash: str | None
     """SHA-256 of the safetensors files; None for weights that only live in memory."""
+
+    @property
+    def dtype(self) -> str:
+        """Name of the number format of the weights, as files keep it."""
+        return dtype_name(self.model.dtype)
 
     @cached_property
     def banned_token_ids(self) -> tuple[int, ...]:
@@ -141,8 +149,7 @@ class LanguageModel:
 
     def text(self, ids: Sequence[int]) -> str:
         """The text that ids stand for, byte for byte."""
-        # Tokenizers may be set to tidy blanks, which would change programs.
-        return str(self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
+        return token_text(self.tokenizer, ids)
 
     def decode(self, ids: list[int]) -> str:
         """The text of a response, without its stop token."""
@@ -277,7 +284,7 @@ def from_pretrained(
     name_or_path: str | Path,
     *,
     device: str | torch.device | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: Dtype | torch.dtype = "float32",
     attn_implementation: str = "sdpa",
     block_size: int | None = None,
     mask_token_id: int | None = None,
@@ -292,8 +299,10 @@ def from_pretrained(
 
     Args:
         name_or_path: a directory, a Hub name, or a built-in name.
-        device: device of the weights; by default the GPU of this process, if there is one.
-        dtype: number format of the weights in memory, whatever it is on disk.
+        device: device of the weights; by default the GPU of this process, if there is one. With
+            meta no weight is read: the model encodes and decodes text, and computes nothing.
+        dtype: number format of the weights in memory, whatever it is on disk. Training needs
+            float32; commands decode in auto, which is bfloat16 on a GPU and float32 on a CPU.
         attn_implementation: sdpa, flex_attention or eager.
         block_size: training block size, where config.json lacks it.
         mask_token_id: id of the mask token, where config.json and the tokenizer lack it.
@@ -303,10 +312,75 @@ def from_pretrained(
             token, or a tokenizer that does not fit the model.
     """
     name = str(name_or_path)
+    place = own_device() if device is None else torch.device(device)
+    kind = dtype if isinstance(dtype, torch.dtype) else torch_dtype(dtype, place)
     source = _locate(name)
     document = check_checkpoint(source)
     family = family_of(document["model_type"])
     config = family.config_class.from_dict(document)
+    tokenizer = _read_tokenizer(source, name)
+    if len(tokenizer) > config.vocab_size:
+        raise ValueError(
+            f"{name}: the tokenizer has {len(tokenizer)} tokens, the model only "
+            f"{config.vocab_size} embeddings; they do not belong together"
+        )
+    config.mask_token_id = config.mask_token_id if mask_token_id is None else mask_token_id
+    config.mask_token_id = _mask_token(tokenizer, config, name)
+    config.block_size = size = config.block_size if block_size is None else block_size
+    if size is not None and (not isinstance(size, int) or size < 1):
+        raise ValueError(f"{name}: block_size must be a number from 1 up, got {size!r}")
+    options: dict[str, Any] = {"dtype": kind, "attn_implementation": attn_implementation}
+    model: Any
+    if place.type == "meta":
+        model = _described(family, source, config, options)
+    else:
+        model = nn.Module.to(_loaded(name, family, source, config, options), place)
+    return wrap(model.eval(), tokenizer, name, hash_weights(source))
+
+
+def _loaded(
+    name: str, family: Family, source: Path, config: BlockDiffusionConfig, options: dict[str, Any]
+) -> BlockDiffusionLM:
+    try:
+        loaded: Any = family.model_class.from_pretrained(
+            source, config=config, use_safetensors=True, output_loading_info=True, **options
+        )
+    except Exception as error:
+        raise ValueError(f"{name}: cannot load the model: {first_words(error)}") from error
+    model, report = loaded
+    assert not any(report.values())
+    check_finite(name, model.state_dict())
+    # The library ties head and embedding only if the checkpoint's are equal, or has no head.
+    model.config.tie_word_embeddings = model.lm_head.weight is model.model.embed_tokens.weight
+    return model
+
+
+def _described(
+    family: Family, source: Path, config: BlockDiffusionConfig, options: dict[str, Any]
+) -> BlockDiffusionLM:
+    """The model without its weights."""
+    with torch.device("meta"):
+        model = family.model_class._from_config(config, **options)
+    eos = read_generation(source).get("eos_token_id")
+    model.generation_config = GenerationConfig(eos_token_id=eos)
+    return model
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint, whose weights are not read.
+
+    Args:
+        name: a directory, a Hub name, or a built-in name.
+
+    Raises:
+        ValueError: as `from_pretrained`.
+    """
+    source = _locate(name)
+    check_checkpoint(source)
+    return _read_tokenizer(source, name)
+
+
+def _read_tokenizer(source: Path, name: str) -> PreTrainedTokenizerBase:
     check_growth(source / "tokenizer.json")
     try:
         # Read from its file alone where no class is named: Auto would add rules of the family.
@@ -321,34 +395,13 @@ def from_pretrained(
             f"{name}: cannot load the tokenizer ({first_words(error)}); "
             "copy its tokenizer.json and tokenizer_config.json again"
         ) from error
-    if len(tokenizer) > config.vocab_size:
-        raise ValueError(
-            f"{name}: the tokenizer has {len(tokenizer)} tokens, the model only "
-            f"{config.vocab_size} embeddings; they do not belong together"
-        )
-    config.mask_token_id = config.mask_token_id if mask_token_id is None else mask_token_id
-    config.mask_token_id = _mask_token(tokenizer, config, name)
-    config.block_size = size = config.block_size if block_size is None else block_size
-    if size is not None and (not isinstance(size, int) or size < 1):
-        raise ValueError(f"{name}: block_size must be a number from 1 up, got {size!r}")
-    try:
-        loaded: Any = family.model_class.from_pretrained(
-            source,
-            config=config,
-            dtype=dtype,
-            attn_implementation=attn_implementation,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    except Exception as error:
-        raise ValueError(f"{name}: cannot load the model: {first_words(error)}") from error
-    model, report = loaded
-    assert not any(report.values())
-    check_finite(name, model.state_dict())
-    # The library ties head and embedding only if the checkpoint's are equal, or has no head.
-    model.config.tie_word_embeddings = model.lm_head.weight is model.model.embed_tokens.weight
-    model = model.to(own_device() if device is None else device).eval()
-    return wrap(model, tokenizer, name, hash_weights(source))
+    return tokenizer
+
+
+def token_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """The text that ids stand for, byte for byte."""
+    # Tokenizers may be set to tidy blanks, which would change programs.
+    return str(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
 
 
 def _locate(name: str) -> Path:

@@ -108,4 +108,9 @@ class NoiserInput:
 class Noiser(Protocol):
     """Function that makes views of a batch at a block size."""
 
+    @property
+    def num_views(self) -> int | None:
+        """Number of views; None where it depends on the batch."""
+        ...
+
     def __call__(self, given: NoiserInput) -> list[View]: ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -66,6 +66,7 @@ class ComplementaryMask:
         share: t, the probability that the first view masks a token.
     """
 
+    num_views: ClassVar[int] = 2
     share: float = 0.5
 
     def __post_init__(self) -> None:

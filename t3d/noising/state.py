@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -168,6 +168,7 @@ class ComplementaryState:
         last_level: the highest level, and the bound at the end of training.
     """
 
+    num_views: ClassVar[int] = 2
     first_level: float = 0.0
     last_level: float = 0.8
 
@@ -195,6 +196,8 @@ class StatePair:
     uniformly from the later ones, the finished block included. View 0 is a and view 1 is b, so
     view 0 masks everything that view 1 masks. View 2 is RandomMask's, for the NELBO.
     """
+
+    num_views: ClassVar[int] = 3
 
     def __call__(self, given: NoiserInput) -> list[View]:
         blocks = Blocks.of(given)

@@ -28,6 +28,10 @@ class TrajectorySteps:
 
     merge: int = 1
 
+    @property
+    def num_views(self) -> None:
+        return None
+
     def __post_init__(self) -> None:
         check_ranges(self, {"[1, inf)": "merge"})
 
@@ -36,9 +40,8 @@ class TrajectorySteps:
         step = blocks.earlier_steps // self.merge
         loss = blocks.committed & blocks.target
         weight = torch.ones_like(step, dtype=torch.float32)
-        num_views = int(step[loss].max()) + 1
         hidden = blocks.response & ~blocks.committed
         return [
             given.view(hidden | (blocks.committed & (step >= view)), loss & (step == view), weight)
-            for view in range(num_views)
+            for view in range(int(step[loss].max()) + 1)
         ]

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     # It imports torch, which reports do without.
     from t3d.evaluation.comparison import Comparison
 
+TrainingLog = tuple[str, Sequence[Mapping[str, Any]]]
+"""A student's path among checkpoints, and what its training logged: rows of `step` and metrics."""
+
 INK, SOFT, GRID = "#222222", "#666666", "#e4e4e4"
 _TEXT: dict[str, Any] = {"fontsize": 11, "color": INK}
 _TITLE: dict[str, Any] = {
@@ -42,11 +45,15 @@ Panel = tuple[str, Mapping[str, Sequence[Point]]]
 """A title, and the points of each name."""
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a PNG, atomically."""
+def png(figure: Figure) -> bytes:
     data = io.BytesIO()
     figure.savefig(data, format="png", facecolor="white")
-    write_bytes(path, data.getvalue())
+    return data.getvalue()
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a PNG, atomically."""
+    write_bytes(path, png(figure))
 
 
 def comparison_figure(c: Comparison, recommended: str | None = None) -> Figure:
@@ -158,6 +165,29 @@ def frontier_figure(panels: Sequence[Panel]) -> Figure:
         label = f"{_FILL_NAMES.get(fill, 'upper half')}: {kind.removeprefix('low_confidence_')}"
         handles.append(Line2D([], [], marker="o", label=label, **grey, **_face(fill, SOFT)))
     _legend(figure, handles)
+    return figure
+
+
+def training_figure(logs: Sequence[TrainingLog]) -> Figure:
+    """Loss, and few-step accuracy where it was watched, against optimizer steps: a line a student.
+
+    Losses of different methods are different quantities: only their course compares.
+    """
+    metrics = {"loss": (1, "loss"), "few_step_accuracy": (100, "few-step accuracy (%)")}
+    found = {key for _, rows in logs for row in rows for key in metrics.keys() & row.keys()}
+    shown = {key: metrics[key] for key in metrics if key in found}
+    figure = _figure(11, 1)
+    [panels] = figure.subplots(1, len(shown), squeeze=False)
+    for axes, (key, (scale, label)) in zip(panels, shown.items(), strict=True):
+        for name, rows in logs:
+            points = [(row["step"], scale * float(row[key])) for row in rows if key in row]
+            colour, _ = style(name.partition("/")[0])
+            axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.8)
+        axes.set_title(label, loc="left", fontsize=11, color=SOFT)
+        axes.set_xlabel("optimizer steps", **_TEXT)
+        _finish(axes)
+    names = order_methods({name.partition("/")[0] for name, _ in logs})
+    _legend(figure, [Line2D([], [], color=style(n)[0], linewidth=2.4, label=n) for n in names])
     return figure
 
 

@@ -1,10 +1,11 @@
-"""Tables for the terminal and for Markdown; order, colours and markers of methods."""
+"""Tables for the terminal, Markdown, LaTeX and HTML; order, colours and markers of methods."""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from html import escape
 
 from rich import box
 from rich.cells import cell_len
@@ -80,6 +81,12 @@ class Entry:
         return f"{text} {{\\scriptsize {detail}}}" if detail else text
 
     @property
+    def html(self) -> str:
+        text, detail = escape(self.text), escape(self.detail)
+        text = f"<b>{text}</b>" if self.bold else text
+        return f"{text} <small>{detail}</small>" if detail else text
+
+    @property
     def rich(self) -> Text:
         text = Text(self.text, style="bold" if self.bold else "")
         return text.append(f"\n{self.detail}", style="not bold dim") if self.detail else text
@@ -138,6 +145,27 @@ class Sheet:
                 r"\end{table}",
                 "",
             )
+        )
+
+    def html(self) -> str:
+        """A table that scrolls sideways where it is wider than the page, by keyboard too."""
+
+        def line(tag: str, cells: Iterable[str]) -> str:
+            names = self.num_names
+            kinds = [""] * names + [' class="number"'] * (len(self.header) - names)
+            return "".join(f"<{tag}{k}>{c}</{tag}>" for k, c in zip(kinds, cells, strict=True))
+
+        header = line("th", (escape(name).replace("\n", "<br>") for name in self.header))
+        bodies = (
+            "".join(f"<tr>{line('td', (entry.html for entry in row))}</tr>" for row in group)
+            for group in self.groups
+        )
+        title = escape(self.title)
+        return (
+            f'<h3>{title}</h3>\n<div class="scroll" tabindex="0" role="region" '
+            f'aria-label="{title}"><table><thead><tr>{header}</tr></thead>'
+            f"{''.join(f'<tbody>{body}</tbody>' for body in bodies)}</table></div>\n"
+            f'<p class="soft">{escape(self.note)}</p>\n'
         )
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -204,6 +232,14 @@ def render_markdown(sections: Sequence[Section]) -> str:
     for heading, sheets in sections:
         parts += [f"## {heading}\n", *(sheet.markdown() for sheet in sheets)]
     return "\n".join(parts)
+
+
+def render_html(sections: Sequence[Section]) -> str:
+    """The sections as a part of a page."""
+    return "\n".join(
+        f"<h2>{escape(heading)}</h2>\n{''.join(sheet.html() for sheet in sheets)}"
+        for heading, sheets in sections
+    )
 
 
 def render_latex(sections: Sequence[Section]) -> str:

@@ -4,32 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from html import escape
-from importlib.resources import files
 from pathlib import Path
-from string import Template
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
 from t3d.core.files import write_bytes
+from t3d.report.colours import step_colours
+from t3d.report.page import page, part
 
 if TYPE_CHECKING:
     from t3d.decoding.request import Completion
     from t3d.tasks import Grade
-
-RGB = tuple[int, int, int]
-
-# From early (dark) to late (light); lightness rises evenly, so it also reads without colour.
-_RAMP: tuple[RGB, ...] = (
-    (59, 47, 153),
-    (66, 146, 198),
-    (48, 170, 158),
-    (150, 211, 128),
-    (245, 230, 120),
-)
 
 # Control characters would move a terminal's cursor or be invisible in a page, so their Unicode
 # pictures are shown instead.
@@ -46,35 +34,34 @@ class TrajectoryView:
     tokens: list[str]
     step_map: list[int]
     """0-based denoising step within the block that committed each token."""
-    log_probs: list[float]
-    """Untempered log-probability (nats) of each token at commit."""
+    log_probs: list[float] | None
+    """Untempered log-probability (nats) of each token at commit; None where nobody noted it."""
     block_offset: int
     """Position of the first response token in its block: prompt_length % block_size."""
     block_size: int
     correct: bool | None
     """Verdict on the answer; None where nothing was graded."""
-    passes: int
-    """Number of forward passes of the response, of every kind."""
+    passes: int | None
+    """Number of forward passes of the response, of every kind; None where nobody counted them."""
     faithful: bool | None = None
     """Verdict on faithfulness; None where that is not graded."""
     reason: str | None = None
     """Reason why a response with the right answer is unfaithful."""
 
     def __post_init__(self) -> None:
-        assert len(self.tokens) == len(self.step_map) == len(self.log_probs)
+        assert len(self.tokens) == len(self.step_map)
+        assert self.log_probs is None or len(self.log_probs) == len(self.tokens)
         assert all(step >= 0 for step in self.step_map), "a token before the stop is committed"
         assert 0 <= self.block_offset < self.block_size
-
-    def starts_block(self, index: int) -> bool:
-        """Whether token `index` is the first of a block, or of the response."""
-        return index == 0 or (self.block_offset + index) % self.block_size == 0
 
     @property
     def cost(self) -> str:
         """'12 passes for 48 tokens'."""
         num = len(self.tokens)
-        passes = f"{self.passes} pass{'es' if self.passes != 1 else ''}"
-        return f"{passes} for {num} token{'s' if num != 1 else ''}"
+        tokens = f"{num} token{'s' if num != 1 else ''}"
+        if self.passes is None:
+            return tokens
+        return f"{self.passes} pass{'es' if self.passes != 1 else ''} for {tokens}"
 
     @property
     def verdict(self) -> str:
@@ -112,38 +99,32 @@ def view_of(
     )
 
 
-def _luminance(colour: RGB) -> float:
-    """Relative luminance, 0 to 1 (WCAG 2.2)."""
-    linear = [c / 3294.6 if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in colour]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-def _colours(step: int, num_steps: int) -> tuple[str, str]:
-    """(background, text) of a step as hex, the text black or white, whichever reads better.
-
-    The better of the two has a contrast of at least sqrt(21) = 4.58 on any background.
-    """
-    place = step / max(num_steps - 1, 1) * (len(_RAMP) - 1)
-    left = min(int(place), len(_RAMP) - 2)
-    share = place - left
-    mixed = [round(a + (b - a) * share) for a, b in zip(_RAMP[left], _RAMP[left + 1], strict=True)]
-    light = _luminance((mixed[0], mixed[1], mixed[2]))
-    text = "#ffffff" if 1.05 / (light + 0.05) > (light + 0.05) / 0.05 else "#000000"
-    return "#" + "".join(f"{value:02x}" for value in mixed), text
-
-
 def _num_steps(views: Sequence[TrajectoryView]) -> int:
     return 1 + max((step for view in views for step in view.step_map), default=0)
 
 
-def _rich_text(view: TrajectoryView, num_steps: int) -> Text:
+def render_commits(
+    tokens: Sequence[tuple[str, int] | None], num_steps: int, *, block_offset: int, block_size: int
+) -> Text:
+    """A response, finished or still being decoded, for a terminal.
+
+    Args:
+        tokens: text and step of each position; None for a masked one.
+        num_steps: number of steps that have a colour of their own.
+        block_offset: position of the first token in its block.
+        block_size: tokens a block.
+    """
     text = Text()
-    for i, (token, step) in enumerate(zip(view.tokens, view.step_map, strict=True)):
-        if i and view.starts_block(i):
+    for i, token in enumerate(tokens):
+        if i and (block_offset + i) % block_size == 0:
             text.append("│", style="dim")
-        background, ink = _colours(step, num_steps)
-        token = token.translate(_VISIBLE).replace("\n", "↵\n")
-        text.append(token, style=f"{ink} on {background}")
+        if token is None:
+            text.append(" ░░", style="dim")
+            continue
+        said, step = token
+        background, ink = step_colours(min(step, num_steps - 1), num_steps)
+        shown = said.translate(_VISIBLE).replace("\n", "↵\n")
+        text.append(shown, style=f"{ink} on {background}")
     return text
 
 
@@ -152,7 +133,7 @@ def render_responses(question: str, views: Sequence[TrajectoryView]) -> Renderab
     num_steps = _num_steps(views)
     legend = Text.assemble(("step ", "dim"))
     for step in range(num_steps):
-        background, ink = _colours(step, num_steps)
+        background, ink = step_colours(step, num_steps)
         legend.append(f" {step + 1} ", style=f"{ink} on {background}")
     legend.append("  │ block boundary", style="dim")
     parts: list[RenderableType] = [Text(question.translate(_VISIBLE), style="bold"), "", legend]
@@ -161,57 +142,60 @@ def render_responses(question: str, views: Sequence[TrajectoryView]) -> Renderab
         title = Text.assemble(
             (view.title, "bold"), "  ", (view.verdict, colour), "  ", (view.cost, "dim")
         )
-        parts += ["", title, Padding(_rich_text(view, num_steps), (0, 0, 0, 2))]
+        tokens = list(zip(view.tokens, view.step_map, strict=True))
+        text = render_commits(
+            tokens, num_steps, block_offset=view.block_offset, block_size=view.block_size
+        )
+        parts += ["", title, Padding(text, (0, 0, 0, 2))]
     return Group(*parts)
 
 
-def _token_html(token: str, step: int, log_prob: float) -> str:
-    text = escape(token.translate(_VISIBLE)).replace("\n", '<i class="n"></i>\n')
-    title = f"step {step + 1}, log-probability {log_prob:.2f}"
-    return f'<span class="t s{step}" title="{title}">{text}</span>'
+def trajectory_data(problems: Sequence[Problem]) -> dict[str, Any]:
+    """What the script of a page of trajectories reads, as JSON.
 
+    A view's title tells which side of a comparison it is. A text that many tokens share is there
+    once.
+    """
+    views = [view for _, _, views in problems for view in views]
+    sides = list(dict.fromkeys(view.title for view in views))
+    texts: dict[str, int] = {}
 
-def _view_html(view: TrajectoryView, most_passes: int) -> str:
-    tokens = []
-    for i, token in enumerate(view.tokens):
-        if i and view.starts_block(i):
-            tokens.append('<span class="b"></span>')
-        tokens.append(_token_html(token, view.step_map[i], view.log_probs[i]))
-    mark = {True: "right", False: "wrong", None: ""}[view.correct]
-    width = 100 * view.passes / max(most_passes, 1)
-    return (
-        f"<article><header><h3>{escape(view.title)}</h3>"
-        f'<span class="mark {mark}">{escape(view.verdict)}</span>'
-        f'<span class="cost">{view.cost}</span></header>'
-        f'<div class="bar"><i style="width:{width:.1f}%"></i></div>'
-        f'<div class="text">{"".join(tokens)}</div></article>'
-    )
+    def response(view: TrajectoryView) -> dict[str, Any]:
+        tokens = [token.translate(_VISIBLE) for token in view.tokens]
+        return {
+            "tokens": [texts.setdefault(token, len(texts)) for token in tokens],
+            "steps": view.step_map,
+            # Adding 0 makes -0.0 shorter.
+            "log_probs": view.log_probs and [round(x, 3) + 0.0 for x in view.log_probs],
+            "offset": view.block_offset,
+            "size": view.block_size,
+            "correct": view.correct,
+            "verdict": view.verdict,
+            "cost": view.cost,
+            "passes": view.passes,
+        }
 
-
-def _problem_html(number: int, problem: Problem) -> str:
-    question, answer, views = problem
-    most_passes = max((view.passes for view in views), default=0)
-    gold = "" if answer is None else f'<p class="gold">Gold answer: {escape(answer)}</p>'
-    articles = "\n".join(_view_html(view, most_passes) for view in views)
-    question = escape(question.translate(_VISIBLE))
-    heading = f'<h2>Problem {number}</h2><p class="question">{question}</p>{gold}'
-    return f"<section>{heading}\n{articles}</section>"
+    found = []
+    for question, answer, own in problems:
+        by_side = {view.title: response(view) for view in own}
+        found.append(
+            {
+                "question": question.translate(_VISIBLE),
+                "answer": answer,
+                "responses": [by_side.get(side) for side in sides],
+            }
+        )
+    return {
+        "sides": sides,
+        "texts": list(texts),
+        "num_steps": _num_steps(views),
+        "problems": found,
+    }
 
 
 def write_html(path: Path, problems: Sequence[Problem]) -> None:
-    """Write one self-contained page, atomically. It loads nothing and runs no script."""
-    num_steps = _num_steps([view for _, _, views in problems for view in views])
-    colours = [_colours(step, num_steps) for step in range(num_steps)]
-    legend = [f'<span class="t s{step}">{step + 1}</span>' for step in range(num_steps)]
-    template = Template(files("t3d.report").joinpath("trajectory.html").read_text("utf-8"))
-    page = template.substitute(
-        steps="\n".join(
-            f".s{step} {{ background: {background}; color: {ink}; }}"
-            for step, (background, ink) in enumerate(colours)
-        ),
-        legend=f'Step {"".join(legend)}<span class="b"></span>block boundary',
-        problems="\n".join(
-            _problem_html(number, problem) for number, problem in enumerate(problems, 1)
-        ),
-    )
-    write_bytes(path, page.encode())
+    """Write one self-contained page of trajectories, atomically."""
+    title = "Decoding trajectories"
+    body = f"<h1>{title}</h1>\n{part('trajectories.html')}"
+    made = page(title, body, [part("trajectories.js")], data=trajectory_data(problems))
+    write_bytes(path, made.html.encode())

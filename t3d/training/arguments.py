@@ -13,7 +13,9 @@ from transformers.integrations.integration_utils import (
     get_available_reporting_integrations,
 )
 
+from t3d.core.dtypes import torch_dtype
 from t3d.core.files import first_words
+from t3d.core.workers import own_device
 from t3d.training.config import TrainingConfig
 
 _CHECKPOINTING = (
@@ -39,6 +41,9 @@ def training_arguments(config: TrainingConfig, output_dir: Path) -> TrainingArgu
     Raises:
         ValueError: if the batch does not divide among processes and micro-batches.
     """
+    # Without `use_cpu`, processes on CPUs would not find each other, and each train by itself.
+    device: dict[str, Any] = {"use_cpu": not torch.accelerator.is_available()} | config.trainer
+    place = torch.device("cpu") if device["use_cpu"] else own_device()
     own = {
         "output_dir": str(output_dir),
         "max_steps": config.steps,
@@ -56,7 +61,7 @@ def training_arguments(config: TrainingConfig, output_dir: Path) -> TrainingArgu
         "logging_steps": config.logging_steps,
         "logging_nan_inf_filter": False,
         "report_to": config.report_to or "none",
-        "bf16": config.bf16,
+        "bf16": torch_dtype(config.dtype, place) == torch.bfloat16,
         _CHECKPOINTING: config.activation_checkpointing,
         "seed": config.seed,
         "remove_unused_columns": False,
@@ -70,10 +75,8 @@ def training_arguments(config: TrainingConfig, output_dir: Path) -> TrainingArgu
         raise ValueError(f"trainer.{clash[0]} is owned by t3d; set the key of TrainingConfig")
     _check_launch(config)
     _check_trackers(config.report_to)
-    # Without `use_cpu`, processes on CPUs would not find each other, and each train by itself.
-    device: dict[str, Any] = {"use_cpu": not torch.accelerator.is_available()}
     try:
-        arguments = TrainingArguments(**(device | own | config.trainer))
+        arguments = TrainingArguments(**(device | own))
     except TypeError as error:
         raise ValueError(f"trainer: not an argument of transformers: {error}") from None
     except ImportError as error:

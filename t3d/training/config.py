@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from t3d.core.dtypes import Dtype
 from t3d.core.ranges import check_choices, check_ranges
 from t3d.tasks import get_task, mixture
 from t3d.tasks.base import Example
@@ -17,6 +18,7 @@ from t3d.tasks.chat import ChatData
 
 Attention = Literal["auto", "sdpa", "flex_attention"]
 OptimizerName = Literal["adamw", "muon"]
+FrozenDtype = Literal["float32", "bfloat16"]
 Sharding = Literal["none", "full"]
 Schedule = Literal["cosine", "constant"]
 SEEDS = "[0, 4294967296)"
@@ -69,7 +71,10 @@ class TrainingConfig:
             writing them would take over a tenth of the time. 0 is after every step, .inf never.
         logging_steps: steps between logged metrics.
         report_to: trackers of transformers, such as tensorboard or wandb.
-        bf16: compute in bfloat16, with float32 master weights.
+        dtype: number format of the arithmetic; auto is bfloat16 on a GPU and float32 on a CPU.
+            Weights, gradients and moments of what is trained are float32 always.
+        frozen_dtype: number format of the weights of reference and teacher; in bfloat16 they take
+            half the memory, and their predictions are rounded.
         activation_checkpointing: compute activations again in the backward pass instead of keeping
             them: the memory of one layer in place of all, for about a third more time.
         attention: sdpa, or flex_attention, which skips masked blocks but has no backward pass on a
@@ -95,7 +100,8 @@ class TrainingConfig:
     save_seconds: float = 30.0
     logging_steps: int = 10
     report_to: list[str] = field(default_factory=list)
-    bf16: bool = False
+    dtype: Dtype = "auto"
+    frozen_dtype: FrozenDtype = "float32"
     activation_checkpointing: bool = False
     attention: Attention = "auto"
     sharding: Sharding = "none"
@@ -116,10 +122,14 @@ class TrainingConfig:
         )
         if not self.block_sizes:
             raise ValueError("block_sizes is empty; name at least one size")
-        check_choices(self, "attention sharding optimizer schedule")
+        check_choices(self, "attention sharding optimizer schedule dtype frozen_dtype")
         if self.optimizer == "muon" and (self.sharding == "full" or self.lora is not None):
             key = "lora" if self.lora is not None else "sharding"
             raise ValueError(f"optimizer: muon needs whole matrices; leave out {key}, or use adamw")
+        if self.frozen_dtype != "float32" and self.lora is not None:
+            raise ValueError(
+                "frozen_dtype: with lora, frozen models share the base's weights; leave out one"
+            )
         if self.sharding == "full" and self.lora is not None:
             raise ValueError(
                 "sharding: full trains all weights; leave lora out, or set sharding to none: "

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from t3d.core.blocks import CLEAN, PADDING, BlockLayout, Coordinates, pack
 from t3d.core.trajectory import TrajectoryBatch
-from t3d.models.attention import attention_mask
+from t3d.models.attention import attention_mask, in_one_dtype
 from t3d.noising import View
 from t3d.objectives import LossTokens
 from t3d.training.config import Attention
@@ -110,7 +110,7 @@ def _row_width(grid: Coordinates, attn_implementation: str) -> int:
     take more time than padded ones.
     """
     longest = int((grid.stream != PADDING).sum(1).max())
-    return max(longest, FLEX_WIDTH) if attn_implementation == "flex_attention" else longest
+    return max(longest, FLEX_WIDTH) if attn_implementation.endswith("flex_attention") else longest
 
 
 @contextmanager
@@ -121,7 +121,7 @@ def attending(models: Sequence[PreTrainedModel], attention: Attention) -> Iterat
         attention = "flex_attention" if on_gpu else "sdpa"
     before = [model.config._attn_implementation for model in models]
     for model in models:
-        model.set_attn_implementation(attention)
+        model.set_attn_implementation(in_one_dtype(attention))
     try:
         yield
     finally:

@@ -204,7 +204,7 @@ class AdapterWeights(Weights):
         super().__init__(lm)
         self.adapter = Adapter(lm, settings, seed)
 
-    def frozen_copy(self) -> nn.Module:
+    def frozen_copy(self, dtype: torch.dtype) -> nn.Module:
         return FrozenAdapter(self.adapter)
 
     def refresh(self, reference: nn.Module) -> None:

@@ -61,6 +61,8 @@ class Method:
     advantage: GroupAdvantage | None = None
     """What the student's own trajectories are rewarded for. Every round, the first one too, then
         trains on them, at `student_decoding` and its block size."""
+    papers: tuple[str, ...] = ()
+    """Papers that the method is taken from, as "NAME, arXiv:NUMBER"; model cards cite them."""
 
     def round_rate(self, number: int) -> float:
         """The factor of a round's learning rate; rounds count from 0."""
@@ -92,7 +94,10 @@ _DYNAMIC = {"remasking": "low_confidence_dynamic", "confidence_threshold": 0.9}
 
 
 def _reinforcement(
-    objective: PolicyGradient, advantage: GroupAdvantage, decoding: dict[str, Any]
+    objective: PolicyGradient,
+    advantage: GroupAdvantage,
+    decoding: dict[str, Any],
+    papers: tuple[str, ...],
 ) -> Method:
     """A method of reinforcement, whose rollouts are at temperature 1."""
     return Method(
@@ -103,28 +108,44 @@ def _reinforcement(
         decay="none",
         student_decoding={"temperature": 1.0, **decoding},
         advantage=advantage,
+        papers=papers,
     )
 
 
+_MDLM, _BD3LM = "MDLM, arXiv:2406.07524", "BD3LM, arXiv:2503.09573"
+_REDI, _DPARALLEL = "ReDi, arXiv:2507.15897", "dParallel, arXiv:2509.26488"
+_T3D, _LIGHTNING = "T3D, arXiv:2602.12262", "LightningRL, arXiv:2603.13319"
 METHODS: dict[str, Method] = {
-    "sft": Method("labelled", RandomMask(), Nelbo()),
-    "redi": Method("trajectories", RandomMask(), CrossEntropy(), rounds=3),
+    "sft": Method("labelled", RandomMask(), Nelbo(), papers=(_MDLM, _BD3LM)),
+    "redi": Method("trajectories", RandomMask(), CrossEntropy(), rounds=3, papers=(_REDI,)),
     "redi_coupled": Method(
-        "trajectories", RandomMask(), CrossEntropy(), rounds=3, decoding={"random_share": 0.1}
+        "trajectories",
+        RandomMask(),
+        CrossEntropy(),
+        rounds=3,
+        decoding={"random_share": 0.1},
+        papers=(_REDI,),
     ),
-    "dparallel": Method("trajectories", ComplementaryMask(), CertaintyForcing()),
-    "naive_td": Method("trajectories", TrajectoryState(), CrossEntropy()),
+    "dparallel": Method(
+        "trajectories", ComplementaryMask(), CertaintyForcing(), papers=(_DPARALLEL,)
+    ),
+    "naive_td": Method("trajectories", TrajectoryState(), CrossEntropy(), papers=(_T3D,)),
     # The published hyperparameters.
     "t3d": Method(
-        "trajectories", TrajectoryState(random_share=0.1), TrajectoryDDO(), reference_every=10
+        "trajectories",
+        TrajectoryState(random_share=0.1),
+        TrajectoryDDO(),
+        reference_every=10,
+        papers=(_T3D,),
     ),
     "d3llm": Method(
         "trajectories",
         ComplementaryState(),
         CertaintyForcing(scale=0.25),
         block_schedule="growing",
+        papers=("d3LLM, arXiv:2601.07568", _DPARALLEL),
     ),
-    "cdlm": Method("trajectories", StatePair(), Consistency()),
+    "cdlm": Method("trajectories", StatePair(), Consistency(), papers=("CDLM, arXiv:2511.19269",)),
     # Rectified trajectory distillation, ours: docs/papers.md.
     "rtd": Method(
         "trajectories",
@@ -134,16 +155,23 @@ METHODS: dict[str, Method] = {
         decay="linear",
         verify=True,
         student_decoding={"denoising_steps": 2},
+        papers=(_REDI,),
     ),
     # Reinforcement: docs/reinforcement.md.
     "tracerl": _reinforcement(
-        PolicyGradient(), GroupAdvantage(speed_weight=0.0, across=False), _DYNAMIC
+        PolicyGradient(),
+        GroupAdvantage(speed_weight=0.0, across=False),
+        _DYNAMIC,
+        ("TraceRL, arXiv:2509.06949",),
     ),
-    "lightningrl": _reinforcement(PolicyGradient(nll_weight=0.1), GroupAdvantage(), _DYNAMIC),
+    "lightningrl": _reinforcement(
+        PolicyGradient(nll_weight=0.1), GroupAdvantage(), _DYNAMIC, (_LIGHTNING,)
+    ),
     "rtd_rl": _reinforcement(
         PolicyGradient(),
         GroupAdvantage(group_size=8, answers="teacher", speed_weight=0.0),
         {"denoising_steps": 1},
+        (_REDI, _LIGHTNING),
     ),
 }
 

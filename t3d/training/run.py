@@ -14,7 +14,7 @@ from accelerate.utils import broadcast
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerCallback, TrainerState
 
-from t3d.core.files import write_json
+from t3d.core.files import plain, write_json
 from t3d.core.progress import Stage, bar
 from t3d.core.provenance import hash_weights, provenance
 from t3d.models import LanguageModel
@@ -24,7 +24,6 @@ from t3d.training.trainer import DiffusionTrainer, TrainingCallback
 
 SAVING_SHARE = 0.1
 """Largest share of the training time that writing checkpoints may take."""
-_NO_METRICS = {"epoch", "step", "total_flos"}
 _SHOWN = {
     "loss": "loss",
     "real_margin": "margin",
@@ -55,10 +54,15 @@ def fit(
     default a copy of `lm` as it is given.
 
     Raises:
-        ValueError: if there are fewer sequences than one batch takes, or a block is longer than
-            the model.
+        ValueError: if there are fewer sequences than one batch takes, a block is longer than the
+            model, or the weights that are trained are in half precision.
     """
     config.check_enough(len(rows))
+    if config.lora is None and lm.model.dtype.itemsize < 4:
+        raise ValueError(
+            f"{lm.name}: its weights are in {lm.dtype}, where small steps are lost; "
+            "load it with dtype='float32', and set training.dtype for the arithmetic"
+        )
     check_block_sizes(lm, config.block_sizes)
     trainer = DiffusionTrainer(lm, method, rows, config, directory, teacher)
     for callback in (*callbacks, Saving(config.save_seconds)):
@@ -102,7 +106,7 @@ def train(
         notes: further keys of the provenance.
 
     Returns:
-        The provenance, with `optimizer_steps`, `tokens_seen` and the last logged `metrics`.
+        The provenance, with `optimizer_steps`, `tokens_seen` and the metrics of `log`.
 
     Raises:
         ValueError: as `fit` does.
@@ -125,12 +129,9 @@ def train(
     record |= notes or {}
     record["optimizer_steps"] = trainer.state.global_step
     record["tokens_seen"] = trainer.state.num_input_tokens_seen
-    record["metrics"] = {
-        name: value
-        for row in trainer.state.log_history
-        for name, value in row.items()
-        if name not in _NO_METRICS and not name.startswith("train_")
-    }
+    # A summary of the times comes last, without any of these.
+    metrics = {"loss", "few_step_accuracy"}
+    record["log"] = [plain(row) for row in trainer.state.log_history if metrics & row.keys()]
     if trainer.args.should_save:
         write_json(output / "provenance.json", record)
         _remove_checkpoints(directory)

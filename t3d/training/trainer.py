@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback
 
 from t3d.core.blocks import BlockLayout
+from t3d.core.dtypes import torch_dtype
 from t3d.core.rng import derive_key, fold
 from t3d.core.trajectory import TrajectoryBatch
 from t3d.models import LanguageModel
@@ -88,11 +89,13 @@ class DiffusionTrainer(Trainer):
             seed=arguments.data_seed or arguments.seed,
         )
         self._metrics: dict[str, list[Tensor]] = {}
+        frozen_dtype = torch_dtype(config.frozen_dtype, arguments.device)
         if method.objective.needs_reference:
-            self.reference = self.weights.frozen_copy()
+            self.reference = self.weights.frozen_copy(frozen_dtype)
             self.add_callback(_ReferenceRounds(self))
         if method.objective.needs_teacher:
-            self.teacher = self.weights.frozen_copy() if teacher is None else teacher.model.eval()
+            given = None if teacher is None else teacher.model.eval()
+            self.teacher = given or self.weights.frozen_copy(frozen_dtype)
         self.weights.place(self.frozen, arguments.device, arguments.bf16)
 
     @property

@@ -34,9 +34,14 @@ class Weights:
         for model in (self.lm.model, *frozen):
             nn.Module.to(model, device)
 
-    def frozen_copy(self) -> nn.Module:
-        """A frozen copy of the model as it is now."""
-        return copy.deepcopy(self.lm.model).requires_grad_(False).eval()
+    def frozen_copy(self, dtype: torch.dtype) -> nn.Module:
+        """A frozen copy of the model as it is now, with weights no wider than `dtype`."""
+        frozen = copy.deepcopy(self.lm.model).requires_grad_(False).eval()
+        if dtype == torch.bfloat16:
+            # Not the buffers: the rotary frequencies would be rounded.
+            for weight in frozen.parameters():
+                weight.data = weight.data.to(dtype)
+        return frozen
 
     def refresh(self, reference: nn.Module) -> None:
         """Make a frozen copy equal the model again."""

@@ -43,8 +43,10 @@ def recorded(model: BlockDiffusionLM) -> Iterator[list[Load]]:
         ids, _, position, *_ = given
         assert len(ids) == 1
         stored, tokens = int(position.min()), ids.shape[1]
-        [group] = settings["groups"]
-        pairs = int(group.mask[:, :, :tokens].sum())
+        shape = model.config
+        folds = shape.num_attention_heads // shape.num_key_value_heads
+        masks = [mask for _, _, mask in settings["attend"]._groups]
+        pairs = sum(int(mask.isfinite().sum()) for mask in masks) // folds
         seen.append(Load(tokens, pairs, -1, stored))
 
     def head(_: Any, given: tuple[torch.Tensor]) -> None:

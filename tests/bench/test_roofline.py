@@ -96,7 +96,7 @@ def test_cache_bytes_are_those_of_the_cache() -> None:
 
     model = tiny(dtype=torch.float16)
     cache = SlotCache(model.config, 1, 7, dtype=model.dtype, device=CPU)
-    held = sum(t.numel() * t.element_size() for t in (*cache.keys, *cache.values))
+    held = sum(t.numel() * t.element_size() for t in cache.states)
     costs = ModelCosts.of(model)
     moved = costs.num_bytes(Load(tokens=3, stored=4))
     assert moved - costs.weight_bytes(3) == held

@@ -58,8 +58,8 @@ def test_any_family_will_do() -> None:
 
 def test_a_checkpoint_is_loaded(lm: Any, tmp_path: Path) -> None:
     lm.save(tmp_path)
-    loaded = load_subject(str(tmp_path), None, CPU, "float16")
-    assert loaded.model.dtype == torch.float16
+    loaded = load_subject(str(tmp_path), None, CPU, "bfloat16")
+    assert loaded.model.dtype == torch.bfloat16
     assert loaded.weights_hash == from_pretrained(tmp_path).weights_hash
 
 

@@ -238,7 +238,13 @@ Call = Callable[[list[str]], tuple[int, str, str]]
 def here(arguments: list[str]) -> tuple[int, str, str]:
     """In this process."""
     out, err = StringIO(), StringIO()
-    with redirect_stdout(out), redirect_stderr(err), warnings.catch_warnings():
+    with (
+        redirect_stdout(out),
+        redirect_stderr(err),
+        warnings.catch_warnings(),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr("sys.stdin", StringIO("Why?\n"))
         # As the command line has it in a process of its own.
         warnings.simplefilter("ignore")
         try:

@@ -87,6 +87,9 @@ CALLS: list[tuple[str, str, str]] = [
     ("report", "rows --output out", "rows"),
     ("generate", f"--model model {SHORT} Why?", "model"),
     ("generate", f"--model model --task own --index 1 {SHORT}", "model own"),
+    ("chat", f"model {SHORT}", "model"),
+    # Refused twice over, so that no fault makes a server that waits.
+    ("serve", "a=model a=model --host 1.2.3.4", "model"),
     ("export", "--model model --output out --results rows/results.json", "model rows"),
     ("export", "--check exported", "exported"),
     ("import", "theirs.json --model model --output out", "theirs.json model"),

@@ -75,6 +75,9 @@ def test_later_rounds_train_on_the_students_own_trajectories(finished: Path) -> 
     student = finished / "checkpoints" / "again" / "seed0" / "provenance.json"
     last = json.loads(student.read_text())
     assert last["optimizer_steps"] == 4
+    second = [row["step"] - 2 for row in last["log"][len(first["log"]) :]]
+    assert last["log"][: len(first["log"])] == first["log"]
+    assert second == [row["step"] for row in first["log"]]
     assert last["tokens_seen"] > first["tokens_seen"]
     assert last["seed"] == 0
     assert last["model"] == first["model"]

@@ -33,7 +33,7 @@ def test_all_together_never_exceed_the_total(
 def test_bytes_a_token_are_those_of_the_cache() -> None:
     model = tiny(num_key_value_heads=1)
     cache = SlotCache(model.config, 3, 5, dtype=model.dtype, device=model.device)
-    held = sum(states.nbytes for states in (*cache.keys, *cache.values))
+    held = sum(states.nbytes for states in cache.states)
     assert held == 15 * cache_bytes_per_token(model)
 
 

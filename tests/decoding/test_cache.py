@@ -28,14 +28,13 @@ def test_tokens_land_in_their_own_row_and_slot() -> None:
     cache.place(torch.tensor([[2], [0]]), position)
     new_keys, new_values = states(2, 2, 0), states(2, 2, 1)
     keys, values = cache.update(new_keys, new_values, 1)
-    assert keys is cache.keys[1]
-    assert values is cache.values[1]
+    assert keys.data_ptr() == cache.states[1].data_ptr()
     assert torch.equal(keys[2, :, 4:6], new_keys[0])
     assert torch.equal(keys[0, :, 0:2], new_keys[1])
     assert torch.equal(values[2, :, 4:6], new_values[0])
     # Nothing else changed: neither other slots, nor the idle row, nor the other layer.
-    assert int(cache.keys[1].count_nonzero()) == new_keys.numel()
-    assert int(cache.keys[0].count_nonzero()) == 0
+    assert int(cache.states[1].count_nonzero()) == 2 * new_keys.numel()
+    assert int(cache.states[0].count_nonzero()) == 0
 
 
 def test_writing_again_replaces() -> None:
@@ -56,7 +55,7 @@ def test_sequences_of_many_lengths_lie_end_to_end() -> None:
     assert torch.equal(keys[2, :, 2:4], new[0, :, :2])
     assert torch.equal(keys[0, :, :3], new[0, :, 2:])
     assert torch.equal(values[0, :, :3], states(1, 5, 1)[0, :, 2:])
-    assert int(cache.keys[0].count_nonzero()) == 5 * 3 * 4
+    assert int(cache.states[0].count_nonzero()) == 2 * 5 * 3 * 4
 
 
 @pytest.mark.parametrize("shape", [(5, 12), (2, 12), (5, 4), (2, 4)])
@@ -69,9 +68,10 @@ def test_resizing_keeps_what_fits(shape: tuple[int, int]) -> None:
     cache.resize(*shape)
     rows, slots = min(3, shape[0]), min(8, shape[1])
     for layer in (0, 1):
-        for tensor, seed in ((cache.keys[layer], layer), (cache.values[layer], layer + 2)):
-            assert tensor.shape == (shape[0], 3, shape[1], 4)
-            assert torch.equal(tensor[:rows, :, :slots], states(3, 8, seed)[:rows, :, :slots])
+        for tensor, seed in zip(cache.states[layer].unbind(2), (layer, layer + 2), strict=True):
+            assert tensor.shape == (shape[0], shape[1], 3, 4)
+            kept = states(3, 8, seed).transpose(1, 2)[:rows, :slots]
+            assert torch.equal(tensor[:rows, :slots], kept)
             assert int(tensor.count_nonzero()) == rows * slots * 12
 
 
@@ -82,5 +82,5 @@ def test_moving_copies_a_row_in_every_layer() -> None:
         cache.update(states(3, 8, layer), states(3, 8, layer + 2), layer)
     cache.move(2, 0)
     for layer in (0, 1):
-        for tensor, seed in ((cache.keys[layer], layer), (cache.values[layer], layer + 2)):
-            assert torch.equal(tensor, states(3, 8, seed)[[2, 1, 2]])
+        for tensor, seed in zip(cache.states[layer].unbind(2), (layer, layer + 2), strict=True):
+            assert torch.equal(tensor, states(3, 8, seed).transpose(1, 2)[[2, 1, 2]])

@@ -6,6 +6,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from functools import cache
+from math import exp
 from types import FrameType
 from typing import Any
 
@@ -189,7 +190,7 @@ def test_waiting_requests_take_the_place_of_finished_ones() -> None:
     sizes: list[int] = []
     hook = MODEL.model.register_forward_pre_hook(
         lambda module, args, kwargs: sizes.append(
-            sum(group.shape[0] for group in kwargs["groups"])
+            len(set((kwargs["slots"].target // kwargs["slots"].num_slots).tolist()))
         ),
         with_kwargs=True,
     )
@@ -344,3 +345,38 @@ def test_an_interrupt_anywhere_leaves_a_usable_decoder() -> None:
             interrupted(engine, line)
         assert engine.num_unfinished == 0
     assert engine.decode([Request(prompt(5))]) == [expected]
+
+
+@pytest.mark.parametrize("draft_states", [1, 4])
+def test_events_tell_log_probs_alternatives_and_passes(draft_states: int) -> None:
+    config = replace(CONFIG, draft_states=draft_states)
+    engine = decoder(config)
+    for length, num in ((3, 50), (8, 2), (9, 0)):
+        engine.submit(Request(prompt(length), num_alternatives=num))
+    events = []
+    while engine.num_unfinished:
+        events += engine.step()
+    # All tokens but the mask may be generated.
+    for id, (length, num) in enumerate(((3, MASK), (8, 2), (9, 0))):
+        own = [event for event in events if event.id == id]
+        completion = own[-1].completion
+        assert completion is not None
+        # Asking for alternatives changes nothing.
+        alone = decode(length, config)
+        assert replace(completion, log_probs=alone.log_probs) == alone
+        passes = [event.passes.total for event in own]
+        assert passes == sorted(passes)
+        assert passes[-1] == completion.passes.total
+        assert draft_states > 1 or passes == list(range(1, len(own) + 1))
+        for event in own:
+            commits = zip(event.places, event.token_ids, event.log_probs, strict=True)
+            for (place, token, log_prob), found in zip(commits, event.alternatives, strict=True):
+                assert completion.log_probs[place] == log_prob
+                assert len(found) == num
+                assert MASK not in found
+                assert list(found.values()) == sorted(found.values(), reverse=True)
+                if num:
+                    assert next(iter(found)) == token
+                    assert found[token] == pytest.approx(log_prob)
+                if num == MASK:
+                    assert sum(map(exp, found.values())) == pytest.approx(1)

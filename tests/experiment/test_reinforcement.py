@@ -205,7 +205,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     """All three students, without interruption."""
     config = recipe(tmp_path_factory.mktemp("rl") / "run")
     check_recipe(config)
-    record_trajectories(config, from_pretrained(config.model), progress=False)
+    record_trajectories(config, progress=False)
     for name in config.methods:
         train(config, name)
     return config
@@ -236,7 +236,11 @@ def test_rounds_reward_the_students_own_responses(trained: RunConfig) -> None:
     assert [path.name for path in (own / "round0").iterdir()] == ["provenance.json"]
     record = json.loads((own / "round0" / "provenance.json").read_text())
     assert record["config"]["training"]["block_sizes"] == [4]
-    assert record["metrics"].keys() >= {"ratio", "clip_share", "kl", "entropy"}
+    assert record["log"][-1].keys() >= {"ratio", "clip_share", "kl", "entropy"}
+    # Every round is logged, however few its steps; steps count on from round to round.
+    steps = [row["step"] for row in labelled["log"]]
+    assert steps == list(range(1, len(steps) + 1))
+    assert len(steps) == labelled["optimizer_steps"] - first["optimizer_steps"]
     # Costs add up, with those of the student that it started from.
     last = labelled["tokens_decoded"] - first["tokens_decoded"] - record["tokens_decoded"]
     assert last == sum(t.num_response_tokens for t in stores[1].read())
@@ -311,7 +315,7 @@ def test_watched_rounds_share_one_log_and_one_best(trained: RunConfig, tmp_path:
 
 
 def test_students_wait_for_their_start(
-    lm: LanguageModel, trained: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of three workers none begins with a student whose start is still in training."""
     config = replace(trained, output=tmp_path / "run", num_workers=3)
@@ -334,7 +338,7 @@ def test_students_wait_for_their_start(
     monkeypatch.setattr(units, "evaluate_unit", nothing)
     monkeypatch.setattr(units, "train_unit", train_slowly)
     wanted = [Unit(name, 0, Path(name)) for name in config.methods]
-    done = list(units.finished(config, lm, wanted, (), progress=False))
+    done = list(units.finished(config, wanted, (), progress=False))
     assert sorted(unit.method for unit in done) == sorted(config.methods)
     assert began[-1] == "labelled"
 

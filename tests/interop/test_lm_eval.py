@@ -303,7 +303,7 @@ def test_models_come_from_the_registry_by_text(lm: LanguageModel) -> None:
         ("pretrained=mini_teacher,batch_size=auto", "batch_size must be a number from 1 up"),
         ("pretrained=mini_teacher,batch_size=0", "batch_size must be a number from 1 up"),
         ("pretrained=mini_teacher,seed=x", "seed must be a whole number, got 'x'"),
-        ("pretrained=mini_teacher,dtype=int8", "dtype is one of float32, bfloat16, float16, not"),
+        ("pretrained=mini_teacher,dtype=int8", "dtype is one of auto, float32, bfloat16, not"),
         ("pretrained=./nowhere", "nowhere: no such checkpoint directory"),
     ],
 )

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import flex_attention
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.models.qwen3.modeling_qwen3 import eager_attention_forward
 
@@ -90,3 +90,26 @@ def test_each_implementation_gets_its_own_form(grid: Coordinates):
 def test_flash_attention_cannot_take_a_block_mask(grid: Coordinates):
     with pytest.raises(ValueError, match="'flash_attention_2' cannot take a block mask; use"):
         attention_mask("flash_attention_2", grid, grid, torch.bfloat16)
+
+
+@pytest.mark.filterwarnings("ignore:.* should not be instantiated:DeprecationWarning")
+def test_the_compiled_block_mask_is_the_eager_one_for_every_length(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    graphs: list[object] = []
+
+    def count(graph: torch.fx.GraphModule, inputs: object) -> object:
+        graphs.append(graph)
+        return graph.forward
+
+    make = torch.compile(create_block_mask, dynamic=True, backend=count)
+    for length in (150, 300, 420):
+        grid = BlockLayout(4).training(torch.tensor([20, 9]), torch.tensor([length, 70]), 1)
+        eager = flex_mask(grid, grid)
+        with monkeypatch.context() as patch:
+            patch.setattr("torch.nn.attention.flex_attention.create_block_mask", make)
+            compiled = flex_mask(grid, grid)
+        for name in ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices"):
+            assert torch.equal(getattr(compiled, name), getattr(eager, name))
+    # One for all lengths, since a batch has another length at every step.
+    assert len(graphs) == 1

@@ -40,11 +40,16 @@ class Recorder:
 
     def __call__(self, given: NoiserInput) -> list[View]:
         views = self.noiser(given)
+        assert self.num_views in (None, len(views))
         self.batches.append(given.batch)
         self.block_sizes.append(given.layout.block_size)
         self.progress.append(given.progress)
         self.views.append(views)
         return views
+
+    @property
+    def num_views(self) -> int | None:
+        return self.noiser.num_views
 
     @property
     def num_loss_tokens(self) -> list[int]:
@@ -64,13 +69,15 @@ class Bench:
         model.config.mask_token_id = mask
         return wrap(model, self.tokenizer, "tiny")
 
-    def trajectories(self, num: int, *, block_size: int = 4, seed: int = 0) -> list[Trajectory]:
-        """Prompts of 1 to 9 tokens and one to four blocks each, in any order of decoding."""
+    def trajectories(
+        self, num: int, *, block_size: int = 4, num_blocks: int = 4, seed: int = 0
+    ) -> list[Trajectory]:
+        """Prompts of 1 to 9 tokens and up to `num_blocks` blocks, in any order of decoding."""
         rng, mask = random.Random(seed), self.tokenizer.get_vocab()[MASK_TOKEN]
         out = []
         for number in range(num):
             prompt = [rng.randrange(256) for _ in range(rng.randint(1, 9))]
-            length = block_size * rng.randint(1, 4) - len(prompt) % block_size
+            length = block_size * rng.randint(1, num_blocks) - len(prompt) % block_size
             out.append(
                 Trajectory(
                     prompt_id=str(number),

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from t3d.decoding.config import DecodingConfig, RolloutConfig
 from t3d.experiment.recipe import DataConfig, RunConfig
 from t3d.experiment.rounds import check_training, record_trajectories, train_student
-from t3d.models import from_pretrained, wrap
+from t3d.models import wrap
 from t3d.tasks import get_task
 from t3d.tasks.tokenizer import train_tokenizer
 from t3d.testing import tiny
@@ -117,7 +117,9 @@ def half_precision(sharding: Sharding, directory: Path) -> None:
     layer.register_forward_hook(lambda module, inputs, out: dtypes.append(str(out.dtype)))
     half = sharding == "full"
     settings = replace(SETTINGS, sharding=sharding, steps=1)
-    settings = replace(settings, bf16=half, activation_checkpointing=half)
+    settings = replace(
+        settings, dtype="bfloat16" if half else "float32", activation_checkpointing=half
+    )
     trainer = fit(lm, METHOD, made.rows(NUM_ROWS), settings, directory, progress=False)
     facts = {
         "computed": sorted(set(dtypes)),
@@ -143,7 +145,7 @@ def rounds(sharding: Sharding, directory: Path) -> None:
     method = MethodConfig("redi")
     # The processes find each other before the first rollout, as in `t3d run`.
     check_training(method, config.training, config.data.num_prompts, directory)
-    record_trajectories(config, from_pretrained(config.model), progress=False)
+    record_trajectories(config, progress=False)
     output = directory / "checkpoints" / "redi"
     train_student(config, method, config.training, output, progress=False)
     own = {"denoising_steps": 2, "remasking": "low_confidence_static", "max_new_tokens": 96}

@@ -16,7 +16,7 @@ from t3d.training.methods import build_method
 from t3d.training.run import fit
 
 TRAINING = TrainingConfig(
-    steps=3, batch_size=4, micro_batch_size=2, learning_rate=1e-3, warmup_steps=0
+    steps=3, batch_size=4, micro_batch_size=2, learning_rate=1e-3, warmup_steps=0, logging_steps=1
 )
 
 
@@ -36,6 +36,8 @@ def test_distilling_saves_a_student_that_loads(bench: Any, tmp_path: Path, metho
     assert record["weights_hash"] == hash_weights(output)
     assert record["config"]["method"]["method"] == method
     assert record["config"]["training"]["learning_rate"] == 5e-3
+    assert [row["step"] for row in record["log"]] == [1, 2, 3]
+    assert all(row["loss"] > 0 for row in record["log"])
     assert json.loads((output / "provenance.json").read_text()) == record
 
 

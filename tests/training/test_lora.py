@@ -286,7 +286,7 @@ def test_in_bfloat16_a_fresh_reference_equals_the_student(bench: Any, tmp_path: 
     """Weights that autocast has cast for the one are not taken for the other."""
     lm, lora = bench.model(dtype=torch.float32), replace(LORA, dropout=0.0)
     method = build_method(MethodConfig("t3d", reference_every=2))
-    settings = {"lora": lora, "bf16": True, "trainer": {"use_cpu": True}}
+    settings = {"lora": lora, "dtype": "bfloat16", "trainer": {"use_cpu": True}}
     trainer = trainer_of(lm, method, bench.rows(8), tmp_path, **settings)
     trainer.train()
     margins = [row["real_margin"] for row in trainer.state.log_history if "real_margin" in row]

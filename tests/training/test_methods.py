@@ -60,7 +60,9 @@ def test_upstreams_compatibility_is_one_switch(name: str):
 
 
 def test_naive_td_is_cross_entropy_on_trajectory_states():
-    assert METHODS["naive_td"] == Method("trajectories", TrajectoryState(), CrossEntropy())
+    papers = ("T3D, arXiv:2602.12262",)
+    expected = Method("trajectories", TrajectoryState(), CrossEntropy(), papers=papers)
+    assert METHODS["naive_td"] == expected
 
 
 def test_settings_replace_those_of_the_table_and_leave_it_alone():

@@ -10,10 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import Trainer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from t3d.core.blocks import Coordinates
 from t3d.core.trajectory import TrajectoryBatch
 from t3d.models import LanguageModel
+from t3d.models.attention import in_one_dtype
 from t3d.testing import tiny
 from t3d.training import forward
 from t3d.training.config import MethodConfig, TrainingConfig
@@ -111,7 +114,7 @@ def test_flex_attention_in_one_row_is_dense_attention_in_several(trainer: Diffus
     rows = [rows[i] for i in range(3)]
     batch = TrajectoryBatch.collate(rows, trainer.lm.pad_token_id).as_dict()
     losses = []
-    for implementation in ("sdpa", "flex_attention"):
+    for implementation in map(in_one_dtype, ("sdpa", "flex_attention")):
         for model in (trainer.lm.model, trainer.reference, trainer.teacher):
             if model is not None:
                 model.set_attn_implementation(implementation)  # type: ignore[operator]
@@ -126,7 +129,8 @@ def test_models_attend_by_the_setting_in_a_step_and_as_before_after_it(attention
     models[1].set_attn_implementation("eager")
     with attending(models, attention):
         inside = [model.config._attn_implementation for model in models]
-    assert inside == ["sdpa" if attention == "auto" else attention] * 2
+    name = "sdpa" if attention == "auto" else attention
+    assert inside == [in_one_dtype(name)] * 2
     assert [model.config._attn_implementation for model in models] == ["sdpa", "eager"]
 
 
@@ -144,10 +148,30 @@ def test_a_training_step_attends_by_the_setting(
     config = TrainingConfig(attention="flex_attention", steps=1, batch_size=4, micro_batch_size=4)
     lm = bench.model()
     fit(lm, ALL["t3d"], bench.rows(4), config, tmp_path, progress=False)
-    assert seen == ["flex_attention"] * 2
+    assert seen == [in_one_dtype("flex_attention")] * 2
     assert lm.model.config._attn_implementation == "sdpa"
 
 
 def test_an_unknown_attention_is_an_error():
     with pytest.raises(ValueError, match="attention must be one of auto, sdpa, flex_attention"):
         TrainingConfig(attention="flash")  # type: ignore[arg-type]
+
+
+def test_under_autocast_attention_gets_one_dtype(
+    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The norms of queries and keys give float32 there, and the projection of values bfloat16."""
+    given: list[set[torch.dtype]] = []
+
+    def attend(module: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **options: Any):
+        given.append({query.dtype, key.dtype, value.dtype})
+        return sdpa_attention_forward(module, query, key, value, *args, **options)
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", attend)
+    config = TrainingConfig(
+        steps=1, batch_size=4, micro_batch_size=4, dtype="bfloat16", trainer={"use_cpu": True}
+    )
+    lm = bench.model(dtype=torch.float32)
+    fit(lm, ALL["t3d"], bench.rows(4), config, tmp_path, progress=False)
+    # Each layer of the student and of the reference.
+    assert given == [{torch.bfloat16}] * 4

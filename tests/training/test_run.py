@@ -63,6 +63,10 @@ class Interrupted:
             raise PowerCut
         return self.noiser(given)
 
+    @property
+    def num_views(self) -> int | None:
+        return self.noiser.num_views
+
 
 def interrupt(
     bench: Any, method: Method, at: int, directory: Path, settings: TrainingConfig = SETTINGS

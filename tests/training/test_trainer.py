@@ -256,7 +256,7 @@ def test_metrics_are_averaged_since_the_last_log(bench: Any, tmp_path: Path):
 def test_in_bfloat16_a_fresh_reference_equals_the_student(bench: Any, tmp_path: Path):
     """Master weights stay float32; both models compute in bfloat16."""
     lm = bench.model(dtype=torch.float32)
-    settings = config(steps=1, bf16=True, block_sizes=[4], trainer={"use_cpu": True})
+    settings = config(steps=1, dtype="bfloat16", block_sizes=[4], trainer={"use_cpu": True})
     method = build_method(MethodConfig("t3d"))
     trainer = DiffusionTrainer(lm, method, bench.rows(8), settings, tmp_path)
     assert trainer.reference is not None

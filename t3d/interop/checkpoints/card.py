@@ -12,6 +12,7 @@ from t3d.core.files import read_object
 from t3d.evaluation.results import ResultRow, load_results
 from t3d.interop.checkpoints.config import ExportConfig
 from t3d.interop.checkpoints.engines import Consumer, engine_findings
+from t3d.training.methods import METHODS
 
 ENGINES: tuple[Consumer, ...] = ("sglang", "lmdeploy")
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
@@ -94,8 +95,11 @@ def _how_made(record: dict[str, Any], base: str) -> str:
     """How the checkpoint was made, by its provenance.json; empty where there is none."""
     asked = record.get("config", {})
     method = asked.get("method")
+    name = method.get("method") if isinstance(method, dict) else None
+    papers = METHODS[name].papers if isinstance(name, str) and name in METHODS else ()
     facts = {
-        "method": method.get("method") if isinstance(method, dict) else None,
+        "method": name,
+        "papers": ", ".join(map(_link, papers)) or None,
         "starts from": f"`{base}`" if base and base != "new" else None,
         "task": asked.get("task"),
         "optimizer steps": record.get("optimizer_steps"),
@@ -106,6 +110,12 @@ def _how_made(record: dict[str, Any], base: str) -> str:
     }
     lines = [f"- {key}: {value}" for key, value in facts.items() if value is not None]
     return "\n".join(["## How it was made", "", *lines]) if record else ""
+
+
+def _link(paper: str) -> str:
+    """A paper such as `T3D, arXiv:2602.12262` as a link to it."""
+    name, _, number = paper.partition(", arXiv:")
+    return f"[{name}, arXiv:{number}](https://arxiv.org/abs/{number})"
 
 
 def _use(config: dict[str, Any], served: list[Consumer]) -> str:

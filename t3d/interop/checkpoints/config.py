@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from t3d.core.dtypes import Dtype
+from t3d.core.dtypes import StoredDtype
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class ExportConfig:
         license: name of the license in the card, such as apache-2.0.
     """
 
-    dtype: Dtype | None = None
+    dtype: StoredDtype | None = None
     max_shard_size: str = "5GB"
     untie: bool = False
     block_size: int | None = None

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
-from t3d.core.dtypes import Dtype
+from t3d.core.dtypes import StoredDtype
 from t3d.core.files import check_output, read_object, write_bytes, write_json
 from t3d.interop.checkpoints.card import write_card
 from t3d.interop.checkpoints.config import ExportConfig
@@ -90,7 +90,7 @@ def _stored_dtype(source: str) -> str:
         # A broken file raises errors of many kinds; loading says what is wrong.
         return "float32"
     stated = document.get("dtype") or document.get("torch_dtype")
-    return str(stated) if stated in get_args(Dtype) else "float32"
+    return str(stated) if stated in get_args(StoredDtype) else "float32"
 
 
 def _untie(model: Any) -> None:

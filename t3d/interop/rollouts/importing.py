@@ -84,6 +84,7 @@ def import_rollouts(
         weights_hash=None,
         seed=0,
         packages=package_versions(),
+        dtype="unknown",
     )
     partial = output.with_name(f"{output.name}.{os.getpid()}.partial")
     try:

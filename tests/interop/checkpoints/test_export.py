@@ -358,6 +358,7 @@ def test_the_card_tells_what_is_known_and_no_more(saved: dict[str, Path], tmp_pa
         "pipeline_tag: text-generation",
         "library_name: transformers",
         "- method: t3d\n",
+        "- papers: [T3D, arXiv:2602.12262](https://arxiv.org/abs/2602.12262)\n",
         "- optimizer steps: 70\n",
         "| 50.0% | 41.5% to 58.5% | 128 | 2.00 |",
     ):

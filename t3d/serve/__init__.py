@@ -1,0 +1,1 @@
+"""Serving: the OpenAI-compatible server, and a chat in the terminal."""

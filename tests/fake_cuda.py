@@ -1,0 +1,143 @@
+"""CUDA tensors without memory or a device: they know shape, dtype and device, as operations do.
+
+An operation on tensors of two devices, or of dtypes that a kernel refuses, fails as on a GPU.
+"""
+
+from __future__ import annotations
+
+import re
+import weakref
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+CUDA = torch.device("cuda", 0)
+
+
+class _Indexing(TorchFunctionMode):
+    """Indexing by operations, since Python's own asks for a CUDA driver first."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is torch.Tensor.__getitem__:
+            return _index(*args)
+        if func is torch.Tensor.__invert__:
+            return torch.bitwise_not(*args)
+        if func is torch.Tensor.__setitem__:
+            target, index, value = args
+            if not isinstance(value, Tensor):
+                value = torch.full((), value, dtype=target.dtype, device=target.device)
+            if isinstance(index, Tensor):
+                return target.index_put_((index,), value)
+            return torch.ops.aten.copy_(_index(target, index), value)
+        return func(*args, **(kwargs or {}))
+
+
+def _index(tensor: Tensor, index: Any) -> Tensor:
+    index = index if isinstance(index, tuple) else (index,)
+    if Ellipsis in [i for i in index if not isinstance(i, Tensor)]:
+        place = next(n for n, i in enumerate(index) if i is Ellipsis)
+        given = sum(i is not None for i in index) - 1
+        index = index[:place] + (slice(None),) * (tensor.dim() - given) + index[place + 1 :]
+    dim, numbers = 0, list[Tensor | None]()
+    for own in index:
+        if own is None:
+            tensor = tensor.unsqueeze(dim)
+        elif isinstance(own, int):
+            tensor = tensor.select(dim, own)
+            continue
+        elif isinstance(own, slice):
+            start, stop, step = own.indices(tensor.shape[dim])
+            tensor = torch.ops.aten.slice(tensor, dim, start, stop, step)
+        else:
+            numbers += [None] * (dim - len(numbers)) + [own]
+        dim += 1
+    return torch.ops.aten.index(tensor, numbers) if numbers else tensor
+
+
+_VIEWS = re.compile(
+    "alias|as_strided|chunk|detach|expand|flatten|lift_fresh|permute|reshape|select|slice|split|split_with_sizes|"
+    "t|transpose|unbind|unflatten|unsqueeze|squeeze|view|_unsafe_view"
+)
+"""Names of operations that run nothing."""
+
+
+class Operations(TorchDispatchMode):
+    """Counts operations that run something on the device, copies between devices, and memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held = self.peak = 0
+        """Bytes on the device that this mode saw allocated, now and at most."""
+        self._users = Counter[int]()
+        self.on_device = Counter[str]()
+        self.copies = Counter[str]()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        found = out if isinstance(out, (tuple, list)) else [out]
+        for own in found:
+            if isinstance(own, Tensor) and own.device.type == "cuda":
+                self._hold(own)
+        devices = {o.device.type for o in found if isinstance(o, Tensor)}
+        given = {a.device.type for a in args if isinstance(a, Tensor)}
+        if name in ("_to_copy", "to", "copy_") and len(given | devices) > 1:
+            self.copies[f"{min(given)} to {min(devices)}"] += 1
+        elif "cuda" in devices | given and not _VIEWS.fullmatch(name):
+            # Empty memory, and `to` of what is there already, run nothing.
+            same = (
+                name == "to" and not (kwargs or {}).get("copy") and found[0].dtype == args[0].dtype
+            )
+            self.on_device[name] += not same and "empty" not in name and name != "device"
+        return out
+
+    def _hold(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        self._users[key] += 1
+        if self._users[key] == 1:
+            self.held += size
+            self.peak = max(self.peak, self.held)
+        weakref.finalize(tensor, self._release, key, size)
+
+    def _release(self, key: int, size: int) -> None:
+        self._users[key] -= 1
+        self.held -= size * (self._users[key] == 0)
+
+
+@contextmanager
+def fake_cuda(mode: FakeTensorMode) -> Iterator[Operations]:
+    """Tensors that are made inside are fake; yields a count of what runs.
+
+    Args:
+        mode: that of all tensors that meet each other.
+    """
+    with mode, _Indexing(), Operations() as operations:
+        yield operations
+
+
+def to_fake_cuda(model: nn.Module, dtype: torch.dtype | None = None) -> None:
+    """Put a model of the meta device on the fake one; inside of `fake_cuda`.
+
+    Args:
+        dtype: dtype of the weights; buffers keep theirs.
+    """
+    for module in model.modules():
+        for name, weight in module._parameters.items():
+            if weight is not None:
+                own = torch.empty(weight.shape, dtype=dtype or weight.dtype, device=CUDA)
+                module._parameters[name] = nn.Parameter(own, weight.requires_grad)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device=CUDA)
