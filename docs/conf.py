@@ -73,6 +73,7 @@ NAVIGATION = {
     ],
     "The method explained": [
         "/docs/method",
+        "/docs/reinforcement",
         "/docs/verified_decoding",
         "/docs/papers",
         "/docs/theory",

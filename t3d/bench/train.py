@@ -167,7 +167,7 @@ class _Recorder:
         return views
 
     @property
-    def num_views(self) -> int:
+    def num_views(self) -> int | None:
         return self.noiser.num_views
 
 

@@ -237,6 +237,7 @@ def train_command(
     from t3d.core.store import TrajectoryStore
     from t3d.core.trajectory import training_rows
     from t3d.experiment.rounds import check_training, is_trained
+    from t3d.experiment.rows import num_tokens, own_training
     from t3d.models.loading import from_pretrained
     from t3d.training.distill import distill
     from t3d.training.methods import build_method
@@ -250,6 +251,11 @@ def train_command(
     rows = store.read_complete()
     _check_decoding(config, store.manifest.decoding, trajectories)
     check_training(config, training, len(rows), output)
+    if build_method(config).advantage is not None:
+        raise ValueError(
+            f"method {config.method!r} trains on what its student decodes and earns, round after "
+            "round; name it in a recipe of `t3d run`"
+        )
     rows = rows[: config.num_sequences]
     student = from_pretrained(model)
     size = student.model.config.vocab_size
@@ -268,7 +274,15 @@ def train_command(
     claim(output, recipe, student.weights_hash)
     if not is_trained(output):
         with redirect_stdout(sys.stderr):
-            distill(student, training_rows(rows), config, training, output, progress=progress)
+            distill(
+                student,
+                training_rows(rows),
+                config,
+                own_training(config, training),
+                output,
+                notes={"tokens_decoded": num_tokens(rows)},
+                progress=progress,
+            )
     print_paths(output)
 
 
@@ -278,7 +292,7 @@ def _check_decoding(config: MethodConfig, made: dict[str, Any], trajectories: Pa
     Raises:
         ValueError: for an unknown key, a value that does not fit, or another one than the store's.
     """
-    from t3d.experiment.rounds import own_decoding
+    from t3d.experiment.rows import own_decoding
 
     names = {field.name for field in fields(DecodingConfig)}
     known: dict[str, Any] = {"denoising_steps": 1} | {key: made[key] for key in names & made.keys()}

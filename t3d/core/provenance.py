@@ -12,6 +12,8 @@ from typing import Any
 from t3d import __version__
 from t3d.core.files import plain
 
+COSTS = ("optimizer_steps", "tokens_seen", "tokens_decoded")
+"""Keys of a student's provenance that say what it cost, and that add up over rounds."""
 PACKAGES = ("torch", "transformers", "tokenizers", "pyarrow")
 
 

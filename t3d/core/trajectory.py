@@ -84,6 +84,15 @@ class TrajectoryBatch:
         where still masked."""
     index: Tensor
     """Number of the sequence in its data set, int64 [B]; the key of its random numbers."""
+    log_probs: Tensor
+    """Untempered log-probability at which each response token was committed, float32 [B, L]; 0 for
+        prompts, padding and answers that no model decoded."""
+    advantage: Tensor
+    """How much better than its group the response is, float32 [B]; 0 where nothing was rewarded."""
+    right: Tensor
+    """1 where the response earned the full reward of its answer, else 0, float32 [B]."""
+    average_length: Tensor
+    """Average number of loss tokens of the sequences trained on together, float32 [B]."""
 
     @property
     def position(self) -> Tensor:
@@ -110,7 +119,7 @@ class TrajectoryBatch:
         """Pad rows as `training_row` makes them."""
         width = max(len(row["input_ids"]) for row in rows)
 
-        def padded(name: str, fill: int) -> Tensor:
+        def padded(name: str, fill: float) -> Tensor:
             return torch.tensor([r[name] + [fill] * (width - len(r[name])) for r in rows])
 
         def scalar(name: str) -> Tensor:
@@ -124,11 +133,22 @@ class TrajectoryBatch:
             num_response_tokens=scalar("num_response_tokens"),
             decode_order=padded("decode_order", VISIBLE),
             index=scalar("index"),
+            log_probs=padded("log_probs", 0.0),
+            advantage=scalar("advantage"),
+            right=scalar("right"),
+            average_length=scalar("average_length"),
         )
 
 
-def training_row(trajectory: Trajectory, index: int) -> dict[str, Any]:
-    """One row for `TrajectoryBatch.collate`."""
+_UNREWARDED = {"advantage": 0.0, "right": 0.0, "average_length": 1.0}
+
+
+def training_row(trajectory: Trajectory, index: int, **reward: float) -> dict[str, Any]:
+    """One row for `TrajectoryBatch.collate`.
+
+    Args:
+        reward: advantage, right and average_length of a rewarded response.
+    """
     prompt = trajectory.prompt_ids
     return {
         "input_ids": prompt + trajectory.response_ids,
@@ -137,6 +157,9 @@ def training_row(trajectory: Trajectory, index: int) -> dict[str, Any]:
         "num_response_tokens": trajectory.num_response_tokens,
         "decode_order": [VISIBLE] * len(prompt) + trajectory.decode_order(),
         "index": index,
+        "log_probs": [0.0] * len(prompt) + trajectory.log_probs,
+        **_UNREWARDED,
+        **reward,
     }
 
 
@@ -177,4 +200,6 @@ def labelled_row(
         "num_response_tokens": len(response),
         "decode_order": [VISIBLE] * len(prompt_ids) + list(range(len(response))),
         "index": index,
+        "log_probs": [0.0] * end,
+        **_UNREWARDED,
     }

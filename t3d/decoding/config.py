@@ -90,6 +90,11 @@ class DecodingConfig:
         return self.window_size / self.denoising_steps
 
     @property
+    def is_untempered(self) -> bool:
+        """Whether candidates are drawn from the model's own distribution."""
+        return (self.temperature, self.top_k, self.top_p) == (1, 0, 1)
+
+    @property
     def effective(self) -> DecodingConfig:
         """The same decoding, with every field that has no effect at one value."""
         changes: dict[str, Any] = {}

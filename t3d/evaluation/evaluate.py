@@ -94,6 +94,7 @@ class Identity:
     seed: int = 0
     optimizer_steps: int = 0
     tokens_seen: int = 0
+    tokens_decoded: int | None = 0
 
 
 def requests_of(
@@ -270,6 +271,7 @@ def evaluate(
         latency_seconds=_latency(lm, decoding, examples, seed) if measure_latency else None,
         optimizer_steps=identity.optimizer_steps,
         tokens_seen=identity.tokens_seen,
+        tokens_decoded=identity.tokens_decoded,
         string_accuracy=_share([grade.string_correct for grade in grades]),
         no_answer=sum(grade.final_answer is None for grade in grades) / len(samples),
         timed_out=sum(grade.reason == "timeout" for grade in grades) / len(samples),

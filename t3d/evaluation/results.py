@@ -25,7 +25,7 @@ _RANGES = {
     "[0, 1]": "accuracy ci95 truncated agreement string_accuracy no_answer timed_out faithful "
     "accepted",
     "[0, inf)": "passes average_steps average_length latency_seconds optimizer_steps tokens_seen "
-    "tokens_computed",
+    "tokens_computed tokens_decoded",
     # The bound is far above any machine; larger numbers could not be drawn in figures.
     "[0, 1e+12)": "tokens_per_forward tokens_per_pass tokens_per_second",
 }
@@ -67,6 +67,7 @@ class ResultRow:
     """Mean seconds a request at batch 1; None if not measured."""
     optimizer_steps: int
     tokens_seen: int
+    """Tokens of the sequences that training read, each time it did, whatever the views of them."""
     dtype: str = "float32"
     """Number format in which the model decoded; files of earlier versions are float32."""
     string_accuracy: float | None = None
@@ -83,6 +84,8 @@ class ResultRow:
     versions."""
     accepted: float | None = None
     """Share of the drafted states to which decoding came; None where none were drafted."""
+    tokens_decoded: int | None = None
+    """Response tokens that were decoded for the training, the teacher's too; None if unknown."""
     recommended: bool | None = None
     """Whether `method` is the one that a comparison recommends; None outside of one."""
 

@@ -16,7 +16,7 @@ from typing import cast
 from t3d.core.dtypes import Dtype
 from t3d.core.files import claim, read_object
 from t3d.core.progress import bar, display, hear, stage
-from t3d.core.provenance import provenance
+from t3d.core.provenance import COSTS, provenance
 from t3d.core.ranges import check_number
 from t3d.core.shards import Shards
 from t3d.core.workers import check_workers, launched, pool
@@ -78,9 +78,11 @@ def identify(checkpoint: Path, name: str | None = None) -> Identity:
     facts = read_object(record) if record.exists() else {}
     if "method" not in facts.get("config", {}):
         return Identity(name or ORIGINAL)
-    counts = {key: facts.get(key) for key in ("seed", "optimizer_steps", "tokens_seen")}
+    counts = {key: facts.get(key) for key in ("seed", *COSTS)}
     for key, count in counts.items():
-        check_number(f"{record}: {key}", count, "[0, inf)", whole=True)
+        # Students of earlier versions do not tell what was decoded for them.
+        if key != "tokens_decoded" or count is not None:
+            check_number(f"{record}: {key}", count, "[0, inf)", whole=True)
     path = checkpoint.resolve()
     own = path.parent.name if path.name == f"seed{facts['seed']}" else path.name
     return Identity(name or own, **cast("dict[str, int]", counts))

@@ -5,6 +5,7 @@ Everything is exact, an upper bound that says so, or called unknown.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,11 @@ def _few_tokens(method: MethodConfig) -> MethodConfig:
     decoding, student = dict(method.decoding), dict(method.student_decoding)
     for own in (decoding, student):
         own.pop("max_new_tokens", None)
-    return replace(method, num_sequences=None, decoding=decoding, student_decoding=student)
+    few = replace(method, num_sequences=None, steps=None, decoding=decoding)
+    built = build_method(method)
+    if built.advantage is not None:
+        few = replace(few, rounds=2, advantage=method.advantage | {"group_size": 2})
+    return replace(few, student_decoding=student)
 
 
 def _few_steps(training: TrainingConfig) -> TrainingConfig:
@@ -124,7 +129,7 @@ def plan(config: RunConfig, rates: Path | None = None) -> list[Row]:
     copies = 1 + max(
         (m.objective.needs_reference + m.objective.needs_teacher for m in built.values()), default=0
     )
-    views = max((m.noiser.num_views for m in built.values()), default=1)
+    views = [method.noiser.num_views for method in built.values()]
     rows += [
         ("train", "methods", ", ".join(built) or "none"),
         ("train", "students", str(num_students)),
@@ -195,11 +200,21 @@ def _state(config: TrainingConfig, model: BlockDiffusionLM | None, copies: int) 
     return f"{_bytes(size // num)} a process" if num > 1 else f"{_bytes(size)} over all processes"
 
 
-def _activations(config: RunConfig, model: BlockDiffusionLM | None, views: int) -> str:
-    """Activations of a micro-batch of the longest responses; its prompts come on top."""
+def _activations(
+    config: RunConfig, model: BlockDiffusionLM | None, num_views: Sequence[int | None]
+) -> str:
+    """Activations of a micro-batch of the longest responses; its prompts come on top.
+
+    Args:
+        num_views: those of every method; of methods without a fixed number nothing is known.
+    """
     training, response = config.training, config.rollout.decoding.max_new_tokens
     if model is None or model.config.model_type == "sdar_moe" or training.lora is not None:
         return UNKNOWN
+    known = [num for num in num_views if num is not None]
+    if len(known) < len(num_views):
+        return UNKNOWN
+    views = max(known, default=1)
     dtype = torch_dtype(training.dtype, own_device())
     # Recipes in bfloat16 are for GPUs, also where they are read on another machine.
     on_gpu = own_device().type == "cuda" or dtype == torch.bfloat16

@@ -108,8 +108,9 @@ class RunConfig:
             none, training.seed is used alone.
         recommended: the method that the others are compared with; by default the original.
         training: settings of the optimisation, shared by all methods.
-        watch: a few-step evaluation on the dev split while students train; the best checkpoint of
-            a round is kept beside its log in OUTPUT's hidden training directories.
+        watch: a few-step evaluation on the dev split while students train; the best checkpoint is
+            kept beside its log, in OUTPUT's hidden training directories or, of a method in rounds,
+            in OUTPUT/rounds.
         evaluation: decoding settings to evaluate.
         num_workers: processes that roll out, train and evaluate at the same time.
     """
@@ -160,14 +161,18 @@ class RunConfig:
         """The names of all tasks."""
         return [self.task] if isinstance(self.task, str) else self.task
 
-    def prompt_set(self) -> Task:
-        """The task that gives the training prompts: the recipe's, or a file of your own."""
+    def prompt_set(self, num_responses: int | None = None) -> Task:
+        """The task that gives the training prompts: the recipe's, or a file of your own.
+
+        Args:
+            num_responses: how many times each comes; by default as often as `data` says.
+        """
         data = self.data
         if data.prompts is None:
             task = mixture(self.problem_sets())
         else:
             task = get_task(str(data.prompts), protocol=data.protocol, unsafe_exec=data.unsafe_exec)
-        return repeated(task, data.num_responses)
+        return repeated(task, num_responses or data.num_responses)
 
     def check_prompts(self) -> None:
         """Check that your own prompts, as far as they are there, ask for what the tasks do.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from itertools import accumulate
@@ -12,60 +12,36 @@ from typing import Any
 from accelerate import PartialState
 
 from t3d.core.files import plain, read_object, write_json
-from t3d.core.progress import note, stage
+from t3d.core.progress import stage
+from t3d.core.provenance import COSTS, hash_weights, provenance
 from t3d.core.rng import derive_key
-from t3d.core.store import TrajectoryStore
-from t3d.core.trajectory import Trajectory, training_rows
 from t3d.core.workers import alone, launched
-from t3d.decoding.config import DecodingConfig, RolloutConfig
+from t3d.decoding.config import RolloutConfig
 from t3d.decoding.rollout import rollout
 from t3d.evaluation.results import ORIGINAL
 from t3d.experiment.recipe import RunConfig
+from t3d.experiment.reinforcement import tell
+from t3d.experiment.rows import (
+    own_rollout,
+    own_training,
+    recorded_rows,
+    reinforced_rows,
+    store_path,
+    train_prompts,
+)
 from t3d.experiment.watch import Watch
 from t3d.models import LanguageModel, from_pretrained
-from t3d.tasks import Example, Task, mixture
+from t3d.tasks import mixture
 from t3d.training.arguments import training_arguments, uses_deepspeed
 from t3d.training.config import MethodConfig, TrainingConfig
 from t3d.training.distill import distill
 from t3d.training.methods import build_method
-from t3d.training.pretrain import labelled_rows
-
-
-def train_prompts(config: RunConfig) -> list[Example]:
-    """The training prompts of a recipe; only labelled methods read their answers."""
-    return config.prompt_set().examples("train", config.data.num_prompts, seed=config.data.seed)
 
 
 def self_distilled(config: RunConfig) -> list[str]:
     """The methods of a recipe that learn from what the teacher decodes, without labels."""
     methods = config.methods.items()
     return [name for name, own in methods if build_method(own).data == "trajectories"]
-
-
-def own_decoding(
-    base: DecodingConfig, method: MethodConfig, *, student: bool = False
-) -> DecodingConfig:
-    """The decoding setting of a method's trajectories: `base` with the method's changes.
-
-    Args:
-        student: whether it is for the student's own trajectories, in the rounds after the first.
-
-    Raises:
-        ValueError: for an unknown setting or value.
-    """
-    built = build_method(method)
-    changes = built.decoding | (built.student_decoding if student else {})
-    try:
-        return replace(base, **changes)
-    except (TypeError, ValueError) as error:
-        where = "student_decoding" if student else "decoding"
-        raise ValueError(f"method {method.method}: {where}: {error}") from None
-
-
-def own_rollout(config: RunConfig, method: MethodConfig, *, student: bool = False) -> RolloutConfig:
-    """The recipe's rollout with `own_decoding`."""
-    decoding = own_decoding(config.rollout.decoding, method, student=student)
-    return replace(config.rollout, decoding=decoding)
 
 
 def check_recipe(config: RunConfig) -> None:
@@ -88,6 +64,12 @@ def check_recipe(config: RunConfig) -> None:
             check_training(method, training, config.data.num_sequences, config.output)
         for student in (False, True):
             own_rollout(config, method, student=student)
+        earlier = list(config.methods)[: list(config.methods).index(name)]
+        if method.start and method.start not in earlier and not is_trained(Path(method.start)):
+            raise ValueError(
+                f"methods: {name}: start={method.start!r} is neither a method that the recipe "
+                "names before it nor the directory of a student"
+            )
 
 
 def trains_apart(config: RunConfig) -> bool:
@@ -100,14 +82,6 @@ def trains_apart(config: RunConfig) -> bool:
     is_whole = config.training.sharding == "none" and not uses_deepspeed(config.training)
     num_students = len(config.methods) * max(1, len(config.seeds))
     return is_whole and 1 < num_processes <= num_students
-
-
-def store_path(config: RunConfig, method: MethodConfig) -> Path:
-    """The store of the teacher's trajectories for a method; most methods share one."""
-    decoding = own_rollout(config, method).decoding
-    if decoding == config.rollout.decoding:
-        return config.output / "trajectories"
-    return config.output / f"trajectories-{decoding.digest}"
 
 
 Part = tuple[int, int]
@@ -152,11 +126,26 @@ def record_trajectories(config: RunConfig, *, part: Part | None = None, progress
 
 def student_work(config: RunConfig, method: MethodConfig) -> dict[str, int]:
     """Largest amount of work of `train_student`, by unit."""
-    rounds = build_method(method).rounds
+    built, training = build_method(method), own_training(method, config.training)
+    num = training.steps // built.rounds * training.batch_size
+    if built.advantage is not None:
+        return {"step": training.steps, "prompt": built.rounds * num}
     sequences = config.data.num_sequences
-    sequences = min(method.num_sequences or sequences, sequences)
-    num = min(sequences, config.training.steps // rounds * config.training.batch_size)
-    return {"step": config.training.steps, "prompt": (rounds - 1) * num}
+    num = min(method.num_sequences or sequences, sequences, num)
+    return {"step": training.steps, "prompt": (built.rounds - 1) * num}
+
+
+def start_path(config: RunConfig, method: MethodConfig, output: Path) -> Path | None:
+    """The student that the one at `output` starts from; None if it starts from the teacher."""
+    if method.start is None:
+        return None
+    checkpoints = config.output / "checkpoints"
+    _, *seed = output.relative_to(checkpoints).parts
+    return (
+        checkpoints.joinpath(method.start, *seed)
+        if method.start in config.methods
+        else Path(method.start)
+    )
 
 
 def is_trained(checkpoint: Path) -> bool:
@@ -178,59 +167,72 @@ def train_student(
     of its own, at a learning rate that falls from round to round (`Method.decay`). From the second
     on it trains on trajectories that the student of the round before made, of as many prompts as
     it will read, and with `Method.verify` on the teacher's where the two end with other answers.
+    With `Method.advantage` the first round does so, too, and every round sees each response that
+    teaches something once; one in which none does leaves the student as it is. Of the rounds before
+    the last one only the provenance is kept.
 
     Processes that `torchrun` starts call it alike: they share rollouts and training, and of them
     the first one writes.
     """
     if is_trained(output):
         return
-    built = build_method(method)
+    built, training = build_method(method), own_training(method, training)
     rounds = config.output / "rounds" / output.relative_to(config.output / "checkpoints")
-    several = built.rounds > 1
+    # A student with a start is complete once its costs hold those of the start, so it comes to its
+    # place in one step, as after several rounds: others may wait for it.
+    several = built.rounds > 1 or method.start is not None or built.advantage is not None
     directories = [rounds / f"round{n}" for n in range(built.rounds)] if several else [output]
-    needs_teacher = built.objective.needs_teacher
-    records: list[dict[str, Any]] = []
-    start: str | Path = config.model
+    start = start_path(config, method, output)
+    last = first = config.model if start is None else start
+    records = [] if start is None else [read_object(start / "provenance.json")]
+
+    def own_records() -> list[dict[str, Any]]:
+        return records[start is not None :]
+
     for number, directory in enumerate(directories):
-        steps = training.steps // built.rounds + (number < training.steps % built.rounds)
-        warmup = round(training.warmup_steps / built.rounds)
-        seed = derive_key(training.seed, "round", number) % 2**31 if several else training.seed
+        own = replace(
+            training,
+            steps=training.steps // built.rounds + (number < training.steps % built.rounds),
+            learning_rate=training.learning_rate * built.round_rate(number),
+            warmup_steps=round(training.warmup_steps / built.rounds),
+            seed=derive_key(training.seed, "round", number) % 2**31 if several else training.seed,
+        )
         with stage(f"round {number + 1} of {built.rounds}") if several else nullcontext():
             if not is_trained(directory):
-                if number == 0:
-                    rows = _rows(config, method, from_pretrained(start, device="meta"))
-                else:
-                    num = steps * training.batch_size
-                    prompts = _rotated(_prompts(config, method), number, num)
-                    settings = replace(own_rollout(config, method, student=True), seed=seed)
-                    path = rounds / f"trajectories{number}"
-                    student = from_pretrained(start, dtype=config.dtype)
-                    own = rollout(student, prompts, path, settings, progress=progress).read()
-                    if built.verify:
-                        first = TrajectoryStore.open(store_path(config, method)).read()
-                        own = verified(config.prompt_set(), prompts, student, own, first)
-                    rows = training_rows(own)
-                # Of what decoded only the text is needed from here on; training takes float32.
-                student = from_pretrained(start)
-                rate = method.learning_rate or training.learning_rate
-                distill(
-                    student,
-                    rows,
-                    replace(method, learning_rate=rate * built.round_rate(number)),
-                    replace(training, steps=steps, warmup_steps=warmup, seed=seed),
-                    directory,
-                    # In the first round the teacher is a copy of the student, by default.
-                    teacher=from_pretrained(config.model, dtype=training.frozen_dtype)
-                    if number and needs_teacher
-                    else None,
-                    callbacks=_watch(config, student),
-                    progress=progress,
+                rows_of = recorded_rows if built.advantage is None else reinforced_rows
+                path = rounds / f"trajectories{number}"
+                rows, own, notes = rows_of(
+                    config, method, own, last, number, path, progress=progress
                 )
+                # Decoding has its own number format, and training takes float32.
+                student = from_pretrained(last)
+                if rows:
+                    # By default the teacher is a copy of the student as it is given.
+                    needs_other = built.objective.needs_teacher and last != first
+                    distill(
+                        student,
+                        rows,
+                        replace(method, learning_rate=None),
+                        own,
+                        directory,
+                        teacher=from_pretrained(first, dtype=training.frozen_dtype)
+                        if needs_other
+                        else None,
+                        callbacks=_watch(config, student, directories, own_records()),
+                        notes=notes,
+                        progress=progress,
+                    )
+                else:
+                    _write_unchanged(student, method, own, directory, notes)
+            if number:
+                _remove_weights(directories[number - 1])
         records.append(read_object(directory / "provenance.json"))
-        start = directory
+        if "reward" in records[-1]:
+            tell(number, records[-1], own_records()[0]["reward"])
+        last = directory
     # The arguments say which process writes, even where all rounds were trained before.
     if training_arguments(training, output).should_save:
-        _finish(method, training, records, directories[-1], output)
+        _finish(method, training, records, len(directories), directories[-1], output)
     PartialState().wait_for_everyone()
 
 
@@ -238,24 +240,31 @@ def _finish(
     method: MethodConfig,
     training: TrainingConfig,
     records: list[dict[str, Any]],
+    num_rounds: int,
     last: Path,
     output: Path,
 ) -> None:
     """Make the last round's directory the checkpoint, and its provenance that of all rounds.
 
     Steps of the log count on from round to round.
+
+    Args:
+        records: the provenance of every round, and before them of the student that it started from.
     """
     record = records[-1]
     if "rounds" not in record:
-        before = accumulate((r["optimizer_steps"] for r in records), initial=0)
+        own = records[-num_rounds:]
+        before = accumulate((r["optimizer_steps"] for r in own), initial=0)
         record["log"] = [
             row | {"step": row["step"] + done}
-            for done, own in zip(before, records, strict=False)
-            for row in own["log"]
+            for done, r in zip(before, own, strict=False)
+            for row in r["log"]
         ]
-        for key in ("optimizer_steps", "tokens_seen"):
-            record[key] = sum(r[key] for r in records)
-        record |= {"rounds": len(records), "seed": training.seed, "model": records[0]["model"]}
+        for key in COSTS:
+            counts: list[Any] = [r.get(key) for r in records]
+            # Students of earlier versions do not tell what was decoded for them.
+            record[key] = None if None in counts else sum(counts)
+        record |= {"rounds": num_rounds, "seed": training.seed, "model": records[0]["model"]}
         record["config"] = plain({"method": asdict(method), "training": asdict(training)})
         write_json(last / "provenance.json", record)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -263,72 +272,65 @@ def _finish(
         last.rename(output)
 
 
-def _watch(config: RunConfig, student: LanguageModel) -> list[Watch]:
-    """The callback that evaluates a student while it trains, if the recipe asks for it."""
+def _write_unchanged(
+    student: LanguageModel,
+    method: MethodConfig,
+    training: TrainingConfig,
+    directory: Path,
+    notes: dict[str, Any],
+) -> None:
+    """Write a round that had nothing to train on; processes wait until the first one has."""
+    if PartialState().is_main_process:
+        student.save(directory)
+        record = provenance(
+            config={"method": asdict(method), "training": asdict(training)},
+            seed=training.seed,
+            model=student.name,
+            weights_hash=hash_weights(directory),
+        )
+        nothing = {"optimizer_steps": 0, "tokens_seen": 0, "log": []}
+        write_json(directory / "provenance.json", record | notes | nothing)
+    PartialState().wait_for_everyone()
+
+
+def _remove_weights(directory: Path) -> None:
+    """Leave only the provenance of a round whose student is needed no more."""
+    if PartialState().is_main_process:
+        for path in directory.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != "provenance.json":
+                path.unlink()
+
+
+def _watch(
+    config: RunConfig,
+    student: LanguageModel,
+    directories: list[Path],
+    records: list[dict[str, Any]],
+) -> list[Watch]:
+    """The callback that evaluates a student while it trains, if the recipe asks for it.
+
+    Args:
+        directories: those of all rounds; several share one log and one best checkpoint.
+        records: the provenance of the rounds before.
+    """
     if config.watch is None:
         return []
     task = mixture(config.problem_sets())
     problems = task.examples("dev", config.watch.num_problems)
-    return [Watch(student, task, problems, config.watch)]
-
-
-def _rotated(prompts: list[Example], number: int, num: int) -> list[Example]:
-    """At most `num` prompts; different ones in every round, until all have been used."""
-    start = number * num % len(prompts)
-    return (prompts[start:] + prompts[:start])[:num]
-
-
-def _rows(config: RunConfig, method: MethodConfig, lm: LanguageModel) -> list[dict[str, Any]]:
-    """The rows that a method trains on."""
-    built = build_method(method)
-    if built.data == "labelled":
-        return labelled_rows(lm, _prompts(config, method), max(config.training.block_sizes))
-    store = TrajectoryStore.open(store_path(config, method))
-    return training_rows(store.read()[: method.num_sequences])
-
-
-def verified(
-    task: Task,
-    examples: Sequence[Example],
-    lm: LanguageModel,
-    own: Sequence[Trajectory],
-    teacher: Sequence[Trajectory],
-) -> list[Trajectory]:
-    """A student's trajectories; the teacher's where the two end with different answers.
-
-    Dropping the student's wrong trajectories instead would drop mostly long problems, and the
-    student would forget those. The number of replaced ones is printed on stderr.
-
-    Args:
-        examples: the problems of `own`, in the same order.
-        teacher: the teacher's trajectories of at least these problems, in any order.
-    """
-    known = {trajectory.prompt_id: trajectory for trajectory in teacher}
-    first = [known[trajectory.prompt_id] for trajectory in own]
-
-    def answers(trajectories: Sequence[Trajectory]) -> list[str | None]:
-        texts = [lm.decode(t.response_ids[: t.num_response_tokens]) for t in trajectories]
-        return [grade.final_answer for grade in task.grade(examples, texts)]
-
-    found, taught = answers(own), answers(first)
-    agree = [x is not None and x == y for x, y in zip(found, taught, strict=True)]
-    if PartialState().is_main_process:
-        note(
-            f"verification: the teacher's response stands in for {agree.count(False)} of "
-            f"{len(agree)}; without a final answer are {found.count(None)} of the student's "
-            f"responses and {taught.count(None)} of the teacher's{_where(task, taught)}"
+    several = len(directories) > 1
+    return [
+        Watch(
+            student,
+            task,
+            problems,
+            config.watch,
+            directory=directories[0].parent if several else None,
+            num_before=sum(record["optimizer_steps"] for record in records),
+            is_last=len(records) + 1 == len(directories),
         )
-    return [a if same else b for a, b, same in zip(own, first, agree, strict=True)]
-
-
-def _where(task: Task, answers: Sequence[str | None]) -> str:
-    if 2 * answers.count(None) <= len(answers):
-        return ""
-    return f": too few to verify by; {task.name} reads an answer in \\boxed{{}}"
-
-
-def _prompts(config: RunConfig, method: MethodConfig) -> list[Example]:
-    return train_prompts(config)[: method.num_sequences]
+    ]
 
 
 def check_training(
@@ -337,11 +339,20 @@ def check_training(
     """Raise ValueError for errors that training would meet; a method of None is pretraining."""
     if method is not None:
         rounds = build_method(method).rounds
+        advantage = build_method(method).advantage
         num_sequences = min(num_sequences, method.num_sequences or num_sequences)
+        config = own_training(method, config)
         if config.steps < rounds:
             raise ValueError(
                 f"method {method.method!r}: {rounds} rounds need as many optimizer steps, "
                 f"got steps={config.steps}"
             )
+        if advantage is not None:
+            num_sequences *= advantage.group_size
+            if config.batch_size % advantage.group_size:
+                raise ValueError(
+                    f"method {method.method!r}: batch_size={config.batch_size} is no multiple of "
+                    f"advantage.group_size={advantage.group_size}; change one of them"
+                )
     training_arguments(config, output)
     config.check_enough(num_sequences)

@@ -23,7 +23,8 @@ from t3d.evaluation.samples import Sample
 from t3d.experiment.adapt import with_teacher
 from t3d.experiment.grid import check_evaluation
 from t3d.experiment.recipe import RunConfig
-from t3d.experiment.rounds import check_recipe, own_rollout, self_distilled, train_prompts
+from t3d.experiment.rounds import check_recipe, self_distilled
+from t3d.experiment.rows import own_rollout, train_prompts
 from t3d.experiment.units import (
     TEACHER,
     Unit,

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from t3d.experiment.rounds import (
     parts,
     record_trajectories,
     rollout_stage,
+    start_path,
     student_work,
     teacher_rollouts,
     train_student,
@@ -136,10 +136,15 @@ def finished(
         for job in first:
             job.result()
         jobs: dict[Future[Any], Unit] = {}
-        ahead = iter(units)
+        trained = {TEACHER}
+        ahead = list(units)
 
-        def train_next() -> None:
-            for unit in islice(ahead, 1):
+        def train_more() -> None:
+            """Begin with students whose start is there until all workers have one."""
+            training = set(jobs.values()) - trained
+            ready = [unit for unit in ahead if _has_start(config, unit)]
+            for unit in ready[: config.num_workers - len(training)]:
+                ahead.remove(unit)
                 job = workers.submit(train_unit, config, unit, titles[unit], progress=progress)
                 jobs[job] = unit
 
@@ -149,10 +154,8 @@ def finished(
                 job = workers.submit(evaluate_unit, config, unit, [setting], progress=progress)
                 jobs[job] = unit
 
-        for _ in range(config.num_workers):
-            train_next()
+        train_more()
         owed = [(TEACHER, [setting for setting in settings if setting not in full])]
-        trained = {TEACHER}
         if not jobs:
             evaluate_later(*owed.pop())
         while jobs:
@@ -162,7 +165,7 @@ def finished(
                 if unit not in trained:
                     trained.add(unit)
                     # Training takes longest, so it begins first.
-                    train_next()
+                    train_more()
                     for evaluation in (*owed, (unit, settings)):
                         evaluate_later(*evaluation)
                     owed.clear()
@@ -170,15 +173,26 @@ def finished(
                     yield unit
 
 
+def _has_start(config: RunConfig, unit: Unit) -> bool:
+    """Whether the student that a unit starts from is trained."""
+    start = start_path(config, config.methods[unit.method], checkpoint_of(config, unit))
+    return start is None or is_trained(start)
+
+
 def _train_apart(config: RunConfig, titles: Mapping[Unit, str], *, progress: bool) -> None:
-    """Train all students, each by the first of the launcher's processes that is free."""
-    units = list(titles)
+    """Train all students, each by the first of the launcher's processes that is free.
+
+    Those that start from another one are drawn last, after it, and wait for it.
+    """
+    units = sorted(titles, key=lambda unit: config.methods[unit.method].start in config.methods)
     # Trained in a process that the launcher does not know, or all would train every student.
     with pool(1, hear) as own:
         for number in drawn():
             if number >= len(units):
                 break
             unit = units[number]
+            while not _has_start(config, unit):
+                time.sleep(0.2)
             if not is_trained(checkpoint_of(config, unit)):
                 own.submit(train_unit, config, unit, titles[unit], progress=progress).result()
     # The launcher stops all processes where one fails, so nobody waits in vain.

@@ -36,8 +36,24 @@ class Watch(TrainingCallback):
         config: WatchConfig,
         *,
         batch_size: int = 64,
+        directory: Path | None = None,
+        num_before: int = 0,
+        is_last: bool = True,
     ) -> None:
-        """`lm` is the model in training; the first of `problems` are evaluated."""
+        """
+        Args:
+            lm: the model in training.
+            task: the benchmark.
+            problems: its problems, of which the first are evaluated.
+            config: when, how many and how.
+            batch_size: problems decoded at the same time.
+            directory: of log and best checkpoint, by default the training directory.
+            num_before: optimizer steps of the rounds before.
+            is_last: whether no round follows, so that the last step is evaluated in any case.
+        """
+        self.directory = directory
+        self.num_before = num_before
+        self.is_last = is_last
         self.lm = lm
         self.task = task
         self.problems = problems[: config.num_problems]
@@ -46,18 +62,21 @@ class Watch(TrainingCallback):
         self.rows: list[dict[str, float]] = []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        path = Path(args.output_dir) / LOG_FILE
+        path = (self.directory or Path(args.output_dir)) / LOG_FILE
         rows = [row for _, row in read_json_lines(path)] if path.exists() else []
         # Rows beyond the checkpoint that training resumes from will be written again.
-        self.rows = [row for row in rows if row["step"] <= state.global_step]
+        self.rows = [row for row in rows if row["step"] <= self.num_before + state.global_step]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step % self.config.every and state.global_step != state.max_steps:
+        step = self.num_before + state.global_step
+        is_end = self.is_last and state.global_step == state.max_steps
+        if step % self.config.every and not is_end:
             return
         found: list[dict[str, float] | None] = [None]
         if state.is_world_process_zero:
             found = [self._evaluate()]
-            self._keep(Path(args.output_dir), {"step": state.global_step, **(found[0] or {})})
+            directory = self.directory or Path(args.output_dir)
+            self._keep(directory, {"step": step, **(found[0] or {})})
         [measured] = broadcast_object_list(found)
         assert measured is not None
         self.trainer.record(dict(measured))

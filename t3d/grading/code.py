@@ -14,7 +14,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,12 @@ class Program:
             raise ValueError("a program has tests of functions or cases of stdin, not both")
         if not 0 < self.time_limit_s <= 3600:
             raise ValueError(f"time_limit_s is {self.time_limit_s}; it must be in (0, 3600]")
+
+    @property
+    def parts(self) -> list[Program]:
+        """The same program with each of its tests, or cases, alone."""
+        tests = (replace(self, tests=(test,)) for test in self.tests)
+        return [*tests, *(replace(self, cases=(case,)) for case in self.cases)]
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ depend on how sequences are batched.
 from t3d.noising.base import Noiser, NoiserInput, View, Vocabulary
 from t3d.noising.random import ComplementaryMask, RandomMask
 from t3d.noising.state import ComplementaryState, StatePair, TrajectoryState
+from t3d.noising.steps import TrajectorySteps
 from t3d.noising.upstream import UpstreamTrace
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "RandomMask",
     "StatePair",
     "TrajectoryState",
+    "TrajectorySteps",
     "UpstreamTrace",
     "View",
     "Vocabulary",

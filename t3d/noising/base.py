@@ -109,8 +109,8 @@ class Noiser(Protocol):
     """Function that makes views of a batch at a block size."""
 
     @property
-    def num_views(self) -> int:
-        """Number of views."""
+    def num_views(self) -> int | None:
+        """Number of views; None where it depends on the batch."""
         ...
 
     def __call__(self, given: NoiserInput) -> list[View]: ...

@@ -1,9 +1,11 @@
 """Objectives: tensors in, per-sequence loss and metrics out."""
 
+from t3d.objectives.advantages import GroupAdvantage
 from t3d.objectives.base import Context, Distributions, LossTokens, Objective, Predictions, read
 from t3d.objectives.certainty import CertaintyForcing
 from t3d.objectives.consistency import Consistency
 from t3d.objectives.cross_entropy import CrossEntropy, Nelbo
+from t3d.objectives.policy_gradient import PolicyGradient
 from t3d.objectives.t3d import TrajectoryDDO
 
 __all__ = [
@@ -12,9 +14,11 @@ __all__ = [
     "Context",
     "CrossEntropy",
     "Distributions",
+    "GroupAdvantage",
     "LossTokens",
     "Nelbo",
     "Objective",
+    "PolicyGradient",
     "Predictions",
     "TrajectoryDDO",
     "read",

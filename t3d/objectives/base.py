@@ -5,7 +5,7 @@ M counts the loss tokens of all sequences and views of a batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, Protocol
@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
+
+from t3d.core.trajectory import TrajectoryBatch
 
 CHUNK_LOGITS = 1 << 25
 """Largest number of logits that exist at a time: 128 MB in float32."""
@@ -131,6 +133,10 @@ class Distributions:
         """All log-probabilities, [m, V]."""
         return self.logits.log_softmax(-1)
 
+    def without(self, banned: Tensor) -> Distributions:
+        """The distributions that decoding draws from, in which the ids `banned` are impossible."""
+        return Distributions(self.logits.index_fill(-1, banned, -torch.inf))
+
     def argmax(self) -> Tensor:
         """Most likely token, [m]."""
         return self.logits.argmax(-1)
@@ -220,13 +226,31 @@ class Context:
         reference: Callable[[], Predictions] | None = None,
         teacher: Callable[[], Predictions] | None = None,
         sample_keys: Tensor,
+        batch: TrajectoryBatch | None = None,
+        banned: Sequence[int] = (),
     ) -> None:
-        """Callables run a model; `sample_keys` is int64 [M], for drawn tokens."""
+        """
+        Args:
+            tokens: the loss tokens.
+            student: function that runs the student, as the next two run their model.
+            reference: a frozen earlier copy of the student.
+            teacher: the frozen model that training started from.
+            sample_keys: keys for drawn tokens, int64 [M].
+            batch: the sequences, for objectives of what was recorded and rewarded.
+            banned: ids that decoding never generates.
+        """
         self.tokens = tokens
         self.sample_keys = sample_keys
+        self.banned = torch.tensor(banned, dtype=torch.int64, device=sample_keys.device)
+        self._batch = batch
         self._student = student
         self._reference = reference
         self._teacher = teacher
+
+    @property
+    def batch(self) -> TrajectoryBatch:
+        assert self._batch is not None, "the context was made without its batch"
+        return self._batch
 
     @cached_property
     def student(self) -> Predictions:

@@ -262,13 +262,17 @@ def _budget_sheet(c: Comparison, names: Column) -> Sheet:
         ("seeds", {m: Entry(", ".join(map(str, own))) for m, own in seeds.items()}),
         ("optimizer\nsteps", {m: _range(r.optimizer_steps for r in o) for m, o in rows.items()}),
         ("tokens\nseen", {m: _range(r.tokens_seen for r in o) for m, o in rows.items()}),
+        ("tokens\ndecoded", {m: _range(r.tokens_decoded for r in o) for m, o in rows.items()}),
     ]
     note = "What each seed was trained with; a range where seeds differ."
     return replace(_method_sheet(c, "Training budget", columns, note), num_names=2)
 
 
-def _range(values: Iterable[int]) -> Entry:
-    ordered = sorted(values)
+def _range(values: Iterable[int | None]) -> Entry:
+    known = list(values)
+    if None in known:
+        return Entry("unknown")
+    ordered = sorted(value for value in known if value is not None)
     low, high = ordered[0], ordered[-1]
     return Entry(f"{low:,}" if low == high else f"{low:,}–{high:,}")
 

@@ -34,7 +34,7 @@ class Example:
     """How the answer to a question of one's own is compared; see `OwnQuestions.grade`."""
     domain: Domain = "math"
     program: Program | None = None
-    """What grades the program that a question of one's own asks for; its source is empty."""
+    """What grades the program that the question asks for; its source is empty."""
 
     @property
     def asks(self) -> str:

@@ -136,6 +136,7 @@ class CodeBenchmark(Benchmark):
             prefix=prefix,
             verbatim=t3d_code(record.question, prefix) if is_t3d else None,
             domain="code",
+            program=self._job(record),
         )
 
     def question(self, record: Record) -> str:
@@ -161,7 +162,7 @@ class CodeBenchmark(Benchmark):
             else open_block(example.prefix, output)
             for example, output in zip(examples, outputs, strict=True)
         ]
-        jobs = [self._job(self._record(example.id)) for example in examples]
+        jobs = [example.program for example in examples]
         return grade_code(programs, jobs, unsafe_exec=self.unsafe_exec)
 
     def _job(self, record: Record) -> Program:
@@ -169,15 +170,6 @@ class CodeBenchmark(Benchmark):
         own = (record.test_setup, record.tests)
         setup, tests = own if self.protocol == "t3d" else self.tests(record)
         return Program("", tuple(tests), setup, float(record.time_limit_s))
-
-    def _record(self, example_id: str) -> Record:
-        files = dict.fromkeys(file for file, _ in self.splits.values())
-        # What examples() read comes first: the other files need not be there.
-        for file in sorted(files, key=lambda file: file not in self._files):
-            for record in self._records(file):
-                if record.id == example_id:
-                    return record
-        raise ValueError(f"{self.name} has no problem with the id {example_id!r}")
 
 
 def grade_code(

@@ -26,6 +26,15 @@ _CHECKPOINTING = (
 )
 
 
+_SCHEDULES: dict[str, dict[str, Any]] = {
+    "cosine": {
+        "lr_scheduler_type": "cosine_with_min_lr",
+        "lr_scheduler_kwargs": {"min_lr_rate": 0.1},
+    },
+    "constant": {"lr_scheduler_type": "constant_with_warmup"},
+}
+
+
 def training_arguments(config: TrainingConfig, output_dir: Path) -> TrainingArguments:
     """A run's settings as transformers' Trainer takes them.
 
@@ -43,8 +52,7 @@ def training_arguments(config: TrainingConfig, output_dir: Path) -> TrainingArgu
         "weight_decay": config.weight_decay,
         "adam_beta2": config.beta2,
         "warmup_steps": config.warmup_steps,
-        "lr_scheduler_type": "cosine_with_min_lr",
-        "lr_scheduler_kwargs": {"min_lr_rate": 0.1},
+        **_SCHEDULES[config.schedule],
         "max_grad_norm": config.max_grad_norm,
         # The callback `Saving` asks for checkpoints by time. An older one is deleted when a newer
         # one is complete.

@@ -20,6 +20,7 @@ Attention = Literal["auto", "sdpa", "flex_attention"]
 OptimizerName = Literal["adamw", "muon"]
 FrozenDtype = Literal["float32", "bfloat16"]
 Sharding = Literal["none", "full"]
+Schedule = Literal["cosine", "constant"]
 SEEDS = "[0, 4294967296)"
 """Interval of seeds, which is what numpy takes: transformers seeds it as well."""
 
@@ -63,7 +64,8 @@ class TrainingConfig:
             (adamw) to 8e-3 (muon).
         weight_decay: decoupled, of either optimizer.
         beta2: beta2 of AdamW; beta1 is 0.9.
-        warmup_steps: steps of linear warm-up, before a cosine to a tenth of the peak.
+        warmup_steps: steps of linear warm-up, before the schedule.
+        schedule: cosine, to a tenth of the peak, or constant.
         max_grad_norm: norm to which larger gradients are clipped.
         save_seconds: time between checkpoints, from which a killed run resumes; longer where
             writing them would take over a tenth of the time. 0 is after every step, .inf never.
@@ -93,6 +95,7 @@ class TrainingConfig:
     weight_decay: float = 0.01
     beta2: float = 0.999
     warmup_steps: int = 20
+    schedule: Schedule = "cosine"
     max_grad_norm: float = 1.0
     save_seconds: float = 30.0
     logging_steps: int = 10
@@ -119,7 +122,7 @@ class TrainingConfig:
         )
         if not self.block_sizes:
             raise ValueError("block_sizes is empty; name at least one size")
-        check_choices(self, "attention sharding optimizer dtype frozen_dtype")
+        check_choices(self, "attention sharding optimizer schedule dtype frozen_dtype")
         if self.optimizer == "muon" and (self.sharding == "full" or self.lora is not None):
             key = "lora" if self.lora is not None else "sharding"
             raise ValueError(f"optimizer: muon needs whole matrices; leave out {key}, or use adamw")
@@ -155,9 +158,14 @@ class MethodConfig:
         verify: whether the teacher's trajectory stands in for a student's with another answer.
         decoding: settings to replace where its trajectories are decoded, such as random_share.
         student_decoding: settings to replace further where the student's own are decoded.
+        advantage: settings of its rewards to replace, such as group_size, for reinforcement.
+        start: where its student starts, instead of the teacher: an earlier method of the recipe, of
+            the same seed, or the directory of a student. Its cost counts as this one's.
         compat: with upstream, naive_td and t3d train as the authors' released code does.
-        num_sequences: number of training sequences, taken from the beginning; by default all.
+        num_sequences: number of training sequences, or of prompts for reinforcement, taken from
+            the beginning; by default all.
         learning_rate: replaces the learning rate of the shared training settings.
+        steps: replaces their optimizer steps.
     """
 
     method: str
@@ -168,14 +176,18 @@ class MethodConfig:
     verify: bool | None = None
     decoding: dict[str, Any] = field(default_factory=dict)
     student_decoding: dict[str, Any] = field(default_factory=dict)
+    advantage: dict[str, Any] = field(default_factory=dict)
+    start: str | None = None
     compat: str | None = None
     num_sequences: int | None = None
     learning_rate: float | None = None
+    steps: int | None = None
 
     def __post_init__(self) -> None:
+        counts = "reference_every rounds num_sequences steps"
         check_ranges(
             self,
-            {"[1, inf)": "reference_every rounds num_sequences", "[0, inf)": "learning_rate"},
+            {"[1, inf)": counts, "[0, inf)": "learning_rate"},
             where=f"method {self.method}: ",
         )
 

@@ -23,6 +23,7 @@ def distill(
     *,
     teacher: LanguageModel | None = None,
     callbacks: Sequence[TrainingCallback] = (),
+    notes: dict[str, Any] | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Train `lm` in place by one round of a method, and save it with its provenance.
@@ -51,6 +52,7 @@ def distill(
         output: directory of the student; with `training.lora` its adapter is in adapter/ there.
         teacher: the frozen model of methods that need one; by default a copy of `lm`.
         callbacks: callbacks that transformers calls at every optimizer step.
+        notes: further keys of the provenance.
         progress: show a progress bar.
 
     Returns:
@@ -69,6 +71,7 @@ def distill(
         training,
         output,
         config={"method": asdict(config), "training": asdict(training)},
+        notes=notes,
         teacher=teacher,
         callbacks=callbacks,
         progress=progress,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -60,6 +60,7 @@ def assemble(
     chosen = torch.cat(select, 1)
     sequence, column = chosen.nonzero(as_tuple=True)
     position = grid.position[sequence, column]
+    grid = _with_loss(grid, chosen)
     tokens = LossTokens(
         target=batch.input_ids[sequence, position],
         sequence=sequence,
@@ -84,6 +85,21 @@ def assemble(
         select=place[sequence * grid.position.shape[1] + column],
     )
     return inputs, tokens
+
+
+def _with_loss(grid: Coordinates, chosen: Tensor) -> Coordinates:
+    """The layout without the noised blocks that hold no loss token; nothing else sees them.
+
+    Args:
+        chosen: the columns of the loss tokens, bool [B, T].
+    """
+    num_blocks = int(grid.block.max()) + 1
+    cell = grid.stream.clamp(min=CLEAN) * num_blocks + grid.block
+    num_chosen = chosen.new_zeros((len(cell), int(cell.max()) + 1), dtype=torch.int64)
+    num_chosen.scatter_add_(1, cell, chosen.long())
+    # A model takes no batch of nothing: one without any loss token stays as it is.
+    idle = grid.noised & (num_chosen.gather(1, cell) == 0) & chosen.any()
+    return replace(grid, stream=torch.where(idle, PADDING, grid.stream))
 
 
 def _row_width(grid: Coordinates, attn_implementation: str) -> int:

@@ -13,14 +13,17 @@ from t3d.noising import (
     RandomMask,
     StatePair,
     TrajectoryState,
+    TrajectorySteps,
     UpstreamTrace,
 )
 from t3d.objectives import (
     CertaintyForcing,
     Consistency,
     CrossEntropy,
+    GroupAdvantage,
     Nelbo,
     Objective,
+    PolicyGradient,
     TrajectoryDDO,
 )
 from t3d.training.config import MethodConfig
@@ -40,8 +43,9 @@ class Method:
     rounds: int = 1
     """Number of times that trajectories are made: first by the teacher, then by the student so
         far."""
-    decay: Literal["halving", "linear"] = "halving"
-    """Shape in which the learning rate falls from round to round; linear ends above 0."""
+    decay: Literal["halving", "linear", "none"] = "halving"
+    """Shape in which the learning rate falls from round to round; linear ends above 0. With none it
+        is constant within a round, too."""
     verify: bool = False
     """Whether the teacher's trajectory stands in for a student's that ends with another answer."""
     decoding: dict[str, Any] = field(default_factory=dict)
@@ -54,12 +58,16 @@ class Method:
     """Whether the training block sizes come at random or in order of size."""
     fresh_noise: bool = True
     """Whether noise is drawn at every visit of a sequence, or once for all."""
+    advantage: GroupAdvantage | None = None
+    """What the student's own trajectories are rewarded for. Every round, the first one too, then
+        trains on them, at `student_decoding` and its block size."""
     papers: tuple[str, ...] = ()
     """Papers that the method is taken from, as "NAME, arXiv:NUMBER"; model cards cite them."""
 
     def round_rate(self, number: int) -> float:
         """The factor of a round's learning rate; rounds count from 0."""
-        return 0.5**number if self.decay == "halving" else 1 - number / self.rounds
+        rates = {"halving": 0.5**number, "linear": 1 - number / self.rounds, "none": 1.0}
+        return rates[self.decay]
 
     def __post_init__(self) -> None:
         if self.objective.needs_reference != (self.reference_every is not None):
@@ -68,6 +76,12 @@ class Method:
                 f"{'needs' if self.objective.needs_reference else 'has no'} reference model: "
                 f"reference_every={self.reference_every}"
             )
+        if isinstance(self.objective, PolicyGradient) != (self.advantage is not None):
+            raise ValueError("advantage: rewards and a policy gradient go together")
+        if self.advantage is not None:
+            if self.verify:
+                raise ValueError("verify: no teacher's trajectory has the student's probabilities")
+            return
         if self.rounds == 1 and (self.verify or self.student_decoding):
             key = "verify" if self.verify else "student_decoding"
             raise ValueError(f"{key}: only a second round has trajectories of a student")
@@ -76,9 +90,31 @@ class Method:
             raise ValueError(f"{key}: labelled answers are not decoded; drop the key")
 
 
+_DYNAMIC = {"remasking": "low_confidence_dynamic", "confidence_threshold": 0.9}
+
+
+def _reinforcement(
+    objective: PolicyGradient,
+    advantage: GroupAdvantage,
+    decoding: dict[str, Any],
+    papers: tuple[str, ...],
+) -> Method:
+    """A method of reinforcement, whose rollouts are at temperature 1."""
+    return Method(
+        "labelled" if advantage.answers == "labels" else "trajectories",
+        TrajectorySteps(),
+        objective,
+        rounds=80,
+        decay="none",
+        student_decoding={"temperature": 1.0, **decoding},
+        advantage=advantage,
+        papers=papers,
+    )
+
+
 _MDLM, _BD3LM = "MDLM, arXiv:2406.07524", "BD3LM, arXiv:2503.09573"
 _REDI, _DPARALLEL = "ReDi, arXiv:2507.15897", "dParallel, arXiv:2509.26488"
-_T3D = "T3D, arXiv:2602.12262"
+_T3D, _LIGHTNING = "T3D, arXiv:2602.12262", "LightningRL, arXiv:2603.13319"
 METHODS: dict[str, Method] = {
     "sft": Method("labelled", RandomMask(), Nelbo(), papers=(_MDLM, _BD3LM)),
     "redi": Method("trajectories", RandomMask(), CrossEntropy(), rounds=3, papers=(_REDI,)),
@@ -121,6 +157,22 @@ METHODS: dict[str, Method] = {
         student_decoding={"denoising_steps": 2},
         papers=(_REDI,),
     ),
+    # Reinforcement: docs/reinforcement.md.
+    "tracerl": _reinforcement(
+        PolicyGradient(),
+        GroupAdvantage(speed_weight=0.0, across=False),
+        _DYNAMIC,
+        ("TraceRL, arXiv:2509.06949",),
+    ),
+    "lightningrl": _reinforcement(
+        PolicyGradient(nll_weight=0.1), GroupAdvantage(), _DYNAMIC, (_LIGHTNING,)
+    ),
+    "rtd_rl": _reinforcement(
+        PolicyGradient(),
+        GroupAdvantage(group_size=8, answers="teacher", speed_weight=0.0),
+        {"denoising_steps": 1},
+        (_REDI, _LIGHTNING),
+    ),
 }
 
 
@@ -153,6 +205,10 @@ def build_method(config: MethodConfig) -> Method:
         "decoding": base.decoding | config.decoding,
         "student_decoding": base.student_decoding | config.student_decoding,
     }
+    if config.advantage:
+        if base.advantage is None:
+            raise ValueError(f"{where}: advantage: only reinforcement has rewards; drop the key")
+        changed["advantage"] = _replace(base.advantage, config.advantage, f"{where}: advantage")
     for name in ("reference_every", "rounds", "verify"):
         if (value := getattr(config, name)) is not None:
             changed[name] = value

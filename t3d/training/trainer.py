@@ -163,6 +163,8 @@ class DiffusionTrainer(Trainer):
             reference=predictions(self.reference),
             teacher=predictions(self.teacher),
             sample_keys=fold(own, tokens.view + 1, tokens.position),
+            batch=batch,
+            banned=self.lm.banned_token_ids,
         )
         loss, metrics = self.method.objective(context)
         if not loss.isfinite().all():

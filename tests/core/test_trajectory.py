@@ -125,7 +125,15 @@ def test_collate_keeps_every_sequence_and_pads_on_the_right(items: list[Trajecto
         text_end = len(item.prompt_ids) + item.num_response_tokens
         assert batch.response[i].tolist() == response
         assert batch.target[i].tolist() == [r and p < text_end for p, r in enumerate(response)]
-    assert all(tensor.dtype == torch.int64 for tensor in batch.as_dict().values())
+        recorded = [0.0] * len(item.prompt_ids) + item.log_probs + [0.0] * padding
+        assert batch.log_probs[i].tolist() == pytest.approx(recorded)
+    floats = {name for name, part in batch.as_dict().items() if part.dtype == torch.float32}
+    assert floats == {"log_probs", "advantage", "right", "average_length"}
+    assert all(
+        tensor.dtype == torch.int64
+        for name, tensor in batch.as_dict().items()
+        if name not in floats
+    )
 
 
 @given(trajectories())

@@ -23,10 +23,10 @@ PRETRAINED = {"config": {"task": "mini_gsm"}}
 @pytest.mark.parametrize(
     ("path", "config", "found"),
     [
-        ("checkpoints/mine", STUDENT, Identity("mine", 3, 70, 9)),
-        ("checkpoints/mine/seed3", STUDENT, Identity("mine", 3, 70, 9)),
+        ("checkpoints/mine", STUDENT, Identity("mine", 3, 70, 9, 80)),
+        ("checkpoints/mine/seed3", STUDENT, Identity("mine", 3, 70, 9, 80)),
         # Not the seed that it was trained with, so no comparison laid it out.
-        ("checkpoints/mine/seed4", STUDENT, Identity("seed4", 3, 70, 9)),
+        ("checkpoints/mine/seed4", STUDENT, Identity("seed4", 3, 70, 9, 80)),
         ("teacher", PRETRAINED, Identity("original")),
         ("nothing", {}, Identity("original")),
     ],
@@ -35,7 +35,7 @@ def test_a_student_is_its_method_and_a_teacher_the_original(
     tmp_path: Path, path: str, config: dict[str, Any], found: Identity
 ) -> None:
     (tmp_path / path).mkdir(parents=True)
-    counts = {"seed": 3, "optimizer_steps": 70, "tokens_seen": 9}
+    counts = {"seed": 3, "optimizer_steps": 70, "tokens_seen": 9, "tokens_decoded": 80}
     write_json(tmp_path / path / "provenance.json", config | counts)
     assert identify(tmp_path / path) == found
     assert identify(tmp_path / path, "named").method == "named"

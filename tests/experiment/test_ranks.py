@@ -23,7 +23,9 @@ NUM_PROBLEMS = 5
 RUN = f"""
 data: {{num_prompts: 6, num_problems: {NUM_PROBLEMS}}}
 rollout: {{decoding: {{max_new_tokens: 32}}, shard_size: 3}}
-methods: {{naive_td: {{method: naive_td}}, t3d: {{method: t3d, reference_every: 1}}}}
+methods:
+  naive_td: {{method: naive_td}}
+  t3d: {{method: t3d, reference_every: 1, start: naive_td}}
 training: {{steps: 2, batch_size: 4, micro_batch_size: 2, block_sizes: [4], save_seconds: .inf}}
 evaluation: {{settings: {SETTINGS}, measure_latency: false}}
 """
@@ -99,7 +101,7 @@ def test_each_process_trains_a_student_of_its_own(folder: Path) -> None:
     assert "student 1 of 1: naive_td" in told
     for number in ("one", "two"):
         record = folder / number / "apart/checkpoints/t3d/seed3/provenance.json"
-        assert json.loads(record.read_text())["optimizer_steps"] == 2
+        assert json.loads(record.read_text())["optimizer_steps"] == 4
 
 
 if __name__ == "__main__":

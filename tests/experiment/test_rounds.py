@@ -11,7 +11,8 @@ from t3d.core.trajectory import Trajectory
 from t3d.decoding.config import DecodingConfig, RolloutConfig
 from t3d.evaluation.config import EvaluationConfig
 from t3d.experiment.recipe import DataConfig, RunConfig
-from t3d.experiment.rounds import check_training, own_rollout, store_path, verified
+from t3d.experiment.rounds import check_training
+from t3d.experiment.rows import own_rollout, store_path, verified
 from t3d.experiment.run import run
 from t3d.models import from_pretrained
 from t3d.tasks import get_task

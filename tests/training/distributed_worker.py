@@ -131,7 +131,10 @@ def half_precision(sharding: Sharding, directory: Path) -> None:
 
 
 def rounds(sharding: Sharding, directory: Path) -> None:
-    """A method with three rounds, in which the student makes trajectories between them."""
+    """Methods with three and two rounds, in which the student makes trajectories between them.
+
+    The second one is reinforcement of the small teacher, which is right often enough.
+    """
     config = RunConfig(
         model=str(directory.parent / "teacher"),
         output=directory,
@@ -145,6 +148,14 @@ def rounds(sharding: Sharding, directory: Path) -> None:
     record_trajectories(config, progress=False)
     output = directory / "checkpoints" / "redi"
     train_student(config, method, config.training, output, progress=False)
+    own = {"denoising_steps": 2, "remasking": "low_confidence_static", "max_new_tokens": 96}
+    method = MethodConfig(
+        "lightningrl", rounds=2, steps=4, advantage={"group_size": 2}, student_decoding=own
+    )
+    config = replace(config, model="mini_teacher")
+    training = replace(config.training, learning_rate=1e-4)
+    output = directory / "checkpoints" / "lightningrl"
+    train_student(config, method, training, output, progress=False)
 
 
 def save_teacher(directory: Path) -> None:

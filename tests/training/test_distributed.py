@@ -99,22 +99,23 @@ def assert_half_precision(root: Path) -> None:
 
 
 def assert_same_rounds(root: Path) -> None:
-    """Three rounds of two processes: the same trajectories between them, and the same student."""
+    """Rounds of two processes: the same trajectories and rewards, and the same student."""
     worker.rounds("none", root / "rounds1")
-    students = [root / name / "checkpoints" / "redi" for name in ("rounds2", "rounds1")]
-    torch.testing.assert_close(*map(weights, students), rtol=0, atol=1e-5)
-    records = [json.loads((path / "provenance.json").read_text()) for path in students]
-    for key in ("rounds", "optimizer_steps", "tokens_seen", "seed"):
-        assert records[0][key] == records[1][key]
-    assert records[0]["rounds"] == 3
-    for number in (1, 2):
-        stores = [
-            TrajectoryStore.open(root / name / "rounds" / "redi" / f"trajectories{number}").read()
-            for name in ("rounds2", "rounds1")
-        ]
-        assert [t.response_ids for t in stores[0]] == [t.response_ids for t in stores[1]]
-        ranks = (root / "rounds2" / "rounds" / "redi" / f"trajectories{number}").rglob("*.parquet")
-        assert {path.name[:10] for path in ranks} == {"part-00000", "part-00001"}
+    runs = [root / name for name in ("rounds2", "rounds1")]
+    for method, numbers in (("redi", (1, 2)), ("lightningrl", (0, 1))):
+        students = [run / "checkpoints" / method for run in runs]
+        torch.testing.assert_close(*map(weights, students), rtol=0, atol=1e-5)
+        records = [json.loads((path / "provenance.json").read_text()) for path in students]
+        for key in ("rounds", "optimizer_steps", "tokens_seen", "tokens_decoded", "seed"):
+            assert records[0][key] == records[1][key]
+        assert records[0]["rounds"] == (3 if method == "redi" else 2)
+        assert records[0]["optimizer_steps"] > 0
+        for number in numbers:
+            paths = [run / "rounds" / method / f"trajectories{number}" for run in runs]
+            stores = [TrajectoryStore.open(path).read() for path in paths]
+            assert [t.response_ids for t in stores[0]] == [t.response_ids for t in stores[1]]
+            ranks = {path.name[:10] for path in paths[0].rglob("*.parquet")}
+            assert ranks == {"part-00000", "part-00001"}
 
 
 @pytest.mark.parametrize(

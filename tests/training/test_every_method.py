@@ -54,7 +54,9 @@ def test_an_accumulated_batch_is_a_large_batch(
         results.append(weights(lm))
         losses.append([row["loss"] for row in trainer.state.log_history if "loss" in row])
     assert len(losses[0]) == 2
-    assert all(math.isfinite(loss) and loss > 0 for loss in losses[0])
+    assert all(math.isfinite(loss) for loss in losses[0])
+    # The loss of a policy gradient is an advantage, of either sign.
+    assert ALL[name].advantage or min(losses[0]) > 0
     assert losses[1] == pytest.approx(losses[0], abs=1e-6)
     torch.testing.assert_close(results[1], results[0], rtol=0, atol=1e-9)
     start = weights(bench.model())
@@ -76,7 +78,8 @@ def test_every_model_runs_at_most_once_a_micro_batch(bench: Any, tmp_path: Path,
     count("reference", trainer.reference)
     count("teacher", trainer.teacher)
     trainer.train()
-    frozen = {"t3d": ["reference"], "cdlm": ["teacher"]}.get(name, [])
+    needs_teacher = METHODS[name].objective.needs_teacher
+    frozen = ["teacher"] * needs_teacher + ["reference"] * (name == "t3d")
     assert calls == dict.fromkeys(["student", *frozen], 4)
 
 

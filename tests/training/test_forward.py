@@ -24,6 +24,10 @@ def batch_of(shapes: list[tuple[int, int]]) -> TrajectoryBatch:
             "num_response_tokens": response,
             "decode_order": [-1] * prompt + list(range(response)),
             "index": b,
+            "log_probs": [0.0] * (prompt + response),
+            "advantage": 0.0,
+            "right": 0.0,
+            "average_length": 1.0,
         }
         for b, (prompt, response) in enumerate(shapes)
     ]
@@ -73,13 +77,18 @@ def test_every_loss_token_comes_once_with_its_target_weight_and_noised_token(
     assert tokens.num_sequences == len(shapes)
     assert torch.equal(tokens.num_response_tokens, batch.num_response_tokens)
 
-    # Every sequence lies in one piece: its clean copy without the last block, then every view
-    # from the block of the response to the end of a whole block.
+    # Every sequence lies in one piece: its clean copy without the last block, then of every view
+    # the whole blocks that hold a loss token, from the block of the response on.
     pieces = []
     for b, (prompt, response) in enumerate(shapes):
         start, end = layout.floor(prompt), layout.ceil(prompt + response)
         piece = [100 * b + p for p in range(end - block_size)]
-        pieces.append(piece + [i for view in views for i in view.xt[b, start:end].tolist()])
+        for view in views:
+            for at in range(start, end, block_size):
+                block = slice(at, at + block_size)
+                if view.loss_mask[b, block].any() or not expected:
+                    piece += view.xt[b, block].tolist()
+        pieces.append(piece)
     rows = inputs.input_ids.tolist()
     assert len(rows[0]) == max(map(len, pieces))
     for piece in pieces:

@@ -32,15 +32,19 @@ def test_every_method_is_built_from_its_name(name: str):
 
 def test_the_table_names_every_method_of_the_comparison():
     assert set(METHODS) == {
-        "sft", "redi", "redi_coupled", "dparallel", "naive_td", "t3d", "d3llm", "cdlm", "rtd"
+        "sft", "redi", "redi_coupled", "dparallel", "naive_td", "t3d", "d3llm", "cdlm", "rtd",
+        "tracerl", "lightningrl", "rtd_rl",
     }  # fmt: skip
-    assert {name for name, method in METHODS.items() if method.data == "labelled"} == {"sft"}
-    assert {name for name, method in METHODS.items() if method.rounds > 1} == {
+    labelled = {"sft", "tracerl", "lightningrl"}
+    rewarded = {"tracerl", "lightningrl", "rtd_rl"}
+    assert {name for name, method in METHODS.items() if method.data == "labelled"} == labelled
+    assert {name for name, method in METHODS.items() if method.rounds > 1} == rewarded | {
         "redi",
         "redi_coupled",
         "rtd",
     }
-    assert {name for name, m in METHODS.items() if m.objective.needs_teacher} == {"cdlm"}
+    assert {name for name, method in METHODS.items() if method.advantage} == rewarded
+    assert {n for n, m in METHODS.items() if m.objective.needs_teacher} == rewarded | {"cdlm"}
 
 
 @pytest.mark.parametrize("name", ["naive_td", "t3d"])

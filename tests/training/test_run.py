@@ -64,7 +64,7 @@ class Interrupted:
         return self.noiser(given)
 
     @property
-    def num_views(self) -> int:
+    def num_views(self) -> int | None:
         return self.noiser.num_views
 
 
