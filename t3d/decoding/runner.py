@@ -156,14 +156,14 @@ class Runner:
             return run(numbers, shape)[:num_selected], rest
         sent = send(self.model.device, [*common, own.row, own.start, own.slot, own.size, *columns])
         attend = self._grouped(Blocks(*sent[4:8]), parts)
-        return self._forward(*sent[:4], attend), sent[8:]
+        return self._forward(sent[:4], attend), sent[8:]
 
     def _forward_fast(self, numbers: Tensor, shape: Shape) -> Tensor:
         """A pass of blocks that all follow their prefixes, from one tensor of all its numbers."""
         num, num_tokens, num_selected, largest = shape
         *common, table = numbers.split([num_tokens] * 3 + [num_selected, 3 * (num + 1)])
         attend = VarlenAttention(table, num_slots=self._shape[1], largest=largest)
-        return self._forward(*common, attend)
+        return self._forward(common, attend)
 
     def _grouped(self, own: Blocks, parts: list[Part]) -> Attend:
         spans = []
@@ -176,11 +176,9 @@ class Runner:
         dtype = self.model.dtype
         return GroupedAttention(own, spans, heads_per_key=heads_per_key, dtype=dtype)
 
-    def _forward(
-        self, token: Tensor, position: Tensor, target: Tensor, select: Tensor, attend: Attend
-    ) -> Tensor:
+    def _forward(self, common: list[Tensor], attend: Attend) -> Tensor:
         assert self._cache is not None
-        self._cache.target = target
+        token, position, self._cache.target, select = common
         return self._view(
             token[None],
             # An unused mask, but of four dimensions: transformers makes others causal itself.

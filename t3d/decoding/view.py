@@ -27,8 +27,18 @@ from t3d.models.block_diffusion import BlockDiffusionLM
 class SlotAttention(nn.Module):
     """An attention layer of the library, over the slots of a cache.
 
-    In shapes: N tokens of the pass, H query heads, K key-value heads, D head size.
+    In shapes: N tokens of the pass, D head size.
     """
+
+    q_proj: nn.Module
+    k_proj: nn.Module
+    v_proj: nn.Module
+    o_proj: nn.Module
+    q_norm: nn.Module
+    k_norm: nn.Module
+    head_dim: int
+    layer_idx: int
+    scaling: float
 
     def forward(
         self,
@@ -82,6 +92,9 @@ class SignedRotary(nn.Module):
 class FusedNorm(nn.Module):
     """A norm of the library's in one operation."""
 
+    weight: Tensor
+    variance_epsilon: float
+
     def forward(self, hidden_states: Tensor) -> Tensor:
         shape = (hidden_states.shape[-1],)
         return F.rms_norm(hidden_states, shape, self.weight, self.variance_epsilon)
@@ -133,8 +146,14 @@ class ViewMaker:
         if isinstance(out, ROTARY):
             return SignedRotary(out)
         if isinstance(out, ATTENTION):
-            out.__class__ = SlotAttention
+            return _turned(out, SlotAttention)
         # In float64 the library's norms compute in float32, and the model is what they make it.
-        elif isinstance(out, NORMS) and self._model.dtype != torch.float64:
-            out.__class__ = FusedNorm
+        if isinstance(out, NORMS) and self._model.dtype != torch.float64:
+            return _turned(out, FusedNorm)
         return out
+
+
+def _turned(module: nn.Module, kind: type[nn.Module]) -> nn.Module:
+    """The module with the forward pass of another class."""
+    module.__class__ = kind
+    return module

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 
@@ -66,8 +66,11 @@ class ComplementaryMask:
         share: t, the probability that the first view masks a token.
     """
 
-    num_views: ClassVar[int] = 2
     share: float = 0.5
+
+    @property
+    def num_views(self) -> int:
+        return 2
 
     def __post_init__(self) -> None:
         check_ranges(self, {"(0, 1)": "share"})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -168,9 +168,12 @@ class ComplementaryState:
         last_level: the highest level, and the bound at the end of training.
     """
 
-    num_views: ClassVar[int] = 2
     first_level: float = 0.0
     last_level: float = 0.8
+
+    @property
+    def num_views(self) -> int:
+        return 2
 
     def __post_init__(self) -> None:
         check_ranges(self, {"[0, 1]": "first_level last_level"})
@@ -197,7 +200,9 @@ class StatePair:
     view 0 masks everything that view 1 masks. View 2 is RandomMask's, for the NELBO.
     """
 
-    num_views: ClassVar[int] = 3
+    @property
+    def num_views(self) -> int:
+        return 3
 
     def __call__(self, given: NoiserInput) -> list[View]:
         blocks = Blocks.of(given)

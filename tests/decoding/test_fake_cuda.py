@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -16,12 +16,12 @@ from t3d.decoding.budget import pass_bytes
 from t3d.decoding.config import DecodingConfig, Remasking
 from t3d.decoding.engine import BlockDecoder
 from t3d.decoding.request import Request
-from t3d.models import SDARConfig
+from t3d.models import BlockDiffusionLM, SDARConfig
 from t3d.models.families import on_meta
 from tests.fake_cuda import Operations, fake_cuda, to_fake_cuda
 
 MASK = 59
-SHAPE = {
+SHAPE: dict[str, Any] = {
     "vocab_size": 64,
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -50,12 +50,16 @@ def fetched(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     return seen
 
 
+def meta_model(**shape: Any) -> BlockDiffusionLM:
+    document = SHAPE | shape | {"block_size": 4, "mask_token_id": MASK}
+    return on_meta(SDARConfig.from_dict(document))
+
+
 def decode(
-    config: DecodingConfig, num_requests: int = 3, num_passes: int = 6, **shape: int
+    config: DecodingConfig, num_requests: int = 3, num_passes: int = 6, **shape: Any
 ) -> list[Operations]:
     """What each pass asked for, after the first, of requests with prompts of different lengths."""
-    settings = SDARConfig(block_size=4, mask_token_id=MASK, **(SHAPE | shape))
-    model, out = on_meta(settings).eval(), []
+    model, out = meta_model(**shape).eval(), []
     requests = [Request([1] * (8 + number), number) for number in range(num_requests)]
     mode = FakeTensorMode()
     with fake_cuda(mode):
@@ -113,8 +117,9 @@ def test_a_pass_takes_no_more_memory_than_is_reserved_for_it(
 ) -> None:
     monkeypatch.setattr(sampling, "LOGITS_AT_ONCE", at_once)
     config = DecodingConfig(4, 4, max_new_tokens=24, **setting)
-    shape = SHAPE | {"vocab_size": 4000}
-    model = on_meta(SDARConfig(mask_token_id=MASK, **shape)).to(torch.bfloat16)
+    shape = {"vocab_size": 4000}
+    model = meta_model(**shape)
+    nn.Module.to(model, torch.bfloat16)
     reserved = pass_bytes(model, config, 8, prefill_chunk=0)
     peak = max(own.peak for own in decode(config, num_requests=8, **shape))
     assert fetched
