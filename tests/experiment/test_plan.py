@@ -77,6 +77,13 @@ def test_a_model_that_is_not_here_is_unknown_without_a_shape() -> None:
     assert rows["rollout", "memory of keys and values"] == "unknown"
 
 
+def test_activations_are_unknown_where_views_are_as_many_as_steps() -> None:
+    for name, is_known in (("naive_td", True), ("rtd_rl", False)):
+        methods = {"redi": MethodConfig("redi"), name: MethodConfig(name)}
+        told = as_dict(RunConfig(methods=methods))["train", "memory of activations"]
+        assert (told != "unknown") == is_known
+
+
 def test_every_frozen_copy_takes_memory() -> None:
     # 864,128 parameters in float32: weights, gradients, two moments; a reference on top.
     sizes = [as_dict(RunConfig(methods={"m": MethodConfig(name)})) for name in ("naive_td", "t3d")]
