@@ -217,7 +217,7 @@ def only_tasks(model: str) -> list[str]:
 
     Empty for a model that knows more, or whose provenance does not say.
     """
-    from t3d.models.loading import BUILT_IN
+    from t3d.models.tokenizers import BUILT_IN
 
     path = BUILT_IN.get(model, Path(model)) / "provenance.json"
     record = read_object(path) if path.is_file() else None

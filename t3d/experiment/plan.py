@@ -24,7 +24,7 @@ from t3d.experiment.rounds import check_recipe
 from t3d.models import BlockDiffusionLM
 from t3d.models.checkpoint import check_checkpoint
 from t3d.models.families import family_of, on_meta
-from t3d.models.loading import BUILT_IN
+from t3d.models.tokenizers import BUILT_IN
 from t3d.training.arguments import uses_deepspeed
 from t3d.training.config import MethodConfig, PretrainConfig, TrainingConfig
 from t3d.training.lora import adapter_parameters

@@ -12,7 +12,7 @@ from t3d.core.store import MANIFEST, TrajectoryStore
 from t3d.decoding.config import DecodingConfig, labels, one_line
 from t3d.evaluation.evaluate import Evaluation, evaluation_folders
 from t3d.models.limits import render
-from t3d.models.loading import load_tokenizer, token_text
+from t3d.models.tokenizers import load_tokenizer, token_text
 from t3d.report.sheets import order_methods
 from t3d.report.trajectories import Problem, TrajectoryView, view_of
 

@@ -18,7 +18,7 @@ from t3d.core.files import hash_file, read_object
 from t3d.core.trajectory import labelled_row
 from t3d.grading.math import last_boxed
 from t3d.models import LanguageModel, SDARConfig, SDARForCausalLM, from_pretrained, wrap
-from t3d.models.loading import BUILT_IN
+from t3d.models.tokenizers import BUILT_IN
 from t3d.tasks.base import Example
 from t3d.tasks.chat import Chat, ChatData, OverLong, read_chats
 from t3d.tasks.tokenizer import END_TOKEN, PAD_TOKEN, train_tokenizer

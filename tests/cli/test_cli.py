@@ -20,7 +20,7 @@ from t3d.cli.commands import COMMANDS
 from t3d.core.store import TrajectoryStore
 from t3d.experiment.recipe import RunConfig
 from t3d.models import from_pretrained, wrap
-from t3d.models.loading import BUILT_IN
+from t3d.models.tokenizers import BUILT_IN
 from t3d.testing import tiny
 from tests.cli.conftest import Run
 

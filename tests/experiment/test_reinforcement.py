@@ -25,7 +25,7 @@ from t3d.experiment.rounds import check_recipe, is_trained, record_trajectories,
 from t3d.experiment.rows import own_decoding
 from t3d.experiment.units import Unit
 from t3d.models import LanguageModel, from_pretrained
-from t3d.models.loading import BUILT_IN
+from t3d.models.tokenizers import BUILT_IN
 from t3d.objectives import GroupAdvantage
 from t3d.tasks import Example, get_task
 from t3d.training.config import MethodConfig, TrainingConfig

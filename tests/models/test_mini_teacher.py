@@ -12,7 +12,8 @@ from t3d.core.provenance import hash_weights
 from t3d.decoding.config import DecodingConfig
 from t3d.evaluation.evaluate import evaluate
 from t3d.evaluation.results import ResultRow
-from t3d.models.loading import BUILT_IN, LanguageModel, from_pretrained
+from t3d.models.loading import LanguageModel, from_pretrained
+from t3d.models.tokenizers import BUILT_IN
 from t3d.tasks import get_task
 
 DIRECTORY = BUILT_IN["mini_teacher"]

@@ -20,7 +20,7 @@ from t3d.interop.checkpoints.config import ExportConfig
 from t3d.models import LanguageModel, from_pretrained
 from t3d.models.families import family_of
 from t3d.models.files import read_generation
-from t3d.models.loading import BUILT_IN
+from t3d.models.tokenizers import BUILT_IN
 
 TEMPLATES = Path(__file__).parent / "templates"
 """Folder of model code that runs under transformers 4 and 5; type checkers, which know one of them,
