@@ -13,10 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.activations import SiLUActivation
-from transformers.models.llama import modeling_llama as llama
-from transformers.models.qwen2 import modeling_qwen2 as qwen2
-from transformers.models.qwen3 import modeling_qwen3 as qwen3
-from transformers.models.qwen3_moe import modeling_qwen3_moe as qwen3_moe
 
 from t3d.decoding.attention import Attend
 from t3d.decoding.cache import SlotCache
@@ -100,21 +96,6 @@ class FusedNorm(nn.Module):
         return F.rms_norm(hidden_states, shape, self.weight, self.variance_epsilon)
 
 
-NORMS = (llama.LlamaRMSNorm, qwen2.Qwen2RMSNorm, qwen3.Qwen3RMSNorm, qwen3_moe.Qwen3MoeRMSNorm)
-ATTENTION = (
-    llama.LlamaAttention,
-    qwen2.Qwen2Attention,
-    qwen3.Qwen3Attention,
-    qwen3_moe.Qwen3MoeAttention,
-)
-ROTARY = (
-    llama.LlamaRotaryEmbedding,
-    qwen2.Qwen2RotaryEmbedding,
-    qwen3.Qwen3RotaryEmbedding,
-    qwen3_moe.Qwen3MoeRotaryEmbedding,
-)
-
-
 class ViewMaker:
     """Makes views of one model, and keeps their packed weights, which are costly to make."""
 
@@ -143,12 +124,13 @@ class ViewMaker:
             name: None if child is None else self._view(child)
             for name, child in module._modules.items()
         }
-        if isinstance(out, ROTARY):
+        # By their parts, as every family on the library's classes has them.
+        if "inv_freq" in out._buffers:
             return SignedRotary(out)
-        if isinstance(out, ATTENTION):
+        if {"q_proj", "k_proj", "v_proj", "o_proj"} <= out._modules.keys():
             return _turned(out, SlotAttention)
         # In float64 the library's norms compute in float32, and the model is what they make it.
-        if isinstance(out, NORMS) and self._model.dtype != torch.float64:
+        if "variance_epsilon" in out.__dict__ and self._model.dtype != torch.float64:
             return _turned(out, FusedNorm)
         return out
 

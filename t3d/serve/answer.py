@@ -15,12 +15,12 @@ from t3d.serve.plan import Plan, Refused
 from t3d.serve.schema import (
     Alternative,
     Answer,
+    AnswerChoice,
     ChatAnswer,
     ChatChoice,
     ChatChunk,
     ChatChunkChoice,
     ChatLogprobs,
-    Choice,
     Commit,
     CompletionAnswer,
     CompletionChoice,
@@ -174,15 +174,15 @@ class Chat:
     name, chunk_name = "chat.completion", "chat.completion.chunk"
     answer_type, chunk_type = ChatAnswer, ChatChunk
 
-    def choice(self, text: str, index: int, **more: Any) -> Choice:
+    def choice(self, text: str, index: int, **more: Any) -> AnswerChoice:
         message = Message(role="assistant", content=text, refusal=None)
         return ChatChoice(message=message, logprobs=self._logprobs(index, 0), index=index, **more)
 
-    def opening(self, index: int, **more: Any) -> Choice:
+    def opening(self, index: int, **more: Any) -> AnswerChoice:
         delta = Delta(role="assistant", content="")
         return ChatChunkChoice(delta=delta, logprobs=None, index=index, finish_reason=None, **more)
 
-    def piece(self, text: str, index: int, start: int, **more: Any) -> Choice:
+    def piece(self, text: str, index: int, start: int, **more: Any) -> AnswerChoice:
         delta = Delta(content=text) if text else Delta()
         logprobs = self._logprobs(index, start) if text else None
         return ChatChunkChoice(delta=delta, logprobs=logprobs, index=index, **more)
@@ -203,7 +203,7 @@ class Chat:
 
 
 @dataclass(frozen=True)
-class Completion:
+class TextCompletion:
     """The shape of answers to `/v1/completions`, see `Chat`."""
 
     responses: Responses
@@ -213,14 +213,14 @@ class Completion:
     name = chunk_name = "text_completion"
     answer_type = chunk_type = CompletionAnswer
 
-    def choice(self, text: str, index: int, **more: Any) -> Choice:
+    def choice(self, text: str, index: int, **more: Any) -> AnswerChoice:
         logprobs = self._logprobs(index, 0)
         return CompletionChoice(text=text, logprobs=logprobs, index=index, **more)
 
-    def opening(self, index: int, **more: Any) -> Choice:
+    def opening(self, index: int, **more: Any) -> AnswerChoice:
         return CompletionChoice(text="", logprobs=None, index=index, finish_reason=None, **more)
 
-    def piece(self, text: str, index: int, start: int, **more: Any) -> Choice:
+    def piece(self, text: str, index: int, start: int, **more: Any) -> AnswerChoice:
         logprobs = self._logprobs(index, start) if text else None
         return CompletionChoice(text=text, logprobs=logprobs, index=index, **more)
 
@@ -243,7 +243,7 @@ class Completion:
         )
 
 
-Shape = Chat | Completion
+Shape = Chat | TextCompletion
 
 
 def _frame(shape: Shape) -> dict[str, Any]:

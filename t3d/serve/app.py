@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 
 from t3d import __version__
 from t3d.core.suggest import did_you_mean
-from t3d.serve.answer import Chat, Completion, Responses, Shape, chunks, whole
+from t3d.serve.answer import Chat, Responses, Shape, TextCompletion, chunks, whole
 from t3d.serve.config import ServeConfig
 from t3d.serve.engine import Engine
 from t3d.serve.gate import Gate, Gone
@@ -101,7 +101,7 @@ def make_app(
     async def answer(
         request: Request,
         asked: ChatRequest | CompletionRequest,
-        kind: type[Chat] | type[Completion],
+        kind: type[Chat] | type[TextCompletion],
     ) -> Response:
         one = find(asked.model)
         loop = asyncio.get_running_loop()
@@ -126,7 +126,7 @@ def make_app(
     @app.post("/v1/completions", responses=_answers(CompletionAnswer))
     async def completions(request: Request, asked: CompletionRequest) -> Response:
         """A continuation of a prompt as it stands."""
-        return await answer(request, asked, Completion)
+        return await answer(request, asked, TextCompletion)
 
     @app.get("/v1/models", response_model=ModelList)
     async def models() -> Response:

@@ -226,7 +226,7 @@ class Commit(BaseModel):
     log_probs: list[float]
 
 
-class Choice(BaseModel):
+class AnswerChoice(BaseModel):
     """What choices of every kind have; in a stream the first chunk has the layout, those between
     may have a commit, and the last one has the rest."""
 
@@ -252,17 +252,17 @@ class Delta(BaseModel):
     content: str | None = None
 
 
-class ChatChoice(Choice):
+class ChatChoice(AnswerChoice):
     message: Message
     logprobs: ChatLogprobs | None
 
 
-class ChatChunkChoice(Choice):
+class ChatChunkChoice(AnswerChoice):
     delta: Delta
     logprobs: ChatLogprobs | None
 
 
-class CompletionChoice(Choice):
+class CompletionChoice(AnswerChoice):
     text: str
     logprobs: CompletionLogprobs | None
 
