@@ -15,9 +15,11 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -25,31 +27,23 @@ Attend = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 """Function of queries [N, H, D], keys and values [R, T, K, D] and the scale; returns [N, H, D]."""
 
 
-@dataclass(frozen=True)
-class Blocks:
-    """The blocks of a pass, which lie end to end; int64 tensors."""
+class Blocks(NamedTuple):
+    """The blocks of a pass, which lie end to end, or the block of each token; int64 arrays [B]."""
 
-    row: Tensor
-    """Rows of the cache, [B]."""
-    start: Tensor
-    """First positions, which are also the numbers of slots that the blocks see before their own,
-        [B]."""
-    slot: Tensor
-    """First slots of their own, [B]."""
-    size: Tensor
-    """Numbers of tokens, [B]."""
+    row: NDArray[np.int64]
+    """Rows of the cache."""
+    start: NDArray[np.int64]
+    """First positions, which are also the numbers of slots that the blocks see before their own."""
+    slot: NDArray[np.int64]
+    """First slots of their own."""
+    size: NDArray[np.int64]
+    """Numbers of tokens."""
 
-    @classmethod
-    def of(cls, *columns: Sequence[int]) -> Blocks:
-        """Blocks of the four columns, on the host."""
-        return cls(*map(torch.tensor, columns))
-
-    def spread(self, num_tokens: int) -> tuple[Blocks, Tensor]:
+    def spread(self) -> tuple[Blocks, NDArray[np.int64]]:
         """The block that each token belongs to, and the token's place in it; [N] each."""
-        first = self.size.cumsum(0) - self.size
-        columns = torch.stack([self.row, self.start, self.slot, self.size, first])
-        *own, first = columns.repeat_interleave(self.size, 1, output_size=num_tokens)
-        return Blocks(*own), torch.arange(num_tokens) - first
+        first = np.repeat(self.size.cumsum() - self.size, self.size)
+        own = Blocks(*(np.repeat(column, self.size) for column in self))
+        return own, np.arange(len(first)) - first
 
 
 @dataclass(frozen=True)
@@ -70,20 +64,23 @@ class GroupedAttention:
     are folded into the queries of their key-value head, so keys are not repeated.
 
     Args:
-        own: the block of each token.
+        own: of each token the row, start, slot and size of its block, int64 [N] each.
     """
 
     def __init__(
-        self, own: Blocks, spans: Sequence[Span], *, heads_per_key: int, dtype: torch.dtype
+        self,
+        own: Sequence[Tensor],
+        spans: Sequence[Span],
+        *,
+        heads_per_key: int,
+        dtype: torch.dtype,
     ) -> None:
         self._groups: list[tuple[Tensor | slice, tuple[int, int], Tensor]] = []
         offset = 0
         for span in spans:
             shape = len(span.rows), span.width
             tokens = slice(offset, offset := offset + shape[0] * shape[1])
-            start, slot, size = (
-                column[tokens].view(*shape, 1) for column in (own.start, own.slot, own.size)
-            )
+            row, start, slot, size = (column[tokens].view(*shape, 1) for column in own)
             key = torch.arange(span.stop, device=start.device)
             seen = (key < start) | ((key >= slot) & (key < slot + size))
             # Numbers, because a boolean mask is turned into numbers again in every layer.
@@ -92,7 +89,7 @@ class GroupedAttention:
             first = span.rows[0]
             rows: Tensor | slice = slice(first, first + shape[0])
             if span.rows != list(range(first, first + shape[0])):
-                rows = own.row[tokens].view(shape)[:, 0]
+                rows = row[:, 0, 0]
             self._groups.append((rows, shape, mask))
 
     def __call__(self, query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
@@ -129,15 +126,11 @@ class VarlenAttention:
         self._largest = largest, num_slots
 
     @staticmethod
-    def table(blocks: Blocks, *, num_slots: int) -> Tensor:
+    def table(blocks: Blocks, *, num_slots: int) -> NDArray[np.int64]:
         """First query, first key and number of keys of B blocks, int64 [3 * (B + 1)]."""
-        return torch.stack(
-            [
-                F.pad(blocks.size.cumsum(0), (1, 0)),
-                F.pad(blocks.row * num_slots, (0, 1)),
-                F.pad(blocks.start + blocks.size, (1, 0)),
-            ]
-        ).flatten()
+        none = np.zeros(1, dtype=np.int64)
+        parts = [none, blocks.size.cumsum(), blocks.row * num_slots, none, none]
+        return np.concatenate([*parts, blocks.start + blocks.size])
 
     def __call__(self, query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
         """The output [N, H, D]; see `Attend`."""

@@ -15,10 +15,10 @@ from t3d.decoding.config import DecodingConfig
 from t3d.decoding.remasking import STRATEGIES, Scores
 from t3d.decoding.sampling import entropies, sample
 from t3d.decoding.sequence import State
-from t3d.decoding.transfer import fetch, send
+from t3d.decoding.transfer import Column, fetch, send
 
 
-def columns(config: DecodingConfig, states: list[State]) -> list[Tensor]:
+def columns(config: DecodingConfig, states: list[State]) -> list[Column]:
     """The numbers about states that `choose` needs on the device, made on the host.
 
     Returns:
@@ -33,12 +33,14 @@ def columns(config: DecodingConfig, states: list[State]) -> list[Tensor]:
         for position in state.masked
     ]
     cell, seed, position, step = torch.tensor(cells).T.contiguous()
-    keys, none = fold(seed, position, step), torch.empty(0, dtype=torch.float64)
+    draws = config.temperature > 0
+    ranks = config.remasking in ("random", "ancestral")
+    keys = fold(seed, position, step) if draws or ranks else seed
     return [
-        cell,
-        torch.tensor([state.step - state.first_step for state in states]),
-        none if config.temperature == 0 else uniform(keys),
-        uniform(fold(keys, 1)) if config.remasking in ("random", "ancestral") else none,
+        cell.numpy(),
+        [state.step - state.first_step for state in states],
+        uniform(keys).numpy() if draws else [],
+        uniform(fold(keys, 1)).numpy() if ranks else [],
     ]
 
 

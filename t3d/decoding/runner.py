@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from t3d.decoding.attention import (
@@ -23,7 +23,7 @@ from t3d.decoding.attention import (
 from t3d.decoding.cache import SlotCache
 from t3d.decoding.graphs import Shape, StaticPasses, can_capture, padded
 from t3d.decoding.scheduler import Work
-from t3d.decoding.transfer import send
+from t3d.decoding.transfer import Column, send
 from t3d.decoding.view import ViewMaker
 from t3d.models.block_diffusion import BlockDiffusionLM
 
@@ -102,9 +102,7 @@ class Runner:
         assert self._cache is not None
         self._cache.move(source, target)
 
-    def run(
-        self, works: list[Work], columns: Sequence[Tensor | Sequence[int]] = ()
-    ) -> tuple[Tensor, list[Tensor]]:
+    def run(self, works: list[Work], columns: Sequence[Column] = ()) -> tuple[Tensor, list[Tensor]]:
         """Run one forward pass.
 
         Args:
@@ -143,19 +141,19 @@ class Runner:
             slots = starts
             select += [*select, 0][-1:] * (padded(max(num_selected, 1)) - num_selected)
         # What attention needs is computed here on the host, where a small operation costs least.
-        blocks = Blocks.of(rows, starts, slots, [len(own) for own in ids])
-        tokens = torch.tensor([*chain(*ids)])
-        own, place = blocks.spread(len(tokens))
+        blocks = Blocks(*map(np.array, (rows, starts, slots, [len(own) for own in ids])))
+        own, place = blocks.spread()
         target = own.row * self._shape[1] + own.slot + place
-        common = [tokens, own.start + place, target, torch.tensor(select).long()]
+        common = [[*chain(*ids)], own.start + place, target, select]
         if fast:
             table = VarlenAttention.table(blocks, num_slots=self._shape[1])
-            shape = len(rows), len(tokens), len(select), max(map(len, ids))
-            numbers, *rest = send(self.model.device, [torch.cat([*common, table]), *columns])
+            shape = len(rows), len(place), len(select), max(map(len, ids))
+            whole = np.concatenate([*common, table]).astype(np.int64)
+            numbers, *rest = send(self.model.device, [whole, *columns])
             run = self._forward_fast if self._static is None else self._static
             return run(numbers, shape)[:num_selected], rest
-        sent = send(self.model.device, [*common, own.row, own.start, own.slot, own.size, *columns])
-        attend = self._grouped(Blocks(*sent[4:8]), parts)
+        sent = send(self.model.device, [*common, *own, *columns])
+        attend = self._grouped(sent[4:8], parts)
         return self._forward(sent[:4], attend), sent[8:]
 
     def _forward_fast(self, numbers: Tensor, shape: Shape) -> Tensor:
@@ -165,7 +163,7 @@ class Runner:
         attend = VarlenAttention(table, num_slots=self._shape[1], largest=largest)
         return self._forward(common, attend)
 
-    def _grouped(self, own: Blocks, parts: list[Part]) -> Attend:
+    def _grouped(self, own: list[Tensor], parts: list[Part]) -> Attend:
         spans = []
         for (_, width, size), alike in groupby(parts, key=lambda part: part.kind):
             together = list(alike)

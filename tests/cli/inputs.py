@@ -85,6 +85,8 @@ CALLS: list[tuple[str, str, str]] = [
         "store model",
     ),
     ("report", "rows --output out", "rows"),
+    ("view", "store --output out.html", "store"),
+    ("view", "rows store --output out.html", "rows store"),
     ("generate", f"--model model {SHORT} Why?", "model"),
     ("generate", f"--model model --task own --index 1 {SHORT}", "model own"),
     ("chat", f"model {SHORT}", "model"),

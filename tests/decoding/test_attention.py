@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -74,7 +75,12 @@ def expected(query: Tensor, keys: Tensor, values: Tensor, blocks: list[Block]) -
 
 
 def packed(blocks: list[Block]) -> Blocks:
-    return Blocks.of(*map(list, zip(*blocks, strict=True)))
+    return Blocks(*map(np.array, zip(*blocks, strict=True)))
+
+
+def owned(layout: Blocks) -> list[Tensor]:
+    """Row, start, slot and size of each token's block."""
+    return [torch.tensor(column) for column in layout.spread()[0]]
 
 
 @given(
@@ -107,7 +113,7 @@ def test_groups_attend_as_each_block_alone(
     layout = packed(blocks)
     query = random(int(layout.size.sum()), HEADS, SIZE, seed=1)
     attend = GroupedAttention(
-        layout.spread(int(layout.size.sum()))[0],
+        owned(layout),
         spans,
         heads_per_key=HEADS // KEY_HEADS,
         dtype=torch.float64,
@@ -133,7 +139,7 @@ def test_the_call_of_flash_attention_means_each_block_alone(
     query = random(int(layout.size.sum()), HEADS, SIZE, seed=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention, "find_varlen", lambda: varlen_reference)
-        table = VarlenAttention.table(layout, num_slots=SLOTS)
+        table = torch.tensor(VarlenAttention.table(layout, num_slots=SLOTS))
         attend = VarlenAttention(table, num_slots=SLOTS, largest=max(b[3] for b in blocks))
         actual = attend(query, keys, values, SCALE)
     torch.testing.assert_close(actual, expected(query, keys, values, blocks), rtol=0, atol=1e-12)
@@ -145,7 +151,10 @@ def test_neighbours_are_read_in_place(rows: list[int], monkeypatch: pytest.Monke
     layout = packed([(row, 0, 0, 1) for row in rows])
     spans = [Span(rows, 1, 1)]
     attend = GroupedAttention(
-        layout.spread(int(layout.size.sum()))[0], spans, heads_per_key=3, dtype=torch.float64
+        owned(layout),
+        spans,
+        heads_per_key=3,
+        dtype=torch.float64,
     )
     read: list[int] = []
     real = attention.F.scaled_dot_product_attention

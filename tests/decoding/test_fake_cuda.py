@@ -9,13 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import _disable_current_modes
 
-from t3d.decoding import denoising, graphs, sampling
+from t3d.decoding import denoising, engine, graphs, sampling
 from t3d.decoding.attention import find_varlen
 from t3d.decoding.budget import pass_bytes
 from t3d.decoding.config import DecodingConfig, Remasking
 from t3d.decoding.engine import BlockDecoder
 from t3d.decoding.request import Request
+from t3d.decoding.transfer import Column
 from t3d.models import BlockDiffusionLM, SDARConfig
 from t3d.models.families import on_meta
 from tests.fake_cuda import Operations, fake_cuda, to_fake_cuda
@@ -42,6 +44,13 @@ def fetched(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
         num = values.shape[1]
         return [[5.0] * num, [-1.0] * num, [float(i % 2 == 0) for i in range(num)]]
 
+    def columns(*given: Any) -> list[Column]:
+        with _disable_current_modes():  # On the host, where numbers are real.
+            return denoising_columns(*given)
+
+    denoising_columns = denoising.columns
+    monkeypatch.setattr(denoising, "columns", columns)
+    monkeypatch.setattr(engine, "columns", columns)
     monkeypatch.setattr(denoising, "fetch", fetch)
     # Else a list of one number is a constant, which is copied to a device that is not there.
     monkeypatch.setattr(fake_tensor, "CONSTANT_NUMEL_LIMIT", 0)
