@@ -232,7 +232,11 @@ def live_bytes() -> int:
     """Bytes of all tensors that the process holds, storages counted once."""
     gc.collect()
     # By type: what earlier tests left of a compiler's tensors has no memory to look at.
-    found = [o for o in gc.get_objects() if type(o) in (torch.Tensor, nn.Parameter)]
+    found = [
+        o
+        for o in gc.get_objects()
+        if type(o) in (torch.Tensor, nn.Parameter) and not torch._C._functorch.is_batchedtensor(o)  # type: ignore[attr-defined]
+    ]
     return sum(
         {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in found}.values()
     )
