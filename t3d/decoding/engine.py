@@ -270,7 +270,7 @@ class BlockDecoder:
                 rows += left
         if drafting:
             if self._draft_runner is not None:
-                drafting, few = self._predict(self._draft_runner, drafting)
+                few = self._predict(self._draft_runner, drafting)
             else:
                 few = logits[send(logits.device, [rows])[0]]
             drafts = draft(config, drafting, few, self._banned, self.stop_token_ids)
@@ -278,19 +278,14 @@ class BlockDecoder:
                 sequence.draft = found
         return events
 
-    def _predict(self, runner: Runner, sequences: list[Sequence]) -> tuple[list[Sequence], Tensor]:
-        """The model that drafts sees the states that the sequences are in.
-
-        Returns:
-            The sequences in the order of the pass, and the logits of their masked positions.
-        """
+    def _predict(self, runner: Runner, sequences: list[Sequence]) -> Tensor:
+        """Logits of the sequences' masked positions, by the model that drafts."""
         works = [Work(s, s.num_draft_cached, s.end, (s.state,)) for s in sequences]
-        works.sort(key=lambda work: work.kind)
         logits, _ = runner.run(works)
         for sequence in sequences:
             sequence.num_draft_cached = sequence.start
             sequence.num_drafts += 1
-        return [work.sequence for work in works], logits
+        return logits
 
     def _walk(
         self, work: Work, steps: list[list[tuple[int, int, float]]], top: list[dict[int, float]]
