@@ -50,6 +50,7 @@ HOW = {
     "sdar_exported": ONE,
     "dllm": "left-padded batches",
     "jetengine": "continuous batches",
+    "autoregressive": "left-padded batches",
 }
 """How each takes its requests."""
 
@@ -161,6 +162,7 @@ def start(
         ("sdar_exported", asked.python, asked.sdar),
         ("dllm", sys.executable, asked.dllm),
         ("jetengine", sys.executable, asked.jetengine),
+        ("autoregressive", sys.executable, Path()),
     ]
     for name, python, checkout in peers:
         if checkout is not None:

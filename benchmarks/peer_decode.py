@@ -11,6 +11,8 @@ sdar, sdar_exported: generate.py of JetAstra/SDAR on its modeling file (packages
     stand-ins) or on the exported folder's. It takes one request at a time.
 dllm: the BD3LM sampler of ZHZisZZ/dllm on its model class for Qwen3, in left-padded batches.
 jetengine: the engine in sample/ of Tyrion58/T3D, which needs packages for CUDA.
+autoregressive: no peer of the method, but what diffusion has to beat: `generate` of transformers on
+    the same weights as a causal model, a token a pass, in left-padded batches. CHECKOUT is unused.
 """
 
 import importlib
@@ -139,6 +141,35 @@ def dllm(checkout, directory, device):
     return decode
 
 
+def autoregressive(checkout, directory, device):
+    transformers = importlib.import_module("transformers")
+    config = transformers.Qwen3Config.from_pretrained(directory)
+    model = transformers.Qwen3ForCausalLM.from_pretrained(directory, config=config)
+    model, passes = place(model, device), Passes(model)
+
+    def decode(job):
+        prompts, size, new = job["prompts"], job["batch_size"], job["new_tokens"]
+        batches = [prompts[i : i + size] for i in range(0, len(prompts), size)]
+        tokens = []
+        for batch in batches:
+            longest = max(map(len, batch))
+            padding = [longest - len(prompt) for prompt in batch]
+            ids = [[0] * num + prompt for num, prompt in zip(padding, batch, strict=True)]
+            mask = [[0] * num + [1] * (longest - num) for num in padding]
+            found = model.generate(
+                torch.tensor(ids, device=device),
+                attention_mask=torch.tensor(mask, device=device),
+                max_new_tokens=new,
+                do_sample=False,
+                eos_token_id=[],
+                pad_token_id=0,
+            )
+            tokens += found[:, -new:].tolist()
+        return tokens, passes.per_block(job, len(batches))
+
+    return decode
+
+
 def jetengine(checkout, directory, device):
     sys.path.insert(0, f"{checkout}/sample")
     engine = importlib.import_module("jetengine_ext.llm")
@@ -171,7 +202,13 @@ def jetengine(checkout, directory, device):
     return decode
 
 
-PEERS = {"sdar": sdar, "sdar_exported": sdar_exported, "dllm": dllm, "jetengine": jetengine}
+PEERS = {
+    "sdar": sdar,
+    "sdar_exported": sdar_exported,
+    "dllm": dllm,
+    "jetengine": jetengine,
+    "autoregressive": autoregressive,
+}
 
 
 def main(peer, checkout, directory, device):
