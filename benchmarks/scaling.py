@@ -100,7 +100,7 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
             times = [row[key] for row in own]
             axes.loglog(sizes, times, "o-", color=colour, label=text)
             linear = [times[-1] * size / sizes[-1] for size in sizes]
-            axes.loglog(sizes, linear, ":", color=colour, label="linear")
+            axes.loglog(sizes, linear, ":", color=colour, label="linear in its last point")
         axes.set_xlabel(label)
         axes.set_xticks(sizes, [f"{size:g}" for size in sizes])
         axes.minorticks_off()
