@@ -242,6 +242,8 @@ def train_command(
     from t3d.training.distill import distill
     from t3d.training.methods import build_method
 
+    if config.start is not None:
+        raise ValueError("start: --model says where the student starts; leave --start out")
     if build_method(config).data == "labelled":
         raise ValueError(
             f"method {config.method!r} trains on labelled answers, a store has none; "

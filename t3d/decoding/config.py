@@ -141,8 +141,11 @@ class DecodingConfig:
         """Number of a block's states in one pass at most, with drafts of every order."""
         # A single step leaves nothing to draft.
         single = self.denoising_steps == 1 and self.remasking != "entropy_bounded"
-        known = single or self.order_is_known
-        return min(self.draft_states, self.denoising_steps if known else 2**self.window_size - 1)
+        if single or self.order_is_known:
+            return min(self.draft_states, self.denoising_steps)
+        # A huge window has no fewer states than are asked for, so its power is not computed.
+        size = min(self.window_size, self.draft_states.bit_length())
+        return min(self.draft_states, 2**size - 1)
 
     @property
     def order_is_known(self) -> bool:

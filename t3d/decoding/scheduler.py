@@ -36,11 +36,6 @@ class Work:
     def width(self) -> int:
         return self.stop - self.first
 
-    @property
-    def kind(self) -> tuple[int, int]:
-        """The pair of width and block size; works that are equal in it attend as one batch."""
-        return self.width, self.sequence.config.block_size
-
 
 @dataclass(kw_only=True)
 class Scheduler:
@@ -128,15 +123,14 @@ class Scheduler:
         return source
 
     def next_pass(self) -> list[Work]:
-        """The next pass: the work of every running sequence, sorted by kind and row."""
+        """The next pass: the work of every running sequence, by row."""
         budget, late = self.prefill_chunk, set[int]()
         prefilling = [s for s in self.running if s.num_cached < s.prefix]
         for i, sequence in enumerate(sorted(prefilling, key=lambda s: s.id)):
             budget -= self._chunk_end(sequence) - sequence.num_cached
             if i > 0 and budget < 0:
                 late.add(sequence.id)
-        works = [self._work(s) for s in self.running if s.id not in late]
-        return sorted(works, key=lambda work: work.kind)
+        return [self._work(s) for s in self.running if s.id not in late]
 
     def _chunk_end(self, sequence: Sequence) -> int:
         """Where the next chunk of a prompt ends; independent of all other sequences."""

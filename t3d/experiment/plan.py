@@ -21,6 +21,7 @@ from t3d.decoding.budget import cache_bytes_per_token
 from t3d.experiment.adapt import teacher_path
 from t3d.experiment.recipe import RunConfig
 from t3d.experiment.rounds import check_recipe
+from t3d.experiment.rows import own_training
 from t3d.models import BlockDiffusionLM
 from t3d.models.checkpoint import check_checkpoint
 from t3d.models.families import family_of, on_meta
@@ -124,7 +125,8 @@ def plan(config: RunConfig, rates: Path | None = None) -> list[Row]:
         ("rollout", "time", _time(new, "tokens_per_second", fitting)),
     ]
     built = {name: build_method(method) for name, method in config.methods.items()}
-    sequences = config.training.steps * config.training.batch_size
+    own = {name: own_training(m, config.training) for name, m in config.methods.items() if m.steps}
+    sequences = max(t.steps * t.batch_size for t in (config.training, *own.values()))
     num_students = len(built) * max(1, len(config.seeds))
     copies = 1 + max(
         (m.objective.needs_reference + m.objective.needs_teacher for m in built.values()), default=0
@@ -133,6 +135,7 @@ def plan(config: RunConfig, rates: Path | None = None) -> list[Row]:
     rows += [
         ("train", "methods", ", ".join(built) or "none"),
         ("train", "students", str(num_students)),
+        *(("train", f"optimizer steps of {name}", _steps(t)) for name, t in own.items()),
         *_training(config.training, model, copies),
         ("train", "memory of activations", _activations(config, model, views)),
         ("train", "time of a model", _time(sequences, "trajectories_per_second", measured)),

@@ -123,6 +123,28 @@ def grade_parts(task: Task, examples: Sequence[Example], texts: Sequence[str]) -
     return [[next(grades) for _ in own] for own in parts]
 
 
+def check_rewards(advantage: GroupAdvantage, examples: Sequence[Example]) -> None:
+    """Check that responses to the examples can be right.
+
+    Raises:
+        ValueError: for prompts without a label, or with the teacher's answers as rewards for
+            prompts that ask for programs, whose tests are labels.
+    """
+    if advantage.answers == "teacher":
+        if any(example.domain == "code" for example in examples):
+            raise ValueError(
+                "advantage: answers: teacher: programs are graded by tests, which are labels; set "
+                "it to labels"
+            )
+        return
+    bare = next((e.id for e in examples if e.answer is None and e.program is None), None)
+    if bare is not None:
+        raise ValueError(
+            f"advantage: answers: labels: {bare} has no answer, so no response to it is right; add "
+            "it, or set answers to teacher"
+        )
+
+
 def taught(
     task: Task, examples: Sequence[Example], lm: LanguageModel, teacher: Sequence[Trajectory]
 ) -> list[Example]:
@@ -130,15 +152,7 @@ def taught(
 
     Args:
         teacher: the teacher's trajectory for each group of examples of one prompt.
-
-    Raises:
-        ValueError: for prompts that ask for programs, whose tests are labels.
     """
-    if any(example.domain == "code" for example in examples):
-        raise ValueError(
-            "advantage: answers: teacher: programs are graded by tests, which are labels; set it "
-            "to labels"
-        )
     texts = [lm.decode(t.response_ids[: t.num_response_tokens]) for t in teacher]
     size = len(examples) // len(teacher)
     finals = [grade.final_answer for grade in task.grade(examples[::size], texts)]

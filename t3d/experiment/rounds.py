@@ -19,6 +19,7 @@ from t3d.core.workers import alone, launched
 from t3d.decoding.config import RolloutConfig
 from t3d.decoding.rollout import rollout
 from t3d.evaluation.results import ORIGINAL
+from t3d.experiment.grid import identify
 from t3d.experiment.recipe import RunConfig
 from t3d.experiment.reinforcement import tell
 from t3d.experiment.rows import (
@@ -64,10 +65,12 @@ def check_recipe(config: RunConfig) -> None:
             check_training(method, training, config.data.num_sequences, config.output)
         for student in (False, True):
             own_rollout(config, method, student=student)
-        earlier = list(config.methods)[: list(config.methods).index(name)]
-        if method.start and method.start not in earlier and not is_trained(Path(method.start)):
+        start, earlier = method.start, list(config.methods)[: list(config.methods).index(name)]
+        if start is None or start in earlier:
+            continue
+        if start in config.methods or identify(Path(start)).method == ORIGINAL:
             raise ValueError(
-                f"methods: {name}: start={method.start!r} is neither a method that the recipe "
+                f"methods: {name}: start={start!r} is neither a method that the recipe "
                 "names before it nor the directory of a student"
             )
 
@@ -127,10 +130,9 @@ def record_trajectories(config: RunConfig, *, part: Part | None = None, progress
 def student_work(config: RunConfig, method: MethodConfig) -> dict[str, int]:
     """Largest amount of work of `train_student`, by unit."""
     built, training = build_method(method), own_training(method, config.training)
-    num = training.steps // built.rounds * training.batch_size
     if built.advantage is not None:
-        return {"step": training.steps, "prompt": built.rounds * num}
-    sequences = config.data.num_sequences
+        return {"step": training.steps, "prompt": training.steps * training.batch_size}
+    num, sequences = training.steps // built.rounds * training.batch_size, config.data.num_sequences
     num = min(method.num_sequences or sequences, sequences, num)
     return {"step": training.steps, "prompt": (built.rounds - 1) * num}
 
@@ -189,10 +191,12 @@ def train_student(
     def own_records() -> list[dict[str, Any]]:
         return records[start is not None :]
 
+    share, rest = divmod(training.steps, built.rounds)
+    steps = [share + (number < rest) for number in range(built.rounds)]
     for number, directory in enumerate(directories):
         own = replace(
             training,
-            steps=training.steps // built.rounds + (number < training.steps % built.rounds),
+            steps=steps[number],
             learning_rate=training.learning_rate * built.round_rate(number),
             warmup_steps=round(training.warmup_steps / built.rounds),
             seed=derive_key(training.seed, "round", number) % 2**31 if several else training.seed,
@@ -201,9 +205,8 @@ def train_student(
             if not is_trained(directory):
                 rows_of = recorded_rows if built.advantage is None else reinforced_rows
                 path = rounds / f"trajectories{number}"
-                rows, own, notes = rows_of(
-                    config, method, own, last, number, path, progress=progress
-                )
+                done = sum(steps[:number])
+                rows, own, notes = rows_of(config, method, own, last, done, path, progress=progress)
                 # Decoding has its own number format, and training takes float32.
                 student = from_pretrained(last)
                 if rows:
@@ -230,6 +233,8 @@ def train_student(
         if "reward" in records[-1]:
             tell(number, records[-1], own_records()[0]["reward"])
         last = directory
+    # What moves to its place is read by nobody any more.
+    PartialState().wait_for_everyone()
     # The arguments say which process writes, even where all rounds were trained before.
     if training_arguments(training, output).should_save:
         _finish(method, training, records, len(directories), directories[-1], output)

@@ -82,7 +82,7 @@ def recorded_rows(
     method: MethodConfig,
     training: TrainingConfig,
     model: str | Path,
-    number: int,
+    done: int,
     path: Path,
     *,
     progress: bool,
@@ -91,7 +91,7 @@ def recorded_rows(
 
     Args:
         model: the student as it is before the round, which decodes, in memory no longer than that.
-        number: number of the round, from 0.
+        done: number of optimizer steps of the rounds before; 0 in the first one.
         path: store of the student's own trajectories.
     """
     built = build_method(method)
@@ -99,11 +99,10 @@ def recorded_rows(
         lm = from_pretrained(model, device="meta")
         rows = labelled_rows(lm, _prompts(config, method), max(training.block_sizes))
         return rows, training, {"tokens_decoded": 0}
-    if number == 0:
+    if done == 0:
         own = TrajectoryStore.open(store_path(config, method)).read()[: method.num_sequences]
         return training_rows(own), training, {"tokens_decoded": num_tokens(own)}
-    num = training.steps * training.batch_size
-    prompts = _rotated(_prompts(config, method), number, num)
+    prompts = _rotated(_prompts(config, method), done, training)
     settings = replace(own_rollout(config, method, student=True), seed=training.seed)
     lm = from_pretrained(model, dtype=config.dtype)
     own = rollout(lm, prompts, path, settings, progress=progress).read()
@@ -119,7 +118,7 @@ def reinforced_rows(
     method: MethodConfig,
     training: TrainingConfig,
     model: str | Path,
-    number: int,
+    done: int,
     path: Path,
     *,
     progress: bool,
@@ -134,7 +133,7 @@ def reinforced_rows(
     task = config.prompt_set(advantage.group_size)
     num = min(config.data.num_prompts, method.num_sequences or config.data.num_prompts)
     prompts = task.examples("train", num, seed=config.data.seed)
-    prompts = _rotated(prompts, number, training.steps * training.batch_size)
+    prompts = _rotated(prompts, done, training)
     lm = from_pretrained(model, dtype=config.dtype)
     times = [time.monotonic()]
     own = rollout(lm, prompts, path, settings, progress=progress).read()
@@ -215,7 +214,8 @@ def _prompts(config: RunConfig, method: MethodConfig) -> list[Example]:
     return train_prompts(config)[: method.num_sequences]
 
 
-def _rotated(prompts: list[Example], number: int, num: int) -> list[Example]:
-    """At most `num` prompts; different ones in every round, until all have been used."""
-    start = number * num % len(prompts)
-    return (prompts[start:] + prompts[:start])[:num]
+def _rotated(prompts: list[Example], done: int, training: TrainingConfig) -> list[Example]:
+    """The prompts that a round of training takes after `done` steps, at most all; different ones in
+    every round, until all have been used."""
+    start = done * training.batch_size % len(prompts)
+    return (prompts[start:] + prompts[:start])[: training.steps * training.batch_size]

@@ -14,6 +14,7 @@ from t3d.core.files import claim
 from t3d.core.progress import display
 from t3d.core.provenance import provenance
 from t3d.core.workers import check_workers, launched, own_device
+from t3d.decoding.build import load_draft_model
 from t3d.decoding.config import DYNAMIC, DecodingConfig, labels, one_line
 from t3d.decoding.rollout import encode_prompts
 from t3d.evaluation.comparison import Comparison
@@ -23,6 +24,7 @@ from t3d.evaluation.samples import Sample
 from t3d.experiment.adapt import with_teacher
 from t3d.experiment.grid import check_evaluation
 from t3d.experiment.recipe import RunConfig
+from t3d.experiment.reinforcement import check_rewards
 from t3d.experiment.rounds import check_recipe, self_distilled
 from t3d.experiment.rows import own_rollout, train_prompts
 from t3d.experiment.units import (
@@ -39,6 +41,7 @@ from t3d.models import LanguageModel, from_pretrained
 from t3d.report.comparison import write_comparison
 from t3d.report.trajectories import Problem, view_of
 from t3d.tasks import Example
+from t3d.training.methods import build_method
 
 _SHARED = ("model", "dtype", "task", "data", "rollout", "training", "evaluation")
 """Keys of the recipe that every row depends on; methods and seeds may be added later."""
@@ -142,6 +145,17 @@ def prepare(config: RunConfig) -> tuple[LanguageModel, list[Example]]:
     }
     for decoding in decodings | {config.rollout.decoding}:
         encode_prompts(teacher, prompts, decoding)
+        load_draft_model(teacher, decoding)
+    for name, method in config.methods.items():
+        if (advantage := build_method(method).advantage) is not None:
+            check_rewards(advantage, prompts)
+        if method.start is not None and method.start not in config.methods:
+            student = from_pretrained(method.start, device="meta")
+            if student.tokenizer.get_vocab() != teacher.tokenizer.get_vocab():
+                raise ValueError(
+                    f"methods: {name}: start={method.start!r} has another tokenizer than "
+                    f"{teacher.name}; start from a student of that model"
+                )
     first: list[Example] = []
     for name, task in zip(config.tasks, config.problem_sets(), strict=True):
         problems = problems_of(config, task)

@@ -118,6 +118,11 @@ CALLS = [
     (("rollout", "--model", "m"), 2, "arguments are required: output"),
     (("rollout", "--model", "m", "--output", "x", "--nmu", "3"), 2, "--nmu 3"),
     (("train", "--model", "m", "--output", "x", "--method", "t3d"), 2, "trajectories"),
+    (
+        ("train", "--model=m", "--output=x", "--method=t3d", "--trajectories=s", "--start=y"),
+        1,
+        "start: --model says where the student starts; leave --start out",
+    ),
     (("generate",), 1, "give a QUESTION, or"),
     (("generate", "--task", "mini_gsm", "How many?"), 1, "not both"),
     (("generate", "--task", "mini_gms"), 1, "unknown task 'mini_gms'"),

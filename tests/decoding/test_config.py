@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
 from t3d.decoding.config import DYNAMIC, DecodingConfig, labels, one_line
 from tests.row import decoding_configs
@@ -98,3 +99,11 @@ def test_what_is_told_elsewhere_is_in_no_label() -> None:
         "1 token/step, 4 steps, full, temperature 0.1",
         "2 tokens/step, 4 steps, temperature 1.0",
     ]
+
+
+@given(st.integers(1, 12), st.integers(1, 5000))
+def test_a_block_has_no_more_states_than_orders_of_committing_give(size: int, num: int) -> None:
+    given = DecodingConfig(block_size=size, denoising_steps=size, draft_states=num)
+    assert given.most_states == min(num, 2**size - 1)
+    huge = DecodingConfig(block_size=10**12, draft_states=num)
+    assert huge.most_states == num

@@ -173,3 +173,11 @@ def test_prompts_that_ask_for_something_else_than_the_task_are_refused(
     recipe.write_text(f"task: {task}\ndata: {{prompts: {prompts}}}\n")
     assert main(["run", str(recipe), "--dry-run"]) == (0 if message is None else 1)
     assert (message or "") in capsys.readouterr().err
+
+
+def test_a_method_with_steps_of_its_own_says_them() -> None:
+    methods = {"long": MethodConfig("rtd", steps=160), "shared": MethodConfig("rtd")}
+    rows = as_dict(RunConfig(methods=methods, training=TrainingConfig(steps=20)))
+    assert rows["train", "optimizer steps"] == "20 of 64 sequences"
+    assert rows["train", "optimizer steps of long"] == "160 of 64 sequences"
+    assert ("train", "optimizer steps of shared") not in rows

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 
 from t3d.cli.main import main
 from t3d.evaluation.results import load_results
+from t3d.experiment import rounds
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = "[{denoising_steps: 4, max_new_tokens: 32}, {denoising_steps: 1, max_new_tokens: 32}]"
@@ -34,7 +36,7 @@ evaluation: {{settings: {SETTINGS}, measure_latency: false}}
 def commands(folder: Path) -> list[list[str]]:
     """A student for each process, one student for both, and an evaluation."""
     recipe = folder.parent / "recipe.yaml"
-    together = """{"naive_td": {"method": "naive_td"}}"""
+    together = """{"redi": {"method": "redi", "rounds": 2}}"""
     evaluated = ["--num_problems", str(NUM_PROBLEMS), "--settings", SETTINGS]
     return [
         ["compare", str(recipe), "--seeds", "[3]", "--output", str(folder / "apart")],
@@ -44,7 +46,15 @@ def commands(folder: Path) -> list[list[str]]:
 
 
 def work(folder: Path) -> None:
-    """What every process does."""
+    """What every process does; the second one comes late to the last round's provenance."""
+    read = rounds.read_object
+
+    def read_late(path: Path) -> dict[str, Any]:
+        time.sleep(path.parent.name == "round1")
+        return read(path)
+
+    if os.environ.get("RANK") == "1":
+        rounds.read_object = read_late  # type: ignore[assignment]
     for command in commands(folder):
         assert main(command) == 0
 
@@ -98,7 +108,7 @@ def test_each_process_trains_a_student_of_its_own(folder: Path) -> None:
     # Only the first process shows what it does.
     told = (folder / "stderr.txt").read_text()
     assert len({n for n in (1, 2) if f"student {n} of 2: " in told}) == 1
-    assert "student 1 of 1: naive_td" in told
+    assert "student 1 of 1: redi" in told
     for number in ("one", "two"):
         record = folder / number / "apart/checkpoints/t3d/seed3/provenance.json"
         assert json.loads(record.read_text())["optimizer_steps"] == 4

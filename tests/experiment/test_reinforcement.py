@@ -23,6 +23,7 @@ from t3d.experiment.recipe import DataConfig, RunConfig
 from t3d.experiment.reinforcement import is_hacked, rewarded_rows, taught
 from t3d.experiment.rounds import check_recipe, is_trained, record_trajectories, train_student
 from t3d.experiment.rows import own_decoding
+from t3d.experiment.run import prepare
 from t3d.experiment.units import Unit
 from t3d.models import LanguageModel, from_pretrained
 from t3d.models.tokenizers import BUILT_IN
@@ -107,9 +108,70 @@ def test_the_teachers_answer_stands_in_for_the_label(lm: LanguageModel) -> None:
     # With the teacher counts as right, the gold answer does not; without one nothing is right.
     assert [row["right"] for row in rows] == [1, 0]
     assert facts["right"] == 0.25
-    code = [replace(e, domain="code") for e in examples]
-    with pytest.raises(ValueError, match="answers: teacher: programs are graded by tests"):
-        taught(task, code, lm, [wrong, wrong])
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "message"),
+    [
+        ({"domain": "code", "tests": ["assert f(1)"]}, "free", "answers: teacher: programs are gr"),
+        ({"domain": "code"}, "labelled", "answers: labels: .* has no answer, so no response to it"),
+        ({}, "labelled", "answers: labels: .* has no answer, so no response to it is right; add"),
+    ],
+)
+def test_prompts_that_cannot_be_rewarded_are_refused_before_any_work(
+    tmp_path: Path, line: dict[str, Any], name: str, message: str
+) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(json.dumps({"question": "What is f?", **line}))
+    config = recipe(tmp_path / "run")
+    config = replace(
+        config,
+        task="mbpp" if "domain" in line else "mini_gsm",
+        data=replace(config.data, prompts=path, num_problems=1),
+        methods={name: replace(config.methods[name], start=None)},
+    )
+    with pytest.raises(ValueError, match=message):
+        prepare(config)
+
+
+def test_a_model_that_cannot_draft_is_refused_before_any_work(tmp_path: Path) -> None:
+    config = recipe(tmp_path / "run")
+    drafted = config.methods["free"].student_decoding | {
+        "draft_states": 2,
+        "draft_model": str(tmp_path / "none"),
+    }
+    method = replace(config.methods["free"], student_decoding=drafted)
+    with pytest.raises(ValueError, match="none: no such checkpoint"):
+        prepare(replace(config, methods={"free": method}))
+
+
+def test_a_start_is_a_student_of_the_same_model(
+    trained: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student = tmp_path / "student"
+    shutil.copytree(trained.output / "checkpoints" / "first", student)
+    method = replace(trained.methods["labelled"], start=str(student))
+    config = replace(trained, output=tmp_path / "run", methods={"labelled": method})
+    prepare(config)
+    # A folder does not stand for a method of its name, which would have to start from itself.
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="is neither a method that the recipe names before it"):
+        check_recipe(replace(config, methods={"student": replace(method, start="student")}))
+    record = json.loads((student / "provenance.json").read_text())
+    path = student / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    ids = tokenizer["model"]["vocab"]
+    ids["Tom"], ids["Ben"] = ids["Ben"], ids["Tom"]
+    path.write_text(json.dumps(tokenizer))
+    with pytest.raises(ValueError, match="has another tokenizer than mini_teacher; start from a"):
+        prepare(config)
+    (student / "provenance.json").write_text(json.dumps(record | {"tokens_seen": None}))
+    with pytest.raises(ValueError, match="provenance.json: tokens_seen must be a whole"):
+        check_recipe(config)
+    # What was converted or pretrained is no student.
+    (student / "provenance.json").write_text(json.dumps(record | {"config": {}}))
+    with pytest.raises(ValueError, match="nor the directory of a student"):
+        check_recipe(config)
 
 
 def test_a_program_earns_the_share_of_its_tests(lm: LanguageModel, tmp_path: Path) -> None:
@@ -270,7 +332,7 @@ def test_a_killed_student_resumes_bit_for_bit(
 
     def stop(*args: Any, **kwargs: Any) -> Any:
         found = rows(*args, **kwargs)
-        if place == "between" and args[4] == 1:
+        if place == "between" and args[4] > 0:
             raise Cut
         return found
 
@@ -289,16 +351,20 @@ def test_a_killed_student_resumes_bit_for_bit(
 def test_a_round_without_signal_leaves_the_student_as_it_is(
     trained: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Cut after a few tokens, no response is right."""
-    method = replace(trained.methods["labelled"], start=None, student_decoding={
+    """Cut after a few tokens, no response is right. The first of the rounds has a step more."""
+    method = replace(trained.methods["labelled"], start=None, steps=3, student_decoding={
         "block_size": 8, "denoising_steps": 1, "max_new_tokens": 8,
     })  # fmt: skip
     config = replace(trained, output=tmp_path / "run", methods={"labelled": method})
     record = train(config, "labelled")
     assert record["optimizer_steps"] == record["tokens_seen"] == 0
     assert record["tokens_decoded"] > 0
-    student = config.output / "checkpoints" / "labelled"
+    student, own = (config.output / name / "labelled" for name in ("checkpoints", "rounds"))
     assert hash_weights(student) == hash_weights(BUILT_IN["mini_teacher"])
+    stores = [TrajectoryStore.open(own / f"trajectories{n}").read() for n in (0, 1)]
+    prompts = [{t.prompt_id.rpartition("#")[0] for t in store} for store in stores]
+    assert [*map(len, prompts)] == [4, 2]
+    assert not prompts[0] & prompts[1]
     assert "round 2: 0.0% right" in capsys.readouterr().err
 
 
@@ -346,6 +412,7 @@ def test_students_wait_for_their_start(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"start": ""}, "labelled: start='' is neither a method that the recipe names before it"),
         ({"start": "free"}, "labelled: start='free' is neither a method that the recipe names be"),
         ({"advantage": {"group_size": 3}}, "batch_size=8 is no multiple of advantage.group_size=3"),
         ({"advantage": {"speed": 1.0}}, "lightningrl: advantage: unknown key 'speed'"),
