@@ -11,12 +11,19 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves, tree_map
 
 CUDA = torch.device("cuda", 0)
 
@@ -141,3 +148,122 @@ def to_fake_cuda(model: nn.Module, dtype: torch.dtype | None = None) -> None:
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device=CUDA)
+
+
+LOWER = {"bmm", "linear", "matmul", "__matmul__", "mm", "scaled_dot_product_attention"}
+SINGLE = {"cumsum", "exp", "log", "log_softmax", "norm", "pow", "prod", "rsqrt", "softmax", "sum"}
+"""Functions that autocast runs in bfloat16 and in float32 on CUDA; the rest of its list is unused
+here."""
+
+
+class _Autocast(TorchFunctionMode):
+    """torch.autocast on CUDA. Its own asks for devices below Python, where these have none."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        dtype = {
+            **dict.fromkeys(LOWER, torch.bfloat16),
+            **dict.fromkeys(SINGLE, torch.float32),
+        }.get(func.__name__)
+
+        def cast(value: Any) -> Any:
+            narrow = (torch.float32, torch.bfloat16)
+            return value.to(dtype) if isinstance(value, Tensor) and value.dtype in narrow else value
+
+        if dtype is not None:
+            args, kwargs = tree_map(cast, (args, kwargs))
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def cuda_autocast() -> Iterator[None]:
+    """torch.autocast for CUDA to bfloat16, which refuses to start without CUDA."""
+    dtype = torch.get_autocast_dtype("cuda")
+    torch.set_autocast_enabled("cuda", True)
+    torch.set_autocast_dtype("cuda", torch.bfloat16)
+    try:
+        yield
+    finally:
+        torch.set_autocast_enabled("cuda", False)
+        torch.set_autocast_dtype("cuda", dtype)
+
+
+@contextmanager
+def autocast() -> Iterator[None]:
+    """The same for tensors of `fake_training`."""
+    with cuda_autocast(), _Autocast():
+        yield
+
+
+class _FakeMode(FakeTensorMode):
+    """What is made like another tensor below Python, where that is meta, is on the fake device."""
+
+    def dispatch(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if kwargs.get("device") == torch.device("meta"):
+            kwargs["device"] = CUDA
+        return super().dispatch(func, types, args, kwargs)
+
+
+class _Values(TorchDispatchMode):
+    """Computes on the CPU what fake tensors hold: training asks how many loss tokens there are."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        with _disable_current_modes():
+            values = func(*tree_map(value_of, args), **tree_map(value_of, kwargs))
+        try:
+            out = func(*args, **kwargs)
+        except DataDependentOutputException:
+            return values
+        except DynamicOutputShapeException:
+            [device] = {a.device for a in tree_leaves((args, kwargs)) if isinstance(a, Tensor)}
+            out = tree_map(lambda value: torch.empty_like(value, device=device), values)
+        for own, value in zip(tree_leaves(out), tree_leaves(values), strict=True):
+            if isinstance(own, FakeTensor):
+                assert (own.shape, own.dtype) == (value.shape, value.dtype), func
+                own.value = value  # type: ignore[attr-defined]
+        return out
+
+
+def value_of(given: Any) -> Any:
+    """What a fake tensor of `fake_training` holds; a device is the CPU."""
+    if isinstance(given, torch.device):
+        return torch.device("cpu")
+    return given.value if isinstance(given, FakeTensor) else given  # type: ignore[attr-defined]
+
+
+@contextmanager
+def fake_training() -> Iterator[None]:
+    """Context in which `tensor.to(CUDA)` is fake and has gradients.
+
+    Autograd knows the device of a tensor from below Python, where a PyTorch without CUDA fails for
+    any but a meta tensor. Fake ones are meta there, as long as they are not asked.
+    """
+    make = torch.Tensor._make_subclass
+
+    def unasked(*args: Any, dispatch_device: bool = False, **options: Any) -> Tensor:
+        return make(*args, **options)
+
+    with (
+        patch.object(torch.Tensor, "_make_subclass", staticmethod(unasked)),
+        _FakeMode(allow_non_fake_inputs=True),
+        _Values(),
+    ):
+        yield
+
+
+def train_on_fake_cuda(model: nn.Module) -> None:
+    """Put a model of the CPU on the fake device; inside of `fake_training`."""
+    for module in model.modules():
+        for name, weight in module._parameters.items():
+            if weight is not None:
+                moved = weight.detach().to(CUDA)
+                module._parameters[name] = nn.Parameter(moved, weight.requires_grad)
+        for name, buffer in module._buffers.items():
+            module._buffers[name] = None if buffer is None else buffer.to(CUDA)

@@ -39,7 +39,7 @@ def _mix(value: Tensor) -> Tensor:
 def fold(keys: Tensor, *parts: int | Tensor) -> Tensor:
     """New keys of the broadcast shape of `keys` and `parts`, all int64."""
     for part in parts:
-        number = keys.new_tensor(part) if isinstance(part, int) else part.to(keys.device)
+        number = keys.new_full((), part) if isinstance(part, int) else part.to(keys.device)
         keys = _mix(keys * _GOLDEN + _mix(number + _GOLDEN))
     return keys
 
