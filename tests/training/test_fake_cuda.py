@@ -69,7 +69,7 @@ def test_a_tensor_on_the_cpu_is_caught(bench: Any) -> None:
     with fake_training():
         weight = values.to(CUDA).requires_grad_()
         with pytest.raises(RuntimeError, match=r"two devices, cuda:0 and cpu|cpu and cuda:0"):
-            weight * torch.ones(3)
+            weight.mul(torch.ones(3))
         loss = (weight[weight > 0].exp() * torch.ones(2, device=weight.device)).sum()
         loss.backward()
     assert weight.grad is not None
@@ -86,7 +86,7 @@ def test_autocast_is_that_of_torch() -> None:
         "mm": lambda x: torch.mm(x, x),
         "pow": lambda x: x.pow(2),
         "scaled_dot_product_attention": lambda x: nn.functional.scaled_dot_product_attention(
-            *[x.unsqueeze(0)] * 3
+            x.unsqueeze(0), x.unsqueeze(0), x.unsqueeze(0)
         ),
         **{name: lambda x, n=name: getattr(x, n)(0) for name in ("cumsum", "log_softmax", "prod")},
         **{name: lambda x, n=name: getattr(x, n)() for name in ("exp", "log", "rsqrt", "sum")},
