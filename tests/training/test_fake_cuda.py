@@ -27,11 +27,12 @@ from tests.fake_cuda import (
 )
 
 
-@pytest.mark.parametrize("name", list(METHODS))
+# Methods of one noiser and one objective differ in what surrounds a step.
+@pytest.mark.parametrize("name", {(m.noiser, m.objective): n for n, m in METHODS.items()}.values())
 def test_a_step_of_every_method_runs_in_half_precision(
     name: str, bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lm, rows = bench.model(dtype=torch.float32), bench.rows(4)
+    lm, rows = bench.model(dtype=torch.float32, num_hidden_layers=1), bench.rows(4, num_blocks=2)
     config = TrainingConfig(
         steps=2, batch_size=4, micro_batch_size=4, dtype="bfloat16", attention="sdpa"
     )
