@@ -238,9 +238,9 @@ def train_command(
     from t3d.core.trajectory import training_rows
     from t3d.experiment.rounds import check_training, is_trained
     from t3d.experiment.rows import num_tokens, own_training
-    from t3d.models.loading import from_pretrained
     from t3d.training.distill import distill
     from t3d.training.methods import build_method
+    from t3d.training.sharding import load_student
 
     if config.start is not None:
         raise ValueError("start: --model says where the student starts; leave --start out")
@@ -259,7 +259,7 @@ def train_command(
             "round; name it in a recipe of `t3d run`"
         )
     rows = rows[: config.num_sequences]
-    student = from_pretrained(model)
+    student = load_student(model, training.sharding)
     size = student.model.config.vocab_size
     for row in rows:
         if max(row.prompt_ids + row.response_ids) >= size:

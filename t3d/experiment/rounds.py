@@ -37,6 +37,7 @@ from t3d.training.arguments import training_arguments, uses_deepspeed
 from t3d.training.config import MethodConfig, TrainingConfig
 from t3d.training.distill import distill
 from t3d.training.methods import build_method
+from t3d.training.sharding import load_student
 
 
 def self_distilled(config: RunConfig) -> list[str]:
@@ -208,8 +209,8 @@ def train_student(
                 done = sum(steps[:number])
                 rows, own, notes = rows_of(config, method, own, last, done, path, progress=progress)
                 # Decoding has its own number format, and training takes float32.
-                student = from_pretrained(last)
                 if rows:
+                    student = load_student(str(last), own.sharding)
                     # By default the teacher is a copy of the student as it is given.
                     needs_other = built.objective.needs_teacher and last != first
                     distill(
@@ -226,7 +227,7 @@ def train_student(
                         progress=progress,
                     )
                 else:
-                    _write_unchanged(student, method, own, directory, notes)
+                    _write_unchanged(from_pretrained(last), method, own, directory, notes)
             if number:
                 _remove_weights(directories[number - 1])
         records.append(read_object(directory / "provenance.json"))

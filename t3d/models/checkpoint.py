@@ -83,7 +83,7 @@ def check_checkpoint(directory: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: {error}") from None
     _check_values(path, document, family)
     read_generation(directory)
-    tensors = _read_tensors(directory)
+    tensors = read_tensors(directory)
     # Bounded, because modules are built of these numbers, which takes time and memory.
     for key in ("num_hidden_layers", "num_experts", "num_local_experts"):
         if document.get(key, 0) > len(tensors):
@@ -216,7 +216,7 @@ def _build_config(path: Path, document: dict[str, Any], family: Family) -> Any:
     return config
 
 
-def _read_tensors(directory: Path) -> Tensors:
+def read_tensors(directory: Path) -> Tensors:
     """The tensors of all shards, after a check that the index names just these."""
     index = directory / INDEX
     found = sorted(path.name for path in directory.glob("*.safetensors"))

@@ -21,8 +21,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from t3d.core.files import read_object, write_json
-from t3d.models import BlockDiffusionLM
+from t3d.core.workers import launched
+from t3d.models import BlockDiffusionLM, LanguageModel, from_pretrained
+from t3d.models.checkpoint import HEAD, read_tensors
 from t3d.models.families import on_meta
+from t3d.models.loading import check_finite
+from t3d.models.tokenizers import locate
+from t3d.training.config import Sharding
 from t3d.training.weights import Library, Weights
 
 SCHEDULE_FILE = "schedule.json"
@@ -40,7 +45,8 @@ def shard(model: BlockDiffusionLM, device: torch.device, dtype: torch.dtype | No
     backward pass they stay gathered until `FSDPModule.reshard`.
 
     Args:
-        model: a model on the CPU, so that no device ever holds all of it, or on `device`.
+        model: a model on the CPU, so that no device ever holds all of it, on `device`, or on the
+            meta device, with weights that `read_part` reads.
         device: device of this process.
         dtype: number format of the arithmetic, by default that of the weights; gradients are summed
             in float32.
@@ -50,6 +56,39 @@ def shard(model: BlockDiffusionLM, device: torch.device, dtype: torch.dtype | No
     for layer in cast(Iterable[nn.Module], model.base_model.layers):
         fully_shard(layer, mesh=mesh, mp_policy=precision)
     fully_shard(model, mesh=mesh, mp_policy=precision, reshard_after_forward=False)
+
+
+def load_student(name: str, sharding: Sharding) -> LanguageModel:
+    """A model to be trained; where several processes split it, its weights are yet to be read.
+
+    It is read whole where its file holds other tensors than the model: those of single experts, or
+    a head beside embeddings that it may be tied to.
+
+    Raises:
+        ValueError: as `from_pretrained` does.
+    """
+    if sharding == "none" or launched()[1] == 1:
+        return from_pretrained(name)
+    lm, stored = from_pretrained(name, device="meta"), read_tensors(locate(name))
+    is_tied = lm.model.config.tie_word_embeddings and HEAD in stored
+    same = {key for key, _ in lm.model.named_parameters()} <= stored.keys()
+    return lm if same and not is_tied else from_pretrained(name)
+
+
+def read_part(model: BlockDiffusionLM, device: torch.device, source: Path) -> None:
+    """Read a model that was split on the meta device; each process reads its part of every tensor.
+
+    Raises:
+        ValueError: for weights that are not finite.
+    """
+    model.to_empty(device=device)
+    model.tie_weights()
+    # Its buffers are in no file.
+    rotary: Any = model.base_model.rotary_emb
+    model.base_model.rotary_emb = type(rotary)(model.config).to(device)
+    weights = {name: weight.detach() for name, weight in model.named_parameters()}
+    _read(source, weights)
+    check_finite(str(source), {n: cast(DTensor, w).to_local() for n, w in weights.items()})
 
 
 def gathered(model: BlockDiffusionLM) -> BlockDiffusionLM | None:
@@ -103,9 +142,14 @@ def save(directory: Path, state: Mapping[str, Tensor]) -> None:
 
 def load(directory: Path, state: Mapping[str, Tensor]) -> None:
     """Fill tensors with what `save` wrote, on any number of processes."""
+    _read(directory / SHARDS_DIRECTORY, state)
+
+
+def _read(folder: Path, state: Mapping[str, Tensor]) -> None:
+    """Fill tensors from a folder's safetensors; of one in shards a process reads its own."""
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
-    reader = HuggingFaceStorageReader(str(directory / SHARDS_DIRECTORY))
+    reader = HuggingFaceStorageReader(str(folder))
     with _alone_or_not():
         state_dict_loader.load(dict(state), storage_reader=reader)
 
@@ -130,11 +174,15 @@ class ShardedWeights(Weights):
             # One process has nothing to split; its checkpoints have the same form as those of many.
             super().place(frozen, device, bf16)
             return
-        # Placed on the CPU first, so that no device ever holds a whole model.
-        super().place(frozen, torch.device("cpu"), bf16)
         for model in (self.lm.model, *frozen):
             assert isinstance(model, BlockDiffusionLM)
+            is_described = model.device.type == "meta"
+            if not is_described:
+                # So that no device ever holds a whole model.
+                nn.Module.to(model, "cpu")
             shard(model, device, torch.bfloat16 if bf16 else None)
+            if is_described:
+                read_part(model, device, locate(self.lm.name))
         # This mark keeps accelerate from wrapping the model a second time.
         self.lm.model._is_accelerate_prepared = True  # type: ignore[assignment]
 

@@ -108,6 +108,9 @@ class DiffusionTrainer(Trainer):
         assert self.reference is not None
         self.weights.refresh(self.reference)
 
+    def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
+        """Nothing, since `weights.place` does it."""
+
     def _get_train_sampler(self, train_dataset: Any = None) -> SortedBatchSampler:
         return self._sampler
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from typing import Any, cast, get_args
 
+import psutil
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
@@ -20,13 +25,14 @@ from torch.nn.parallel import DistributedDataParallel
 from t3d.decoding.config import DecodingConfig, RolloutConfig
 from t3d.experiment.recipe import DataConfig, RunConfig
 from t3d.experiment.rounds import check_training, record_trajectories, train_student
-from t3d.models import wrap
+from t3d.models import from_pretrained, wrap
 from t3d.tasks import get_task
 from t3d.tasks.tokenizer import train_tokenizer
 from t3d.testing import tiny
 from t3d.training.config import MethodConfig, Sharding, TrainingConfig
 from t3d.training.methods import build_method
 from t3d.training.run import fit
+from t3d.training.sharding import load_student
 from t3d.training.trainer import DiffusionTrainer, TrainingCallback
 from tests.training.conftest import Bench
 
@@ -164,12 +170,77 @@ def save_teacher(directory: Path) -> None:
     wrap(model, tokenizer, "tiny").save(directory)
 
 
+def save_large(directory: Path) -> None:
+    """A model of 64 MB in files of 8 MB, as large ones are published in several files, too."""
+    size = {"hidden_size": 256, "intermediate_size": 4096, "initializer_range": 0.02}
+    made = bench().model(dtype=torch.float32, num_hidden_layers=5, tie_word_embeddings=True, **size)
+    made.model.save_pretrained(directory, max_shard_size="8MB")
+    made.tokenizer.save_pretrained(directory)
+
+
+def load_both_ways(root: Path) -> None:
+    """A student and its reference in shards: each process reads its share of the file, then all."""
+    settings = replace(SETTINGS, sharding="full", steps=1, warmup_steps=0)
+    source, rows = str(root / "large"), bench().rows(NUM_ROWS)
+    # The processes find each other first, and import what reads shares.
+    DiffusionTrainer(bench().model(), METHOD, rows, settings, root / "loading")
+    small = load_student(str(root / "teacher"), "full")
+    DiffusionTrainer(small, METHOD, rows, settings, root / "loading")
+    grown, weights = [], []
+    for load in (lambda: load_student(source, "full"), lambda: from_pretrained(source)):
+        with resident_growth() as growth:
+            lm = load()
+            on_meta = lm.model.device.type == "meta"
+            trainer = DiffusionTrainer(lm, METHOD, rows, settings, root / "loading")
+        assert on_meta == (not grown)
+        grown += growth
+        models = {"student": lm.model, "reference": cast(nn.Module, trainer.reference)}
+        found = {f"{key} {name}": whole(w) for key, m in models.items() for name, w in named(m)}
+        trainer.train()
+        weights.append(found | {f"trained {name}": whole(w) for name, w in named(lm.model)})
+        del lm, trainer, models
+        gc.collect()
+    ours, theirs = weights
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert not torch.equal(*(ours[f"{key} model.norm.weight"] for key in ("student", "trained")))
+    (root / f"loading{os.environ['RANK']}.json").write_text(json.dumps(grown))
+
+
+@contextmanager
+def resident_growth() -> Iterator[list[int]]:
+    """Yields a list that gets the most bytes by which this process's resident memory grew."""
+    process, done, out = psutil.Process(), Event(), list[int]()
+    seen = [process.memory_info().rss]
+
+    def watch() -> None:
+        while not done.wait(0.002):
+            seen.append(process.memory_info().rss)
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(watch)
+        try:
+            yield out
+        finally:
+            done.set()
+    out.append(max(seen) - seen[0])
+
+
+def named(model: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*model.named_parameters(), *model.named_buffers()]
+
+
+def whole(weight: Tensor) -> Tensor:
+    return (weight.full_tensor() if isinstance(weight, DTensor) else weight).detach().clone()
+
+
 def train_partly(sharding: Sharding, directory: Path) -> None:
     with suppress(Cut):
         train(sharding, directory, PowerCut(kill=False))
 
 
 def main(root: Path) -> None:
+    load_both_ways(root)
     for sharding in get_args(Sharding):
         train(sharding, root / f"{sharding}-2")
         train(sharding, root / f"{sharding}-1to2")

@@ -20,6 +20,7 @@ from t3d.evaluation.config import WatchConfig
 from t3d.experiment.recipe import RunConfig
 from t3d.training.arguments import training_arguments
 from t3d.training.config import LoraSettings, Sharding, TrainingConfig
+from t3d.training.sharding import load_student
 from tests.training import distributed_worker as worker
 
 ROOT = Path(__file__).parents[2]
@@ -30,7 +31,8 @@ def launch(root: Path) -> None:
     torchrun = [sys.executable, "-W", "error", "-m", "torch.distributed.run", "--standalone"]
     process = subprocess.run(
         [*torchrun, "--nproc-per-node=2", worker.__file__, str(root)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        # The C library then gives memory back that is freed, so that it can be measured.
+        env={**os.environ, "PYTHONPATH": str(ROOT), "MALLOC_MMAP_THRESHOLD_": "65536"},
         capture_output=True,
         text=True,
     )
@@ -61,6 +63,7 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     for sharding in get_args(Sharding):
         worker.train_partly(sharding, tmp_path / f"{sharding}-1to2")
     worker.save_teacher(tmp_path / "teacher")
+    worker.save_large(tmp_path / "large")
     launch(tmp_path)
 
     for sharding in get_args(Sharding):
@@ -74,6 +77,16 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     assert min((weights(one)[name] - start[name]).abs().max() for name in start) > 1e-3
     assert_half_precision(tmp_path)
     assert_same_rounds(tmp_path)
+    assert_shares_were_read(tmp_path)
+
+
+def assert_shares_were_read(root: Path) -> None:
+    """Neither process held what it holds where each reads the whole file."""
+    size = sum(path.stat().st_size for path in (root / "large").glob("*.safetensors"))
+    for rank in range(2):
+        share, all_of_it = json.loads((root / f"loading{rank}.json").read_text())
+        # Half of student and of reference, beside the file that is being read.
+        assert 0.9 * size < share < 1.5 * size < 2 * size < all_of_it
 
 
 def assert_trained(directory: Path, sharding: Sharding, world_size: int, one: Path) -> None:
@@ -116,6 +129,39 @@ def assert_same_rounds(root: Path) -> None:
             assert [t.response_ids for t in stores[0]] == [t.response_ids for t in stores[1]]
             ranks = {path.name[:10] for path in paths[0].rglob("*.parquet")}
             assert ranks == {"part-00000", "part-00001"}
+
+
+@pytest.mark.parametrize(
+    ("sharding", "changes", "device"),
+    [
+        ("full", {}, "meta"),
+        ("full", {"tie_word_embeddings": True}, "meta"),
+        ("none", {}, "cpu"),
+        # The file holds single experts, which the model has in one tensor.
+        ("full", {"family": "sdar_moe"}, "cpu"),
+    ],
+)
+def test_weights_wait_for_being_split_where_files_hold_them_as_the_model_does(
+    sharding: Sharding,
+    changes: dict[str, Any],
+    device: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    worker.bench().model(dtype=torch.float32, **changes).save(tmp_path)
+    assert load_student(str(tmp_path), "full").model.device.type == "cpu"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert load_student(str(tmp_path), sharding).model.device.type == device
+
+
+def test_a_head_beside_embeddings_that_it_may_be_tied_to_is_read_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker.bench().model(dtype=torch.float32).save(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tie_word_embeddings": True}))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert load_student(str(tmp_path), "full").model.device.type == "cpu"
 
 
 @pytest.mark.parametrize(
