@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import (
@@ -26,6 +27,13 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves, tree_map
 
 CUDA = torch.device("cuda", 0)
+needs_no_driver = pytest.mark.skipif(
+    torch.version.cuda is not None
+    and not torch.cuda.is_available()
+    and not hasattr(torch._C, "_ensureCUDADeviceGuardSet"),
+    reason="this PyTorch for CUDA asks its driver for the device of a fake tensor, too",
+)
+"""Mark of tests on fake CUDA tensors: PyTorch 2.9 for CUDA has them only beside a GPU."""
 
 
 class _Indexing(TorchFunctionMode):

@@ -20,7 +20,9 @@ from t3d.decoding.request import Request
 from t3d.decoding.transfer import Column
 from t3d.models import BlockDiffusionLM, SDARConfig
 from t3d.models.families import on_meta
-from tests.fake_cuda import Operations, fake_cuda, to_fake_cuda
+from tests.fake_cuda import Operations, fake_cuda, needs_no_driver, to_fake_cuda
+
+pytestmark = needs_no_driver
 
 MASK = 59
 SHAPE: dict[str, Any] = {

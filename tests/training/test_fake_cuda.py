@@ -22,9 +22,12 @@ from tests.fake_cuda import (
     autocast,
     cuda_autocast,
     fake_training,
+    needs_no_driver,
     train_on_fake_cuda,
     value_of,
 )
+
+pytestmark = needs_no_driver
 
 
 # Methods of one noiser and one objective differ in what surrounds a step.
