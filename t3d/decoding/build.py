@@ -71,16 +71,17 @@ def load_draft_model(lm: LanguageModel, config: DecodingConfig) -> LanguageModel
     """The model that drafts for `lm`, if it is another one.
 
     Raises:
-        ValueError: if it cannot be loaded, has another tokenizer or takes fewer tokens.
+        ValueError: if it cannot be loaded, has another vocabulary or takes fewer tokens.
     """
     name = config.effective.draft_model
     if name is None:
         return None
     drafter = from_pretrained(name, device=lm.model.device, dtype=lm.model.dtype)
-    if drafter.tokenizer.get_vocab() != lm.tokenizer.get_vocab():
+    sizes = {m.model.config.vocab_size for m in (drafter, lm)}
+    if drafter.tokenizer.get_vocab() != lm.tokenizer.get_vocab() or len(sizes) > 1:
         raise ValueError(
-            f"draft_model {name} has another tokenizer than {lm.name}; give a checkpoint that "
-            "was trained from the same model"
+            f"draft_model {name} has another tokenizer or other embeddings than {lm.name}; give a "
+            "checkpoint that was trained from the same model"
         )
     theirs, ours = (m.model.config.max_position_embeddings for m in (drafter, lm))
     if theirs < ours:

@@ -132,11 +132,13 @@ def plan(config: RunConfig, rates: Path | None = None) -> list[Row]:
         (m.objective.needs_reference + m.objective.needs_teacher for m in built.values()), default=0
     )
     views = [method.noiser.num_views for method in built.values()]
+    shared, *rest = _training(config.training, model, copies)
     rows += [
         ("train", "methods", ", ".join(built) or "none"),
         ("train", "students", str(num_students)),
+        shared,
         *(("train", f"optimizer steps of {name}", _steps(t)) for name, t in own.items()),
-        *_training(config.training, model, copies),
+        *rest,
         ("train", "memory of activations", _activations(config, model, views)),
         ("train", "time of a model", _time(sequences, "trajectories_per_second", measured)),
     ]

@@ -194,6 +194,9 @@ def train_student(
 
     share, rest = divmod(training.steps, built.rounds)
     steps = [share + (number < rest) for number in range(built.rounds)]
+    # Where a student was deleted to be trained anew, no weights are left to go on from.
+    kept = [is_trained(path) and (path / "config.json").exists() for path in directories]
+    num_done = max((number for number, there in enumerate(kept, 1) if there), default=0)
     for number, directory in enumerate(directories):
         own = replace(
             training,
@@ -203,7 +206,9 @@ def train_student(
             seed=derive_key(training.seed, "round", number) % 2**31 if several else training.seed,
         )
         with stage(f"round {number + 1} of {built.rounds}") if several else nullcontext():
-            if not is_trained(directory):
+            if number >= num_done:
+                # It marks a round as finished, which one that is trained anew is not yet.
+                (directory / "provenance.json").unlink(missing_ok=True)
                 rows_of = recorded_rows if built.advantage is None else reinforced_rows
                 path = rounds / f"trajectories{number}"
                 done = sum(steps[:number])

@@ -140,7 +140,7 @@ FOUND: list[tuple[str, str, str, list[Damage], str]] = [
          [("grid.yaml", "text", 0, f"settings: [{{draft_states: 4, draft_model: {name}}}]")], part)
         for name, part in (
             ("no/where", "no/where"),
-            ("mini_teacher", "draft_model mini_teacher has another tokenizer than model"),
+            ("mini_teacher", "draft_model mini_teacher has another tokenizer or"),
         )
     ],
 ]  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import combinations
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -15,6 +16,7 @@ from torch import nn
 
 from t3d.core.blocks import BlockLayout
 from t3d.core.rng import fold, uniform
+from t3d.decoding.build import make_decoder
 from t3d.decoding.config import DecodingConfig, Remasking
 from t3d.decoding.drafting import _rank_sets
 from t3d.decoding.engine import BlockDecoder
@@ -22,6 +24,7 @@ from t3d.decoding.oracle import _choose, _entropy, decode_one
 from t3d.decoding.request import Completion, Request
 from t3d.decoding.sampling import sample
 from t3d.models.attention import attention_mask
+from t3d.models.loading import from_pretrained
 from t3d.models.sdar import SDARForCausalLM
 from t3d.testing import tiny
 
@@ -203,3 +206,12 @@ def test_other_orders_save_passes() -> None:
     chains = sum(decode(config, request).passes.denoising for request in requests)
     orders = replace(config, draft_states=15)
     assert sum(decode(orders, request).passes.denoising for request in requests) < chains
+
+
+def test_a_model_that_drafts_has_as_many_embeddings(tmp_path: Path) -> None:
+    lm, wide = from_pretrained("mini_teacher"), from_pretrained("mini_teacher")
+    wide.model.resize_token_embeddings(lm.model.config.vocab_size + 8)
+    wide.save(tmp_path)
+    config = DecodingConfig(draft_states=2, draft_model=str(tmp_path))
+    with pytest.raises(ValueError, match="other embeddings than mini_teacher; give a checkpoint"):
+        make_decoder(lm, config, 1)

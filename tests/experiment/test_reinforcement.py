@@ -366,6 +366,9 @@ def test_a_round_without_signal_leaves_the_student_as_it_is(
     assert [*map(len, prompts)] == [4, 2]
     assert not prompts[0] & prompts[1]
     assert "round 2: 0.0% right" in capsys.readouterr().err
+    # One that is deleted is trained anew.
+    shutil.rmtree(student)
+    assert train(config, "labelled")["tokens_decoded"] == record["tokens_decoded"]
 
 
 def test_watched_rounds_share_one_log_and_one_best(trained: RunConfig, tmp_path: Path) -> None:
