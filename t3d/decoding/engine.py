@@ -349,6 +349,11 @@ class BlockDecoder:
                 f"{end} in whole blocks of {config.block_size}, more than the model's "
                 f"max_position_embeddings={limit}; shorten the prompt or lower max_new_tokens"
             )
+        if not -(2**63) <= request.seed < 2**63:
+            raise ValueError(
+                f"request {index}: seed must lie in [-2^63, 2^63), got {request.seed}; "
+                "make one with t3d.core.rng.derive_key"
+            )
         if config.draft_model != self.config.draft_model:
             raise ValueError(
                 f"request {index}: draft_model must be the decoder's, "

@@ -228,6 +228,9 @@ def test_errors_name_the_request_and_the_remedy() -> None:
         decoder().decode([good, Request([])])
     with pytest.raises(ValueError, match=r"request 1: .*117 tokens.*12.*132.*=128; shorten"):
         decoder().decode([good, Request(prompt(117))])
+    for seed in (2**63, -(2**63) - 1):
+        with pytest.raises(ValueError, match="request 1: seed must lie in"):
+            decoder().decode([good, Request([1], seed=seed)])
     # The last block is decoded as a whole, so all of it must fit.
     with pytest.raises(ValueError, match=r"make 200 in whole blocks of 100"):
         decoder(replace(CONFIG, block_size=100)).decode([Request(prompt(89))])
