@@ -160,7 +160,7 @@ def start(
     peers = [
         ("sdar", asked.python, asked.sdar),
         ("sdar_exported", asked.python, asked.sdar),
-        ("dllm", sys.executable, asked.dllm),
+        ("dllm", asked.dllm_python, asked.dllm),
         ("jetengine", sys.executable, asked.jetengine),
         ("autoregressive", sys.executable, Path()),
     ]
@@ -264,6 +264,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--sdar", type=Path, help="checkout of JetAstra/SDAR")
     parser.add_argument("--python", help="with transformers 4.52.4, for --sdar")
     parser.add_argument("--dllm", type=Path, help="checkout of ZHZisZZ/dllm")
+    parser.add_argument(
+        "--dllm-python", default=sys.executable, help="with transformers 4.57, for --dllm"
+    )
     parser.add_argument("--jetengine", type=Path, help="checkout of Tyrion58/T3D")
     parser.add_argument(
         "--engines", nargs="+", default=list(get_args(Engine)), choices=get_args(Engine)
