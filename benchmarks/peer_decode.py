@@ -62,6 +62,11 @@ class Passes:
         return (num - num_runs) / (num_runs * blocks)
 
 
+def batches_of(job):
+    prompts, size = job["prompts"], job["batch_size"]
+    return [prompts[i : i + size] for i in range(0, len(prompts), size)]
+
+
 def place(model, device):
     return model.to(device, torch.bfloat16 if device == "cuda" else torch.float32).eval()
 
@@ -123,8 +128,7 @@ def dllm(checkout, directory, device):
     sampler, passes = samplers.BD3LMSampler(model=model, tokenizer=tokenizer), Passes(model)
 
     def decode(job):
-        prompts, size, new = job["prompts"], job["batch_size"], job["new_tokens"]
-        batches = [prompts[i : i + size] for i in range(0, len(prompts), size)]
+        batches, new = batches_of(job), job["new_tokens"]
         tokens = []
         for batch in batches:
             ids = sampler.sample(
@@ -148,8 +152,7 @@ def autoregressive(checkout, directory, device):
     model, passes = place(model, device), Passes(model)
 
     def decode(job):
-        prompts, size, new = job["prompts"], job["batch_size"], job["new_tokens"]
-        batches = [prompts[i : i + size] for i in range(0, len(prompts), size)]
+        batches, new = batches_of(job), job["new_tokens"]
         tokens = []
         for batch in batches:
             longest = max(map(len, batch))
@@ -192,10 +195,9 @@ def jetengine(checkout, directory, device):
             denoising_steps=job["denoising_steps"],
             stop_words=[],
         )
-        prompts, size = job["prompts"], job["batch_size"]
         tokens = []
-        for i in range(0, len(prompts), size):
-            found = llm.generate(prompts[i : i + size], asked, use_tqdm=False)
+        for batch in batches_of(job):
+            found = llm.generate(batch, asked, use_tqdm=False)
             tokens += [output["token_ids"][: job["new_tokens"]] for output in found]
         return tokens, None
 

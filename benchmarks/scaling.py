@@ -6,7 +6,6 @@ thread, random weights. Linear growth is a line of slope 1. Writes benchmarks/sc
 
 from __future__ import annotations
 
-import random
 import statistics
 import sys
 import time
@@ -17,12 +16,12 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from t3d.bench.subject import ordinary_ids, random_model
+from t3d.bench.config import DecodeSettings
+from t3d.bench.decode import random_requests
+from t3d.bench.subject import random_model
 from t3d.bench.tables import head
 from t3d.core.files import write_json
-from t3d.decoding.config import DecodingConfig
 from t3d.decoding.engine import BlockDecoder
-from t3d.decoding.request import Request
 from t3d.models import LanguageModel
 from t3d.report.figure import INK, SOFT, save
 
@@ -61,24 +60,22 @@ LABELS = {
 
 def measure(lm: LanguageModel, setting: Setting) -> tuple[float, float]:
     """Seconds of the first pass, and of one of the others by the median."""
-    config = DecodingConfig(
+    num, length = setting.batch_size, setting.prompt_tokens
+    settings = DecodeSettings(
         block_size=setting.block_size,
-        denoising_steps=1,
-        temperature=0.0,
-        max_new_tokens=setting.block_size * setting.num_blocks,
+        prompt_tokens=(length, length),
+        new_tokens=setting.block_size * setting.num_blocks,
     )
-    num = setting.batch_size
     decoder = BlockDecoder(
         lm.model,
-        config,
+        settings.decoding(1),
         mask_token_id=lm.mask_token_id,
         stop_token_ids=(),
         batch_size=num,
-        prefill_chunk=num * setting.prompt_tokens,
+        prefill_chunk=num * length,
     )
-    draw = random.Random(0)
-    for _ in range(num):
-        decoder.submit(Request(draw.choices(ordinary_ids(lm), k=setting.prompt_tokens)))
+    for request in random_requests(lm, settings, num):
+        decoder.submit(request)
     seconds = []
     while decoder.num_unfinished:
         began = time.process_time()

@@ -162,6 +162,7 @@ LOWER = {"bmm", "linear", "matmul", "__matmul__", "mm", "scaled_dot_product_atte
 SINGLE = {"cumsum", "exp", "log", "log_softmax", "norm", "pow", "prod", "rsqrt", "softmax", "sum"}
 """Functions that autocast runs in bfloat16 and in float32 on CUDA; the rest of its list is unused
 here."""
+_CASTS = dict.fromkeys(LOWER, torch.bfloat16) | dict.fromkeys(SINGLE, torch.float32)
 
 
 class _Autocast(TorchFunctionMode):
@@ -170,10 +171,7 @@ class _Autocast(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        dtype = {
-            **dict.fromkeys(LOWER, torch.bfloat16),
-            **dict.fromkeys(SINGLE, torch.float32),
-        }.get(func.__name__)
+        dtype = _CASTS.get(func.__name__)
 
         def cast(value: Any) -> Any:
             narrow = (torch.float32, torch.bfloat16)

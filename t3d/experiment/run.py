@@ -42,7 +42,7 @@ from t3d.report.comparison import write_comparison
 from t3d.report.trajectories import Problem, view_of
 from t3d.tasks import Example
 from t3d.training.methods import build_method
-from t3d.training.pretrain import labelled_rows
+from t3d.training.pretrain import check_labelled
 
 _SHARED = ("model", "dtype", "task", "data", "rollout", "training", "evaluation")
 """Keys of the recipe that every row depends on; methods and seeds may be added later."""
@@ -152,7 +152,7 @@ def prepare(config: RunConfig) -> tuple[LanguageModel, list[Example]]:
         if built.advantage is not None:
             check_rewards(built.advantage, prompts)
         elif built.data == "labelled":
-            labelled_rows(teacher, prompts, max(config.training.block_sizes))
+            check_labelled(teacher, prompts, max(config.training.block_sizes))
         if method.start is not None and method.start not in config.methods:
             student = from_pretrained(method.start, device="meta")
             if student.tokenizer.get_vocab() != teacher.tokenizer.get_vocab():

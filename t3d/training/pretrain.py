@@ -65,10 +65,8 @@ def new_model(config: PretrainConfig, texts: Sequence[str]) -> LanguageModel:
     return wrap(model, tokenizer, "new")
 
 
-def labelled_rows(
-    lm: LanguageModel, examples: list[Example], block_size: int
-) -> list[dict[str, Any]]:
-    """Examples with worked answers as training rows.
+def check_labelled(lm: LanguageModel, examples: list[Example], block_size: int) -> None:
+    """Check that examples can be training rows.
 
     Raises:
         ValueError: if an example has no worked answer, or one that lacks the example's final
@@ -87,6 +85,17 @@ def labelled_rows(
                 f"read; end it with \\boxed{{{example.answer}}}"
             )
         lm.check_content(example.id, example.reference)
+
+
+def labelled_rows(
+    lm: LanguageModel, examples: list[Example], block_size: int
+) -> list[dict[str, Any]]:
+    """Examples with worked answers as training rows.
+
+    Raises:
+        ValueError: as `check_labelled` does.
+    """
+    check_labelled(lm, examples, block_size)
     prompts = lm.encode_examples(examples)
     responses = lm.encode_responses([e.reference or "" for e in examples])
     pairs = enumerate(zip(prompts, responses, strict=True))

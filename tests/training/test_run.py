@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import TrainerControl
 
+from t3d.core import progress
 from t3d.models import LanguageModel
 from t3d.noising import Noiser, NoiserInput, View
 from t3d.training import run
@@ -220,3 +221,14 @@ def test_too_few_sequences_are_an_error(bench: Any, tmp_path: Path):
     method = METHODS["naive_td"]
     with pytest.raises(ValueError, match="7 training sequences are fewer than batch_size=8"):
         fit(bench.model(), method, bench.rows(7), SETTINGS, tmp_path, progress=False)
+
+
+def test_the_display_is_told_whether_training_goes_well(
+    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[progress.Stage] = []
+    monkeypatch.setattr(progress, "hear", told.append)
+    fit(bench.model(), METHODS["t3d"], bench.rows(NUM_ROWS), SETTINGS, tmp_path, progress=True)
+    shown = told[-1].metrics
+    assert {"loss", "learning rate", "tokens/s"} <= shown.keys()
+    assert 0 <= shown["learning rate"] < 0.1
