@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from t3d.core.rng import derive_key
 from t3d.decoding.budget import GPU_SHARE, fitting_cache
 from t3d.decoding.config import DecodingConfig
 from t3d.decoding.engine import PREFILL_CHUNK, BlockDecoder
 from t3d.decoding.request import Completion, Request
+from t3d.models.adapter import with_adapter
+from t3d.models.checkpoint import ADAPTER_FILE
 from t3d.models.loading import LanguageModel, from_pretrained
 
 
@@ -76,6 +79,8 @@ def load_draft_model(lm: LanguageModel, config: DecodingConfig) -> LanguageModel
     name = config.effective.draft_model
     if name is None:
         return None
+    if (Path(name) / ADAPTER_FILE).exists():
+        return with_adapter(lm, Path(name))
     drafter = from_pretrained(name, device=lm.model.device, dtype=lm.model.dtype)
     sizes = {m.model.config.vocab_size for m in (drafter, lm)}
     if drafter.tokenizer.get_vocab() != lm.tokenizer.get_vocab() or len(sizes) > 1:

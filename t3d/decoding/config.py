@@ -61,7 +61,8 @@ class DecodingConfig:
             many as denoising_steps hold a whole draft; further ones hold the same tokens in other
             orders, which helps where confidence decides the order.
         draft_model: a checkpoint directory or Hub name that drafts, such as a few-step student of
-            the model; by default the model itself. Each draft then takes a pass of that model.
+            the model, or the directory of a LoRA adapter, which the model's own weights then carry;
+            by default the model itself. Each draft then takes a pass of that model.
     """
 
     block_size: int = 4

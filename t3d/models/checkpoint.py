@@ -48,6 +48,9 @@ REFUSED = {
     "use_sliding_window": "t3d has no sliding window; set it to false or train without one",
 }
 
+ADAPTER_FILE = "adapter_config.json"
+"""What makes a directory a LoRA adapter in peft's format."""
+
 Shape = tuple[int, ...]
 Tensors = dict[str, tuple[Path, Shape]]
 """Shape of each tensor, and the file that holds it."""
@@ -65,7 +68,7 @@ def check_checkpoint(directory: Path) -> dict[str, Any]:
             names, shapes and number formats of the tensors are not those that it describes.
     """
     check_links(directory)
-    adapter, path = directory / "adapter_config.json", directory / "config.json"
+    adapter, path = directory / ADAPTER_FILE, directory / "config.json"
     if adapter.exists():
         raise ValueError(
             f"{adapter}: a LoRA adapter is no checkpoint; merge it into its base model "

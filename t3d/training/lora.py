@@ -13,6 +13,7 @@ from torch.func import functional_call
 
 from t3d.core.rng import derive_key
 from t3d.models import BlockDiffusionLM, LanguageModel
+from t3d.models.adapter import NAME, WEIGHTS_FILE, load_adapter, on_disk
 from t3d.models.loading import check_finite
 from t3d.training.config import LoraSettings
 from t3d.training.weights import REFERENCE_FILE, Library, Weights
@@ -20,8 +21,6 @@ from t3d.training.weights import REFERENCE_FILE, Library, Weights
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """Names of the linear layers of attention and MLP, the same in every family."""
 ADAPTER_DIRECTORY = "adapter"
-WEIGHTS_FILE = "adapter_model.safetensors"
-_NAME = "default"
 
 
 class Adapter:
@@ -51,7 +50,7 @@ class Adapter:
         )
         with torch.random.fork_rng():
             torch.manual_seed(derive_key(seed, "lora"))
-            self._tuner = LoraModel(lm.model, config, _NAME)
+            self._tuner = LoraModel(lm.model, config, NAME)
         # peft makes new layers in training mode, whatever mode the model is in.
         lm.model.train(lm.model.training)
         self.weights: dict[str, nn.Parameter] = {
@@ -76,9 +75,8 @@ class Adapter:
 
     def save(self, directory: Path) -> None:
         """Write the adapter as peft reads it."""
-        self._tuner.peft_config[_NAME].save_pretrained(str(directory))
-        weights = {_on_disk(name): weight.detach() for name, weight in self.weights.items()}
-        save_file(weights, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+        self._tuner.peft_config[NAME].save_pretrained(str(directory))
+        save_file(on_disk(self.weights), directory / WEIGHTS_FILE, metadata={"format": "pt"})
 
     def load(self, directory: Path) -> None:
         """Take the weights that `save` wrote.
@@ -86,17 +84,12 @@ class Adapter:
         Raises:
             ValueError: if they are those of another adapter.
         """
-        path = directory / WEIGHTS_FILE
-        found = load_file(path)
-        shapes = {name: weight.shape for name, weight in found.items()}
-        if shapes != {_on_disk(name): weight.shape for name, weight in self.weights.items()}:
+        try:
+            load_adapter(directory / WEIGHTS_FILE, self.weights)
+        except ValueError as error:
             raise ValueError(
-                f"{path}: an adapter of another rank or other layers; "
-                "delete its directory to train anew, or restore the lora settings"
-            )
-        with torch.no_grad():
-            for name, weight in self.weights.items():
-                weight.copy_(found[_on_disk(name)])
+                f"{error}; delete its directory to train anew, or restore the lora settings"
+            ) from error
 
     def save_merged(self, lm: LanguageModel, directory: Path) -> None:
         """Write the checkpoint of the merged model, without merging this one."""
@@ -111,7 +104,7 @@ class Adapter:
             if isinstance(module, Linear):
                 base: Tensor = weights[f"{name}.weight"]
                 # Each merged weight moves to the CPU, since the device holds only one base.
-                weights[f"{name}.weight"] = (base + module.get_delta_weight(_NAME)).detach().cpu()
+                weights[f"{name}.weight"] = (base + module.get_delta_weight(NAME)).detach().cpu()
         lm.model.generation_config = lm.generation_config()
         check_finite(str(directory), weights)
         lm.model.save_pretrained(directory, state_dict=weights)
@@ -190,11 +183,6 @@ def _targets(model: BlockDiffusionLM, name: str, settings: LoraSettings) -> list
                 f"it has {', '.join(sorted(layers))}"
             )
     return settings.target_modules
-
-
-def _on_disk(name: str) -> str:
-    """A weight's name in peft's files."""
-    return f"base_model.model.{name.replace(f'.{_NAME}.', '.')}"
 
 
 class AdapterWeights(Weights):

@@ -1,0 +1,72 @@
+"""LoRA adapters (peft) on disk, and a model that one of them changes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from t3d.core.files import first_words
+from t3d.models.checkpoint import ADAPTER_FILE
+from t3d.models.loading import LanguageModel
+
+WEIGHTS_FILE = "adapter_model.safetensors"
+NAME = "default"
+"""The adapter's name in a model, which peft leaves out on disk."""
+
+
+def on_disk(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An adapter's weights under the names of peft's files, by their names in the model."""
+    return {f"base_model.model.{k.replace(f'.{NAME}.', '.')}": w for k, w in weights.items()}
+
+
+def load_adapter(path: Path, weights: Mapping[str, Tensor]) -> None:
+    """Copy a file's weights into those of a model.
+
+    Raises:
+        ValueError: for a file that is missing or damaged, or of another adapter.
+    """
+    try:
+        found = load_file(path)
+    except Exception as error:
+        raise ValueError(f"{path}: cannot be read: {first_words(error)}") from error
+    own = on_disk(weights)
+    if {k: w.shape for k, w in found.items()} != {k: w.shape for k, w in own.items()}:
+        raise ValueError(f"{path}: an adapter of another model, of another rank or other layers")
+    with torch.no_grad():
+        for name, weight in own.items():
+            weight.copy_(found[name])
+
+
+def with_adapter(lm: LanguageModel, directory: Path) -> LanguageModel:
+    """The model with the adapter in a directory, as `training.lora` or peft saved it.
+
+    The weights are those of `lm`, which stays as it is; only the adapter takes memory.
+
+    Raises:
+        ValueError: without peft, or for an adapter that is damaged or of another model.
+    """
+    try:
+        from peft import LoraModel, PeftConfig
+    except ImportError:
+        raise ValueError(
+            f"{directory} is a LoRA adapter, which needs peft; install the extra: "
+            "pip install 't3d[lora]'"
+        ) from None
+    # New parameters over the same storage, since peft freezes those that it finds.
+    weights = {w: nn.Parameter(w.detach(), requires_grad=False) for w in lm.model.parameters()}
+    model = copy.deepcopy(lm.model, {id(w): shared for w, shared in weights.items()})
+    try:
+        LoraModel(model, PeftConfig.from_pretrained(str(directory)), NAME)
+    except Exception as error:
+        raise ValueError(
+            f"{directory / ADAPTER_FILE}: no LoRA adapter of {lm.name}: {first_words(error)}"
+        ) from error
+    own = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    load_adapter(directory / WEIGHTS_FILE, own)
+    return replace(lm, model=model.eval(), name=str(directory))
