@@ -24,6 +24,7 @@ from t3d.experiment.recipe import RunConfig
 from t3d.experiment.reinforcement import tell
 from t3d.experiment.rows import (
     own_rollout,
+    own_rounds,
     own_training,
     recorded_rows,
     reinforced_rows,
@@ -135,7 +136,7 @@ def student_work(config: RunConfig, method: MethodConfig) -> dict[str, int]:
         return {"step": training.steps, "prompt": training.steps * training.batch_size}
     num, sequences = training.steps // built.rounds * training.batch_size, config.data.num_sequences
     num = min(method.num_sequences or sequences, sequences, num)
-    return {"step": training.steps, "prompt": (built.rounds - 1) * num}
+    return {"step": training.steps, "prompt": own_rounds(method) * num}
 
 
 def start_path(config: RunConfig, method: MethodConfig, output: Path) -> Path | None:
@@ -168,11 +169,11 @@ def train_student(
 
     With several rounds, each takes its share of the optimizer and warm-up steps with a schedule
     of its own, at a learning rate that falls from round to round (`Method.decay`). From the second
-    on it trains on trajectories that the student of the round before made, of as many prompts as
-    it will read, and with `Method.verify` on the teacher's where the two end with other answers.
-    With `Method.advantage` the first round does so, too, and every round sees each response that
-    teaches something once; one in which none does leaves the student as it is. Of the rounds before
-    the last one only the provenance is kept.
+    on, and where the student starts from another one from the first, it trains on trajectories that
+    the student so far made, of as many prompts as it will read, and with `Method.verify` on the
+    teacher's where the two end with other answers. With `Method.advantage` every round does so, and
+    sees each response that teaches something once; one in which none does leaves the student as it
+    is. Of the rounds before the last one only the provenance is kept.
 
     Processes that `torchrun` starts call it alike: they share rollouts and training, and of them
     the first one writes.

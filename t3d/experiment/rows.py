@@ -36,7 +36,7 @@ def own_decoding(
     """The decoding setting of a method's trajectories: `base` with the method's changes.
 
     Args:
-        student: whether it is for the student's own trajectories, in the rounds after the first.
+        student: whether it is for the student's own trajectories, see `own_rounds`.
 
     Raises:
         ValueError: for an unknown setting or value.
@@ -77,6 +77,13 @@ def own_training(method: MethodConfig, training: TrainingConfig) -> TrainingConf
     return replace(training, steps=steps, learning_rate=rate)
 
 
+def own_rounds(method: MethodConfig) -> int:
+    """Number of a method's rounds, its last ones, whose trajectories its student decodes."""
+    built = build_method(method)
+    by_student = built.advantage is not None or (method.start is not None and built.rounds > 1)
+    return built.rounds if by_student else built.rounds - 1
+
+
 def recorded_rows(
     config: RunConfig,
     method: MethodConfig,
@@ -99,7 +106,7 @@ def recorded_rows(
         lm = from_pretrained(model, device="meta")
         rows = labelled_rows(lm, _prompts(config, method), max(training.block_sizes))
         return rows, training, {"tokens_decoded": 0}
-    if done == 0:
+    if done == 0 and own_rounds(method) < built.rounds:
         own = TrajectoryStore.open(store_path(config, method)).read()[: method.num_sequences]
         return training_rows(own), training, {"tokens_decoded": num_tokens(own)}
     prompts = _rotated(_prompts(config, method), done, training)

@@ -160,7 +160,8 @@ class MethodConfig:
         student_decoding: settings to replace further where the student's own are decoded.
         advantage: settings of its rewards to replace, such as group_size, for reinforcement.
         start: where its student starts, instead of the teacher: an earlier method of the recipe, of
-            the same seed, or the directory of a student. Its cost counts as this one's.
+            the same seed, or the directory of a student. Its cost counts as this one's, and it
+            decodes in the first of several rounds, too.
         compat: with upstream, naive_td and t3d train as the authors' released code does.
         num_sequences: number of training sequences, or of prompts for reinforcement, taken from
             the beginning; by default all.

@@ -52,8 +52,8 @@ class Method:
     """Decoding settings of the recipe that are replaced where the method's trajectories are
         made."""
     student_decoding: dict[str, Any] = field(default_factory=dict)
-    """Decoding settings that are replaced further for the student's own trajectories, in the rounds
-        after the first."""
+    """Decoding settings that are replaced further for the student's own trajectories: those of the
+        rounds after the first, or of all where it starts from another student."""
     block_schedule: Literal["random", "growing"] = "random"
     """Whether the training block sizes come at random or in order of size."""
     fresh_noise: bool = True

@@ -21,7 +21,13 @@ from t3d.evaluation.config import WatchConfig
 from t3d.experiment import rounds, units
 from t3d.experiment.recipe import DataConfig, RunConfig
 from t3d.experiment.reinforcement import is_hacked, rewarded_rows, taught
-from t3d.experiment.rounds import check_recipe, is_trained, record_trajectories, train_student
+from t3d.experiment.rounds import (
+    check_recipe,
+    is_trained,
+    record_trajectories,
+    student_work,
+    train_student,
+)
 from t3d.experiment.run import prepare
 from t3d.experiment.units import Unit
 from t3d.models import LanguageModel, from_pretrained
@@ -278,6 +284,31 @@ def test_rounds_reward_the_students_own_responses(trained: RunConfig) -> None:
     found = json.loads((trained.output / "rounds/free/round0/provenance.json").read_text())
     assert found["tokens_decoded"] == sum(t.num_response_tokens for t in (*decoded, *teacher))
     assert free["rounds"] == labelled["rounds"] == 2
+
+
+def test_a_start_decodes_in_the_first_round_of_distillation(
+    trained: RunConfig, tmp_path: Path
+) -> None:
+    few = MethodConfig("rtd", start="first", rounds=2, student_decoding={"denoising_steps": 1})
+    one = MethodConfig("naive_td", start="first")
+    methods = trained.methods | {"few": few, "one": one}
+    config = replace(trained, output=tmp_path / "run", methods=methods)
+    for name in ("trajectories", "checkpoints/first"):
+        shutil.copytree(trained.output / name, config.output / name)
+    check_recipe(config)
+    for name in ("few", "one"):
+        train(config, name)
+        num = len([*(config.output / "rounds" / name).glob("trajectories*")])
+        assert student_work(config, methods[name])["prompt"] == 8 * num
+    stores = [
+        TrajectoryStore.open(config.output / "rounds/few" / f"trajectories{n}").manifest
+        for n in (0, 1)
+    ]
+    first = json.loads((config.output / "checkpoints/first/provenance.json").read_text())
+    assert stores[0].weights_hash == first["weights_hash"] != stores[1].weights_hash
+    assert [store.decoding["denoising_steps"] for store in stores] == [1, 1]
+    # A single round trains on what the teacher decoded, wherever the student starts.
+    assert not (config.output / "rounds/one").joinpath("trajectories0").exists()
 
 
 @pytest.mark.parametrize("place", ["inside", "between"])
