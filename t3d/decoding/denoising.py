@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from t3d.core.rng import fold, uniform
 from t3d.decoding.config import DecodingConfig
-from t3d.decoding.remasking import STRATEGIES, Scores
+from t3d.decoding.remasking import STRATEGIES, Scores, scheduled
 from t3d.decoding.sampling import entropies, sample
 from t3d.decoding.sequence import State
 from t3d.decoding.transfer import Column, fetch, send
@@ -22,9 +23,9 @@ def columns(config: DecodingConfig, states: list[State]) -> list[Column]:
     """The numbers about states that `choose` needs on the device, made on the host.
 
     Returns:
-        The place of every masked position among the blocks' positions, int64 [M]; the step within
-        its window of each state, int64 [B]; and uniform random numbers for the candidates and for
-        the strategy, float64 [M], or empty where the setting needs none.
+        The place of every masked position among the blocks' positions, int64 [M]; what is
+        `scheduled` for each state, float64 [B]; and uniform random numbers for the candidates and
+        for the strategy, float64 [M], or empty where the setting needs none.
     """
     size = config.block_size
     cells = [
@@ -38,7 +39,9 @@ def columns(config: DecodingConfig, states: list[State]) -> list[Column]:
     keys = fold(seed, position, step) if draws or ranks else seed
     return [
         cell.numpy(),
-        [state.step - state.first_step for state in states],
+        np.array(
+            [scheduled(config, s.step - s.first_step, len(s.masked)) for s in states], np.float64
+        ),
         uniform(keys).numpy() if draws else [],
         uniform(fold(keys, 1)).numpy() if ranks else [],
     ]
@@ -64,11 +67,11 @@ def choose(
     """
     device, size = logits.device, config.block_size
     shape = (len(states), size)
-    cell, step, draws, ranks = sent or send(device, columns(config, states))
+    cell, schedule, draws, ranks = sent or send(device, columns(config, states))
 
-    def spread(values: Tensor) -> Tensor:
-        """Put the values [M] at their blocks and positions, [B, S]."""
-        out = torch.zeros(len(states) * size, dtype=values.dtype, device=device)
+    def spread(values: Tensor, fill: float = -torch.inf) -> Tensor:
+        """Put the values [M] at their blocks and positions, [B, S], and `fill` elsewhere."""
+        out = torch.full((len(states) * size,), fill, dtype=values.dtype, device=device)
         return out.index_copy(0, cell, values).view(shape)
 
     uniforms = None if config.temperature == 0 else draws.view(torch.float64)
@@ -76,14 +79,13 @@ def choose(
     scores = Scores(
         config=config,
         confidence=spread(candidates.confidence),
-        masked=spread(torch.ones_like(cell, dtype=torch.bool)),
-        step=step,
+        schedule=schedule.view(torch.float64),
         uniforms=lambda: spread(ranks.view(torch.float64)),
-        entropy=lambda: spread(entropies(logits, banned)),
+        entropy=lambda: spread(entropies(logits, banned), torch.inf),
     )
     commit = STRATEGIES[config.remasking](scores).flatten()[cell]
-    # Stacked, because one copy from the device is faster than three; float64 is exact for ids.
-    results = torch.stack([c.double() for c in (candidates.ids, candidates.log_probs, commit)])
+    # Stacked, because one copy from the device is faster than three; float32 is exact for ids.
+    results = torch.stack([candidates.ids, candidates.log_probs, commit])
     found = zip(*fetch(results), strict=True)
     return [
         [

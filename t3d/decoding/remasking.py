@@ -1,7 +1,8 @@
 """Remasking strategies: which masked positions of a window commit after a denoising pass.
 
 Each is a pure function from `Scores` to bool [B, S]. Visible positions and those of other
-windows are never chosen, and equal scores rank by position.
+windows are never chosen, and equal scores rank by position. What the step's number alone decides
+is computed on the host.
 """
 
 from __future__ import annotations
@@ -22,62 +23,50 @@ class Scores:
 
     config: DecodingConfig
     confidence: Tensor
-    """Untempered probability of the candidate, [B, S]; meaningless at positions that are not
-        masked."""
-    masked: Tensor
-    """Masked positions of the current window, bool [B, S]."""
-    step: Tensor
-    """0-based denoising step within each window, int64 [B]."""
+    """Untempered probability of the candidate, [B, S]; -inf at positions that are not masked
+        ones of the current window."""
+    schedule: Tensor
+    """What `scheduled` says of each block's step, float64 [B]."""
     uniforms: Callable[[], Tensor]
     """Function that makes uniform random numbers, float64 [B, S] in [0, 1), keyed by request,
-        position and step."""
+        position and step; -inf at other positions."""
     entropy: Callable[[], Tensor]
-    """Function that computes the entropy (nats) of the untempered distribution, [B, S]."""
-
-    @property
-    def quota(self) -> Tensor:
-        """Tokens that the static schedule commits in this step, int64 [B]."""
-        return static_quota(
-            self.step, self.masked, self.config.window_size, self.config.denoising_steps
-        )
+    """Function that computes the entropy (nats) of the untempered distribution, [B, S]; inf at
+        other positions."""
 
 
-def static_quota(step: Tensor, masked: Tensor, window: int, denoising_steps: int) -> Tensor:
-    """Step j of K commits W // K + (j < W % K) tokens, capped by what is masked; int64 [B].
+def scheduled(config: DecodingConfig, step: int, num_masked: int) -> float:
+    """Number of tokens that a step commits, or with `ancestral` the probability of each.
 
     Args:
-        step: 0-based denoising step within each window, int64 [B].
-        masked: bool [B, S], masked positions of the window.
-        window: W, tokens a window.
-        denoising_steps: K.
+        step: 0-based denoising step within the window.
+        num_masked: number of masked positions of the window, at least 1.
     """
+    if config.remasking == "ancestral":
+        return reverse_rate(step, config.denoising_steps)
+    return static_quota(step, num_masked, config.window_size, config.denoising_steps)
+
+
+def static_quota(step: int, num_masked: int, window: int, denoising_steps: int) -> int:
+    """Step j of K commits W // K + (j < W % K) tokens of a window of W, if so many are masked."""
     share, rest = divmod(window, denoising_steps)
-    return torch.minimum(share + (step < rest).long(), masked.sum(1))
+    return min(share + (step < rest), num_masked)
 
 
-def reverse_rate(step: Tensor, denoising_steps: int) -> Tensor:
-    """(alpha_s - alpha_t) / (1 - alpha_t) of the linear schedule, t = 1 - j / K; float64 [B].
+def reverse_rate(step: int, denoising_steps: int) -> float:
+    """(alpha_s - alpha_t) / (1 - alpha_t) of the linear schedule, t = 1 - j / K, in step j of K.
 
     This probability to commit is 1 / (K - j), so the step that commits a token is uniform over the
     K steps (MDLM's reverse posterior, arXiv:2406.07524).
-
-    Args:
-        step: j, the 0-based denoising step within each window, int64 [B].
-        denoising_steps: K.
     """
-    return 1 / (denoising_steps - step).double()
-
-
-def _ranking(score: Tensor, masked: Tensor) -> Tensor:
-    """Positions in order of falling score, the masked ones first, int64 [B, S]."""
-    return score.masked_fill(~masked, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    return 1 / (denoising_steps - step)
 
 
 def _highest(score: Tensor, scores: Scores) -> Tensor:
-    """The `quota` masked positions with the highest scores, bool [B, S]."""
-    order = _ranking(score, scores.masked)
-    chosen = torch.arange(order.shape[1], device=order.device) < scores.quota[:, None]
-    return torch.zeros_like(scores.masked).scatter(1, order, chosen) & scores.masked
+    """The scheduled number of positions with the highest scores, bool [B, S]."""
+    order = score.argsort(dim=1, descending=True, stable=True)
+    chosen = torch.arange(order.shape[1], device=order.device) < scores.schedule[:, None]
+    return torch.zeros_like(chosen).scatter(1, order, chosen)
 
 
 def low_confidence_static(scores: Scores) -> Tensor:
@@ -87,13 +76,13 @@ def low_confidence_static(scores: Scores) -> Tensor:
 
 def low_confidence_dynamic(scores: Scores) -> Tensor:
     """Every position above the threshold, and at least the static quota (SDAR)."""
-    above = scores.masked & (scores.confidence > scores.config.confidence_threshold)
+    above = scores.confidence > scores.config.confidence_threshold
     return above | low_confidence_static(scores)
 
 
 def sequential(scores: Scores) -> Tensor:
     """The static quota from left to right."""
-    return _highest(torch.zeros_like(scores.confidence), scores)
+    return _highest((scores.confidence > -torch.inf).byte(), scores)
 
 
 def random(scores: Scores) -> Tensor:
@@ -108,11 +97,11 @@ def entropy_bounded(scores: Scores) -> Tensor:
     largest bounds the error of choosing them independently (EB-Sampler, arXiv:2505.24857).
     """
     entropy = scores.entropy()
-    order = _ranking(-entropy, scores.masked)
+    order = (-entropy).argsort(dim=1, descending=True, stable=True)
     ranked = entropy.gather(1, order)
     before = pad(ranked[:, :-1].cumsum(1), (1, 0))
-    chosen = before <= scores.config.entropy_bound
-    return torch.zeros_like(scores.masked).scatter(1, order, chosen) & scores.masked
+    chosen = (before <= scores.config.entropy_bound) & (ranked != torch.inf)
+    return torch.zeros_like(chosen).scatter(1, order, chosen)
 
 
 def ancestral(scores: Scores) -> Tensor:
@@ -121,8 +110,8 @@ def ancestral(scores: Scores) -> Tensor:
     So step j of K may commit none, and the last one commits all that are left. With candidates
     drawn at temperature 1 it is MDLM's sampler (arXiv:2406.07524).
     """
-    rate = reverse_rate(scores.step, scores.config.denoising_steps)
-    return scores.masked & (scores.uniforms() < rate[:, None])
+    uniforms = scores.uniforms()
+    return (uniforms >= 0) & (uniforms < scores.schedule[:, None])
 
 
 STRATEGIES: dict[Remasking, Callable[[Scores], Tensor]] = {

@@ -94,12 +94,14 @@ def decode(
 def test_every_strategy_runs_in_half_precision(
     remasking: Remasking, temperature: float, top_p: float, fetched: list[Tensor]
 ) -> None:
+    # The last step of ancestral decoding would commit all that is left, which `fetched` does not.
+    num_steps = 100 if remasking == "ancestral" else 3
     config = DecodingConfig(
-        4, 3, remasking=remasking, temperature=temperature, top_p=top_p, max_new_tokens=24
+        4, num_steps, remasking=remasking, temperature=temperature, top_p=top_p, max_new_tokens=24
     )
     decode(config)
     assert fetched
-    assert {(values.device.type, values.dtype) for values in fetched} == {("cuda", torch.float64)}
+    assert {(values.device.type, values.dtype) for values in fetched} == {("cuda", torch.float32)}
 
 
 @pytest.mark.parametrize("draft_states", [4, 9])
@@ -115,7 +117,7 @@ def test_verified_passes_run(draft_states: int, fetched: list[Tensor]) -> None:
         {"temperature": 0.0},
         {"temperature": 1.0},
         {"temperature": 1.0, "top_p": 0.9},
-        {"temperature": 1.0, "top_k": 5, "remasking": "ancestral"},
+        {"temperature": 1.0, "top_k": 5, "remasking": "ancestral", "denoising_steps": 100},
         {"temperature": 1.0, "remasking": "entropy_bounded"},
         {"temperature": 0.0, "remasking": "sequential", "draft_states": 4},
     ],
@@ -127,7 +129,7 @@ def test_a_pass_takes_no_more_memory_than_is_reserved_for_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sampling, "LOGITS_AT_ONCE", at_once)
-    config = DecodingConfig(4, 4, max_new_tokens=24, **setting)
+    config = DecodingConfig(**{"denoising_steps": 4, "max_new_tokens": 24} | setting)
     shape = {"vocab_size": 4000}
     model = meta_model(**shape)
     nn.Module.to(model, torch.bfloat16)
@@ -152,6 +154,6 @@ def test_a_pass_asks_for_few_operations_and_two_copies(fetched: list[Tensor]) ->
         per_layer = more.on_device.total() - few.on_device.total()
         beside = few.on_device.total() - 2 * per_layer
         assert per_layer <= 21, more.on_device - few.on_device
-        assert beside <= 60, sorted(few.on_device.items())
+        assert beside <= 46, sorted(few.on_device.items())
         assert few.copies == {"cpu to cuda": 1}
     assert len(fetched) == 2 * (6 + 1)

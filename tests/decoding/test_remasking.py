@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from t3d.decoding.config import DecodingConfig, Remasking
-from t3d.decoding.remasking import STRATEGIES, Scores, reverse_rate, static_quota
+from t3d.decoding.remasking import STRATEGIES, Scores, reverse_rate, scheduled, static_quota
 
 LEVELS = st.sampled_from([0.0, 0.1, 0.5, 0.5000001, 0.9, 1.0])
 
@@ -33,13 +33,18 @@ def scores(
     size = len(confidence)
     steps = next(k for k in range(1, size + 1) if -(-size // k) <= quota)
     config = {"block_size": size, "denoising_steps": steps, "confidence_threshold": 0.6, **config}
+    setting = DecodingConfig(**config)
+
+    def spread(values: list[float], fill: float = -torch.inf) -> Tensor:
+        known = [v if m else fill for v, m in zip(values, masked, strict=True)]
+        return torch.tensor([known], dtype=torch.float64)
+
     return Scores(
-        config=DecodingConfig(**config),
-        confidence=torch.tensor([confidence]),
-        masked=torch.tensor([masked]),
-        step=torch.tensor([step]),
-        uniforms=lambda: torch.tensor([uniforms or confidence], dtype=torch.float64),
-        entropy=lambda: torch.tensor([entropy or confidence], dtype=torch.float64),
+        config=setting,
+        confidence=spread(confidence),
+        schedule=torch.tensor([scheduled(setting, step, sum(masked))], dtype=torch.float64),
+        uniforms=lambda: spread(uniforms or confidence),
+        entropy=lambda: spread(entropy or confidence, torch.inf),
     )
 
 
@@ -52,36 +57,35 @@ def positions(commit: Tensor) -> list[int]:
     [(4, 4, [1, 1, 1, 1]), (4, 1, [4]), (8, 3, [3, 3, 2]), (5, 4, [2, 1, 1, 1]), (1, 1, [1])],
 )
 def test_quota_by_hand(block_size: int, denoising_steps: int, quotas: list[int]) -> None:
-    step = torch.arange(denoising_steps)
-    masked = torch.ones(denoising_steps, block_size, dtype=torch.bool)
-    assert static_quota(step, masked, block_size, denoising_steps).tolist() == quotas
+    steps = range(denoising_steps)
+    found = [static_quota(step, block_size, block_size, denoising_steps) for step in steps]
+    assert found == quotas
 
 
 @given(st.integers(1, 16).flatmap(lambda s: st.tuples(st.just(s), st.integers(1, s))))
 def test_quotas_sum_to_the_block_and_never_grow(sizes: tuple[int, int]) -> None:
     block_size, steps = sizes
-    masked = torch.ones(steps, block_size, dtype=torch.bool)
-    quotas = static_quota(torch.arange(steps), masked, block_size, steps).tolist()
+    quotas = [static_quota(step, block_size, block_size, steps) for step in range(steps)]
     assert sum(quotas) == block_size
     assert min(quotas) >= 1
     assert all(a >= b for a, b in pairwise(quotas))
 
 
 def test_quota_is_capped_by_what_is_masked() -> None:
-    masked = torch.tensor([[True, False, False, False], [False] * 4])
-    assert static_quota(torch.tensor([0, 0]), masked, 4, 1).tolist() == [1, 0]
+    assert [static_quota(0, num_masked, 4, 1) for num_masked in (0, 1, 3, 4)] == [0, 1, 3, 4]
 
 
 def test_quota_is_that_of_the_window() -> None:
-    masked = torch.tensor([[False] * 4 + [True] * 4 + [False] * 8] * 3)
-    assert static_quota(torch.arange(3), masked, 4, 3).tolist() == [2, 1, 1]
+    config = DecodingConfig(16, 3, window=4)
+    assert [scheduled(config, step, 4) for step in range(3)] == [2, 1, 1]
 
 
 @given(st.integers(1, 64))
 def test_the_reverse_process_commits_at_every_step_alike(num_steps: int) -> None:
     """The rate is MDLM's with alpha = 1 - t, and the commit step is uniform over 0..K-1."""
     waiting = 1.0
-    for j, rate in enumerate(reverse_rate(torch.arange(num_steps), num_steps).tolist()):
+    for j in range(num_steps):
+        rate = reverse_rate(j, num_steps)
         alpha_t, alpha_s = j / num_steps, (j + 1) / num_steps
         assert rate == pytest.approx((alpha_s - alpha_t) / (1 - alpha_t))
         assert waiting * rate == pytest.approx(1 / num_steps)
@@ -187,7 +191,7 @@ def test_ties_break_by_position(name: Remasking) -> None:
     masked = [True] * 64
     masked[1] = False
     one = scores([0.25] * 64, masked, 1, denoising_steps=22)
-    assert one.quota.tolist() == [3]
+    assert one.schedule.tolist() == [3]
     assert positions(STRATEGIES[name](one)) == [0, 2, 3]
 
 
@@ -209,14 +213,22 @@ def test_rows_are_independent(name: Remasking) -> None:
     generator = torch.Generator().manual_seed(3)
     confidence = torch.rand(6, 5, generator=generator)
     masked = torch.rand(6, 5, generator=generator) < 0.7
-    step = torch.tensor([0, 1, 2, 0, 1, 2])
     uniforms = torch.rand(6, 5, generator=generator).double()
     entropy = torch.rand(6, 5, generator=generator).double()
+    config = DecodingConfig(5, 3, remasking=name, confidence_threshold=0.6, entropy_bound=0.4)
+    confidence, uniforms = (v.masked_fill(~masked, -torch.inf) for v in (confidence, uniforms))
+    entropy.masked_fill_(~masked, torch.inf)
+    schedule = torch.tensor(
+        [
+            scheduled(config, j, num)
+            for j, num in zip([0, 1, 2, 0, 1, 2], masked.sum(1).tolist(), strict=True)
+        ],
+        dtype=torch.float64,
+    )
     together = Scores(
-        config=DecodingConfig(5, 3, confidence_threshold=0.6, entropy_bound=0.4),
+        config=config,
         confidence=confidence,
-        masked=masked,
-        step=step,
+        schedule=schedule,
         uniforms=lambda: uniforms,
         entropy=lambda: entropy,
     )
@@ -227,8 +239,7 @@ def test_rows_are_independent(name: Remasking) -> None:
         alone = replace(
             together,
             confidence=confidence[row],
-            masked=masked[row],
-            step=step[row],
+            schedule=schedule[row],
             uniforms=lambda row=row: uniforms[row],
             entropy=lambda row=row: entropy[row],
         )
