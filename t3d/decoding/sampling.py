@@ -90,14 +90,14 @@ def _rows_at_once(logits: Tensor) -> int:
 
 
 def sampling_probs(logits: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
-    """Unnormalised probabilities [M, V]: temperature, then top-k, then top-p of what is left.
+    """Probabilities [M, V]: temperature, then top-k, then top-p of what is left, not normalised.
 
-    Equal probabilities rank by id, so top-k keeps exactly k tokens. The largest is 1, so those that
-    matter are exact where the logits are large.
+    Equal probabilities rank by id, so top-k keeps exactly k tokens.
     """
     # A smaller temperature is 0 in float32.
     temperature = max(temperature, 1e-30)
-    probs = (logits - logits.amax(-1, keepdim=True)).div_(temperature).exp_()
+    # Softmax, since `exp` is ten times as slow on a CPU where its results underflow.
+    probs = (logits - logits.amax(-1, keepdim=True)).div_(temperature).softmax(-1)
     if top_k == 0 and top_p == 1:
         return probs
     ranked, order = probs.sort(dim=-1, descending=True, stable=True)
