@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from t3d.core.files import first_words, read_object
 from t3d.models.checkpoint import ADAPTER_FILE
-from t3d.models.loading import LanguageModel
+from t3d.models.loading import LanguageModel, check_finite
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 NAME = "default"
@@ -88,4 +88,5 @@ def with_adapter(lm: LanguageModel, directory: Path) -> LanguageModel:
         raise ValueError(f"{path}: no LoRA adapter of {lm.name}: {first_words(error)}") from error
     own = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     load_adapter(directory / WEIGHTS_FILE, own)
+    check_finite(str(directory / WEIGHTS_FILE), own)
     return replace(lm, model=model.eval(), name=str(directory))

@@ -135,6 +135,7 @@ def test_an_adapter_of_peft_drafts_or_is_refused_and_the_base_stays_as_it_is(
     [
         ("missing", rf"{WEIGHTS_FILE}: cannot be read"),
         ("other", rf"{WEIGHTS_FILE}: an adapter of another model, of another rank or other layers"),
+        ("numbers", rf"{WEIGHTS_FILE}: .* holds NaN, infinity or numbers near it"),
         ("layers", r"adapter_config.json: no LoRA adapter of mini_teacher: .*absent"),
         ("json", r"adapter_config.json: not valid JSON"),
         ("peft", r"is a LoRA adapter, which needs peft; .*pip install 't3d\[lora\]'"),
@@ -154,6 +155,8 @@ def test_what_is_no_adapter_of_the_model_is_refused(
         path.unlink()
     elif damage == "other":
         save_file(dict(list(load_file(path).items())[1:]), path)
+    elif damage == "numbers":
+        save_file({name: weight / 0 for name, weight in load_file(path).items()}, path)
     elif damage == "layers":
         config.write_text(config.read_text().replace("_proj", "_absent"))
     elif damage == "json":
