@@ -84,6 +84,8 @@ def with_adapter(lm: LanguageModel, directory: Path) -> LanguageModel:
         # Other keys are for training, change the base or name a module that peft would import.
         config = LoraConfig(**{key: document[key] for key in KEYS & document.keys()})
         LoraModel(model, config, NAME)
+        if not isinstance(model.get_output_embeddings(), nn.Linear):
+            raise ValueError("it adapts the head, whose weights decoding takes as they are")
     except Exception as error:
         raise ValueError(f"{path}: no LoRA adapter of {lm.name}: {first_words(error)}") from error
     own = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}

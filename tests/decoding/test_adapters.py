@@ -130,6 +130,7 @@ def test_an_adapter_of_peft_drafts_or_is_refused_and_the_base_stays_as_it_is(
         assert torch.equal(weight, before[name]), name
 
 
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -137,6 +138,7 @@ def test_an_adapter_of_peft_drafts_or_is_refused_and_the_base_stays_as_it_is(
         ("other", rf"{WEIGHTS_FILE}: an adapter of another model, of another rank or other layers"),
         ("numbers", rf"{WEIGHTS_FILE}: .* holds NaN, infinity or numbers near it"),
         ("layers", r"adapter_config.json: no LoRA adapter of mini_teacher: .*absent"),
+        ("head", r"adapter_config.json: no LoRA adapter of mini_teacher: it adapts the head"),
         ("json", r"adapter_config.json: not valid JSON"),
         ("peft", r"is a LoRA adapter, which needs peft; .*pip install 't3d\[lora\]'"),
     ],
@@ -159,6 +161,8 @@ def test_what_is_no_adapter_of_the_model_is_refused(
         save_file({name: weight / 0 for name, weight in load_file(path).items()}, path)
     elif damage == "layers":
         config.write_text(config.read_text().replace("_proj", "_absent"))
+    elif damage == "head":
+        config.write_text(config.read_text().replace('"q_proj"', '"lm_head"'))
     elif damage == "json":
         config.write_text("{")
     else:
