@@ -37,7 +37,7 @@ def load_adapter(path: Path, weights: Mapping[str, Tensor]) -> None:
     """Copy a file's weights into those of a model.
 
     Raises:
-        ValueError: for a file that is missing or damaged, or of another adapter.
+        ValueError: for a file that is missing or damaged, of another adapter, or not of finite numbers.
     """
     try:
         found = load_file(path)
@@ -49,6 +49,7 @@ def load_adapter(path: Path, weights: Mapping[str, Tensor]) -> None:
             f"{path}: an adapter of another model, of another rank or other layers, or more than "
             "plain LoRA, such as DoRA, biases or modules_to_save"
         )
+    check_finite(str(path), found)
     with torch.no_grad():
         for name, weight in own.items():
             weight.copy_(found[name])
@@ -90,5 +91,4 @@ def with_adapter(lm: LanguageModel, directory: Path) -> LanguageModel:
         raise ValueError(f"{path}: no LoRA adapter of {lm.name}: {first_words(error)}") from error
     own = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     load_adapter(directory / WEIGHTS_FILE, own)
-    check_finite(str(directory / WEIGHTS_FILE), own)
     return replace(lm, model=model.eval(), name=str(directory))

@@ -83,6 +83,8 @@ def test_only_the_adapter_takes_memory(lm: LanguageModel, student: LanguageModel
     assert all(weight.requires_grad for weight in lm.model.parameters())
     assert not any("lora" in name for name, _ in lm.model.named_parameters())
     assert not drafter.model.training
+    # Recipes are checked without the base's weights.
+    assert load_draft_model(from_pretrained("mini_teacher", device="meta"), config) is not None
 
 
 def made_by_peft(directory: Path, **settings: Any) -> nn.Module:
