@@ -37,7 +37,7 @@ def load_adapter(path: Path, weights: Mapping[str, Tensor]) -> None:
     """Copy a file's weights into those of a model.
 
     Raises:
-        ValueError: for a file that is missing or damaged, of another adapter, or not of finite numbers.
+        ValueError: for a file that is missing, damaged, of another adapter or not finite.
     """
     try:
         found = load_file(path)
