@@ -82,7 +82,8 @@ def low_confidence_dynamic(scores: Scores) -> Tensor:
 
 def sequential(scores: Scores) -> Tensor:
     """The static quota from left to right."""
-    return _highest((scores.confidence > -torch.inf).byte(), scores)
+    # Not by order, since the confidence of logits that overflowed is NaN.
+    return _highest((scores.confidence != -torch.inf).byte(), scores)
 
 
 def random(scores: Scores) -> Tensor:

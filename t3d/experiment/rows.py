@@ -116,6 +116,9 @@ def recorded_rows(
     notes = {"tokens_decoded": num_tokens(own)}
     if built.verify:
         first = TrajectoryStore.open(store_path(config, method)).read()
+        if done == 0:
+            # No round before has counted them; those of its start may be other ones, or none.
+            notes["tokens_decoded"] += num_tokens(first[: method.num_sequences])
         own = verified(config.prompt_set(), prompts, lm, own, first)
     return training_rows(own), training, notes
 

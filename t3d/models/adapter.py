@@ -11,13 +11,21 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from t3d.core.files import first_words
+from t3d.core.files import first_words, read_object
 from t3d.models.checkpoint import ADAPTER_FILE
-from t3d.models.loading import LanguageModel
+from t3d.models.loading import LanguageModel, check_finite
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 NAME = "default"
 """The adapter's name in a model, which peft leaves out on disk."""
+
+KEYS = {
+    *("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "lora_bias"),
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+}
+"""Keys of an adapter's configuration that say what it computes and where."""
+KEEPS_BASE = (True, False, None, "gaussian", "orthogonal", "eva")
+"""Values of `init_lora_weights` with which peft leaves the base's weights as they are."""
 
 
 def on_disk(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -29,7 +37,7 @@ def load_adapter(path: Path, weights: Mapping[str, Tensor]) -> None:
     """Copy a file's weights into those of a model.
 
     Raises:
-        ValueError: for a file that is missing or damaged, or of another adapter.
+        ValueError: for a file that is missing, damaged, of another adapter or not finite.
     """
     try:
         found = load_file(path)
@@ -37,7 +45,11 @@ def load_adapter(path: Path, weights: Mapping[str, Tensor]) -> None:
         raise ValueError(f"{path}: cannot be read: {first_words(error)}") from error
     own = on_disk(weights)
     if {k: w.shape for k, w in found.items()} != {k: w.shape for k, w in own.items()}:
-        raise ValueError(f"{path}: an adapter of another model, of another rank or other layers")
+        raise ValueError(
+            f"{path}: an adapter of another model, of another rank or other layers, or more than "
+            "plain LoRA, such as DoRA, biases or modules_to_save"
+        )
+    check_finite(str(path), found)
     with torch.no_grad():
         for name, weight in own.items():
             weight.copy_(found[name])
@@ -49,24 +61,34 @@ def with_adapter(lm: LanguageModel, directory: Path) -> LanguageModel:
     The weights are those of `lm`, which stays as it is; only the adapter takes memory.
 
     Raises:
-        ValueError: without peft, or for an adapter that is damaged or of another model.
+        ValueError: without peft, or for an adapter that is damaged, of another model, or more than
+            plain LoRA.
     """
     try:
-        from peft import LoraModel, PeftConfig
+        from peft import LoraConfig, LoraModel
     except ImportError:
         raise ValueError(
             f"{directory} is a LoRA adapter, which needs peft; install the extra: "
             "pip install 't3d[lora]'"
         ) from None
+    path = directory / ADAPTER_FILE
+    document = read_object(path)
+    if document.get("init_lora_weights", True) not in KEEPS_BASE:
+        raise ValueError(
+            f"{path}: init_lora_weights {document['init_lora_weights']!r} changes the base; "
+            "convert the adapter to plain LoRA (path_initial_model_for_weight_conversion of peft)"
+        )
     # New parameters over the same storage, since peft freezes those that it finds.
     weights = {w: nn.Parameter(w.detach(), requires_grad=False) for w in lm.model.parameters()}
     model = copy.deepcopy(lm.model, {id(w): shared for w, shared in weights.items()})
     try:
-        LoraModel(model, PeftConfig.from_pretrained(str(directory)), NAME)
+        # Other keys are for training, change the base or name a module that peft would import.
+        config = LoraConfig(**{key: document[key] for key in KEYS & document.keys()})
+        LoraModel(model, config, NAME)
+        if not isinstance(model.get_output_embeddings(), nn.Linear):
+            raise ValueError("it adapts the head, whose weights decoding takes as they are")
     except Exception as error:
-        raise ValueError(
-            f"{directory / ADAPTER_FILE}: no LoRA adapter of {lm.name}: {first_words(error)}"
-        ) from error
+        raise ValueError(f"{path}: no LoRA adapter of {lm.name}: {first_words(error)}") from error
     own = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     load_adapter(directory / WEIGHTS_FILE, own)
     return replace(lm, model=model.eval(), name=str(directory))

@@ -195,6 +195,15 @@ def test_ties_break_by_position(name: Remasking) -> None:
     assert positions(STRATEGIES[name](one)) == [0, 2, 3]
 
 
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_logits_that_overflowed_are_no_reason_to_stay_masked(name: Remasking) -> None:
+    nan = [float("nan")] * 4
+    one = scores(nan, [False, True, False, True], 2, uniforms=[0.0] * 4, remasking=name)
+    chosen = positions(STRATEGIES[name](one))
+    # The sum of such entropies bounds nothing, so one alone commits.
+    assert chosen == ([1] if name == "entropy_bounded" else [1, 3])
+
+
 def test_zero_confidence_is_no_reason_to_stay_masked() -> None:
     commit = STRATEGIES["low_confidence_static"](scores([0.0, 0.9, 0.0], [True, False, True], 2))
     assert positions(commit) == [0, 2]

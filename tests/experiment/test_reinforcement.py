@@ -28,6 +28,7 @@ from t3d.experiment.rounds import (
     student_work,
     train_student,
 )
+from t3d.experiment.rows import num_tokens
 from t3d.experiment.run import prepare
 from t3d.experiment.units import Unit
 from t3d.models import LanguageModel, from_pretrained
@@ -300,11 +301,14 @@ def test_a_start_decodes_in_the_first_round_of_distillation(
         train(config, name)
         num = len([*(config.output / "rounds" / name).glob("trajectories*")])
         assert student_work(config, methods[name])["prompt"] == 8 * num
-    stores = [
-        TrajectoryStore.open(config.output / "rounds/few" / f"trajectories{n}").manifest
-        for n in (0, 1)
-    ]
+    read = [TrajectoryStore.open(config.output / "rounds/few" / f"trajectories{n}") for n in (0, 1)]
+    stores = [store.manifest for store in read]
     first = json.loads((config.output / "checkpoints/first/provenance.json").read_text())
+    # The teacher's are decoded for it too, since it is verified by them.
+    teacher = TrajectoryStore.open(config.output / "trajectories").read()
+    decoded = [num_tokens(own) for own in (teacher, *(store.read() for store in read))]
+    record = json.loads((config.output / "checkpoints/few/provenance.json").read_text())
+    assert record["tokens_decoded"] == first["tokens_decoded"] + sum(decoded)
     assert stores[0].weights_hash == first["weights_hash"] != stores[1].weights_hash
     assert [store.decoding["denoising_steps"] for store in stores] == [1, 1]
     # A single round trains on what the teacher decoded, wherever the student starts.
