@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, get_args
 
 import pytest
@@ -129,7 +130,7 @@ def test_a_pass_takes_no_more_memory_than_is_reserved_for_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sampling, "LOGITS_AT_ONCE", at_once)
-    config = DecodingConfig(**{"denoising_steps": 4, "max_new_tokens": 24} | setting)
+    config = replace(DecodingConfig(4, 4, max_new_tokens=24), **setting)
     shape = {"vocab_size": 4000}
     model = meta_model(**shape)
     nn.Module.to(model, torch.bfloat16)
