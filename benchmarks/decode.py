@@ -44,7 +44,7 @@ PROMPT = (32, 64)
 ONE = "one request at a time"
 HOW = {
     "t3d": "continuous batches",
-    "t3d_unfused": "continuous batches",
+    "t3d_verified": "continuous batches",
     "oracle": ONE,
     "sdar": ONE,
     "sdar_exported": ONE,

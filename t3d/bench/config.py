@@ -12,8 +12,8 @@ DECODE, TRAIN = "decode.json", "train.json"
 """Names of the two files of measurements, in one folder."""
 Device = Literal["auto", "cpu", "cuda"]
 Shape = dict[str, Any] | str
-Engine = Literal["t3d", "t3d_unfused", "oracle"]
-"""Engines: t3d with fused commits; t3d_unfused, which spends a pass on every commit; oracle,
+Engine = Literal["t3d", "t3d_verified", "oracle"]
+"""Engines: t3d, a pass for every step; t3d_verified, which drafts all steps of a block; oracle,
 without a cache and with one request at a time."""
 
 
@@ -22,7 +22,8 @@ class DecodeSettings:
     """Settings of the decoding benchmark, in all of which every engine decodes.
 
     Args:
-        engines: t3d, and t3d_unfused or oracle (on a CPU only) to compare it with.
+        engines: t3d, and to compare it with t3d_verified, which drafts all steps of a block, or
+            oracle (on a CPU only).
         batch_sizes: requests that are decoded at the same time.
         denoising_steps: passes a block; each number is measured.
         block_size: tokens a block.
@@ -34,7 +35,7 @@ class DecodeSettings:
         seed: seed of the prompts.
     """
 
-    engines: tuple[Engine, ...] = ("t3d", "t3d_unfused")
+    engines: tuple[Engine, ...] = ("t3d", "t3d_verified")
     batch_sizes: tuple[int, ...] = (1, 8, 64)
     denoising_steps: tuple[int, ...] = (1, 2, 4)
     block_size: int = 4

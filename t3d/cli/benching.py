@@ -31,7 +31,7 @@ def decode_command(
 
     Examples:
       t3d bench decode --shape sdar-1.7b --batch_sizes '[1, 64, 256]' --output runs/rates
-      t3d bench decode --model runs/student --engines '[t3d, t3d_unfused, oracle]' --device cpu
+      t3d bench decode --model runs/student --engines '[t3d, t3d_verified, oracle]' --device cpu
 
     Args:
         model: a checkpoint directory, a Hub name, or mini_teacher.

@@ -20,7 +20,6 @@ def make_decoder(
     config: DecodingConfig,
     batch_size: int,
     *,
-    fused: bool = True,
     memory_share: float | None = None,
 ) -> BlockDecoder:
     """The batched decoder for a loaded model.
@@ -38,7 +37,6 @@ def make_decoder(
         lm: model, tokenizer and special ids.
         config: decoding setting.
         batch_size: largest number of sequences that run at the same time.
-        fused: whether commits are fused, see `BlockDecoder`.
         memory_share: share of the device's memory that weights, cache and passes may take;
             sequences wait for room. By default 0.9 on a GPU, and no bound on a CPU.
 
@@ -64,7 +62,6 @@ def make_decoder(
         stop_token_ids=lm.stop_token_ids,
         banned_token_ids=lm.banned_token_ids,
         batch_size=batch_size,
-        fused=fused,
         cache_tokens=cache_tokens,
         draft_model=None if drafter is None else drafter.model,
     )

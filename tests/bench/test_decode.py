@@ -108,16 +108,16 @@ def test_engines_decode_the_same(lm: LanguageModel) -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4])
-def test_a_commit_of_its_own_is_a_pass_for_all_blocks_but_the_last(
-    lm: LanguageModel, steps: int
-) -> None:
+def test_a_step_is_a_pass_and_a_drafted_one_may_be_none(lm: LanguageModel, steps: int) -> None:
     asked = DecodeSettings(prompt_tokens=(8, 8), new_tokens=20)
     requests, config = random_requests(lm, asked, 3), asked.decoding(steps)
-    found: list[float] = [
+    plain, verified, oracle = (
         passes_per_block(requests, make_engine(lm, engine, config, 2)(requests), 4)
         for engine in get_args(Engine)
-    ]
-    assert found == [steps, steps + 4 / 5, steps]
+    )
+    assert plain == oracle == steps
+    assert 1 <= verified <= steps
+    assert verified < steps or steps < 4
 
 
 def test_prompts_are_the_same_for_every_number(lm: LanguageModel) -> None:
@@ -132,7 +132,7 @@ def test_rows_are_medians_of_engines_in_turns(
     lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order: list[str] = []
-    # Seconds of t3d and t3d_unfused by turns; each one's median is in another place.
+    # Seconds of t3d and t3d_verified by turns; each one's median is in another place.
     times = iter([2.0, 9.0, 1.0, 4.0, 100.0, 5.0])
 
     def noted(lm: LanguageModel, engine: Engine, *others: Any) -> Any:
@@ -154,14 +154,14 @@ def test_rows_are_medians_of_engines_in_turns(
         batch_sizes=(1,), denoising_steps=(2,), prompt_tokens=(5, 9), new_tokens=8, num_requests=3
     )
     rows = measure(lm, asked, RATES)
-    assert order == ["t3d", "t3d_unfused"] * 4
-    assert [row.engine for row in rows] == ["t3d", "t3d_unfused"]
+    assert order == ["t3d", "t3d_verified"] * 4
+    assert [row.engine for row in rows] == ["t3d", "t3d_verified"]
     assert [row.tokens_per_second for row in rows] == [24 / 2, 24 / 5]
     assert [row.latency_s for row in rows] == [2 / 3, 5 / 3]
     assert [row.ratio_to_ours for row in rows] == [1, 2 / 5]
     # Both decode the same, so one bound holds for both.
-    ours, unfused = (row.roofline_share for row in rows)
-    assert 0 < unfused == pytest.approx(ours * 2 / 5)
+    ours, verified = (row.roofline_share for row in rows)
+    assert 0 < verified == pytest.approx(ours * 2 / 5)
 
 
 def test_a_row_for_every_setting(lm: LanguageModel) -> None:
@@ -196,7 +196,7 @@ def test_a_row_for_every_setting(lm: LanguageModel) -> None:
     ("changed", "message"),
     [
         ({"engines": ("oracle",)}, "engines must name t3d"),
-        ({"engines": ("t3d", "vllm")}, "engines must name some of t3d, t3d_unfused, oracle"),
+        ({"engines": ("t3d", "vllm")}, "engines must name some of t3d, t3d_verified, oracle"),
         ({"batch_sizes": (4, 0)}, "batch_sizes must lie in .1, 65536., got 0"),
         ({"batch_sizes": ()}, "batch_sizes is empty"),
         ({"denoising_steps": ()}, "denoising_steps is empty"),

@@ -31,7 +31,7 @@ def test_rates_that_a_plan_reads(checkpoint: Path, tmp_path: Path, t3d: Run) -> 
     assert {"date", "command", "versions", "platform", "threads", "rates"} < set(found)
     rows = found["rows"]
     assert [(row["batch_size"], row["engine"]) for row in rows] == [
-        (1, "t3d"), (1, "t3d_unfused"), (2, "t3d"), (2, "t3d_unfused"),
+        (1, "t3d"), (1, "t3d_verified"), (2, "t3d"), (2, "t3d_verified"),
     ]  # fmt: skip
     for row in rows:
         assert row["model"] == str(checkpoint)
