@@ -61,6 +61,10 @@ torch.set_num_threads(1)
 model = tiny(dtype=torch.float32, num_hidden_layers=8, num_key_value_heads=4, head_dim=512,
              max_position_embeddings=512)
 config = DecodingConfig(block_size=4, denoising_steps=1, temperature=0.0, max_new_tokens=8)
+# What libraries take at their first use is not the decoder's.
+BlockDecoder(model, config, mask_token_id=63, stop_token_ids=(), batch_size=1).decode(
+    [Request([1] * 8)]
+)
 cpu = torch.device("cpu")
 reset_peak(cpu)
 process, total = psutil.Process(), psutil.virtual_memory().total
