@@ -36,7 +36,8 @@ class Scores:
 
 
 def scheduled(config: DecodingConfig, step: int, num_masked: int) -> float:
-    """Number of tokens that a step commits, or with `ancestral` the probability of each.
+    """The static schedule's number of tokens in a step, or with `ancestral` each one's probability
+    to commit.
 
     Args:
         step: 0-based denoising step within the window.

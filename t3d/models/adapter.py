@@ -79,8 +79,9 @@ def with_adapter(lm: LanguageModel, directory: Path) -> LanguageModel:
             "convert the adapter to plain LoRA (path_initial_model_for_weight_conversion of peft)"
         )
     # New parameters over the same storage, since peft freezes those that it finds.
-    weights = {w: nn.Parameter(w.detach(), requires_grad=False) for w in lm.model.parameters()}
-    model = copy.deepcopy(lm.model, {id(w): shared for w, shared in weights.items()})
+    own = lm.model.parameters()
+    shared = {id(w): nn.Parameter(w.detach(), requires_grad=False) for w in own}
+    model = copy.deepcopy(lm.model, shared)
     try:
         # Other keys are for training, change the base or name a module that peft would import.
         config = LoraConfig(**{key: document[key] for key in KEYS & document.keys()})
@@ -89,6 +90,6 @@ def with_adapter(lm: LanguageModel, directory: Path) -> LanguageModel:
             raise ValueError("it adapts the head, whose weights decoding takes as they are")
     except Exception as error:
         raise ValueError(f"{path}: no LoRA adapter of {lm.name}: {first_words(error)}") from error
-    own = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-    load_adapter(directory / WEIGHTS_FILE, own)
+    adapter = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    load_adapter(directory / WEIGHTS_FILE, adapter)
     return replace(lm, model=model.eval(), name=str(directory))
