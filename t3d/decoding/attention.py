@@ -55,6 +55,8 @@ class Span:
     """W, tokens of each."""
     stop: int
     """The slot after the last one that any of them sees."""
+    is_block: bool
+    """Whether each is one block, so that all its tokens see the same slots."""
 
 
 class GroupedAttention:
@@ -80,12 +82,15 @@ class GroupedAttention:
         for span in spans:
             shape = len(span.rows), span.width
             tokens = slice(offset, offset := offset + shape[0] * shape[1])
-            row, start, slot, size = (column[tokens].view(*shape, 1) for column in own)
+            alike = slice(1 if span.is_block else span.width)
+            row, start, slot, size = (column[tokens].view(*shape, 1)[:, alike] for column in own)
             key = torch.arange(span.stop, device=start.device)
             seen = (key < start) | ((key >= slot) & (key < slot + size))
             # Numbers, because a boolean mask is turned into numbers again in every layer.
             mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
-            mask = mask.masked_fill_(~seen, -torch.inf).repeat(1, heads_per_key, 1)[:, None]
+            mask = mask.masked_fill_(~seen, -torch.inf)[:, None]
+            if not span.is_block:
+                mask = mask.repeat(1, 1, heads_per_key, 1)
             first = span.rows[0]
             rows: Tensor | slice = slice(first, first + shape[0])
             if span.rows != list(range(first, first + shape[0])):
@@ -95,16 +100,22 @@ class GroupedAttention:
     def __call__(self, query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
         """The output [N, H, D]; see `Attend`."""
         heads, out = keys.shape[2], []
-        sizes = [num * width for _, (num, width), _ in self._groups]
-        for (rows, shape, mask), own in zip(self._groups, query.split(sizes), strict=True):
+        for rows, shape, mask in self._groups:
+            # Queries may be those of the first spans alone.
+            if not len(query):
+                break
+            num = shape[0] * shape[1]
+            own, query = query[:num], query[num:]
             folded = own.unflatten(1, (heads, -1)).unflatten(0, shape).permute(0, 2, 3, 1, 4)
-            seen = (states[rows, : mask.shape[-1]].transpose(1, 2) for states in (keys, values))
+            seen = [states[:, : mask.shape[-1]].transpose(1, 2) for states in (keys, values)]
+            # Neighbouring rows in place; others are copied, by the faster of torch's functions.
+            seen = [s[rows] if isinstance(rows, slice) else s.index_select(0, rows) for s in seen]
             mixed = F.scaled_dot_product_attention(
                 folded.flatten(2, 3), *seen, attn_mask=mask, scale=scale
             )  # [B, K, G * W, D]
             mixed = mixed.unflatten(2, (-1, shape[1])).permute(0, 3, 1, 2, 4)
             out.append(mixed.reshape(own.shape))
-        return out[0] if len(out) == 1 else torch.cat(out)
+        return out[0] if len(out) == 1 else torch.cat([*out, query])
 
 
 class VarlenAttention:

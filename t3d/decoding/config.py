@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 from t3d.core.ranges import check_choices, check_ranges
@@ -137,7 +138,7 @@ class DecodingConfig:
         )
         return self.temperature, self.block_size, *kind, *speed, *rest
 
-    @property
+    @cached_property
     def most_states(self) -> int:
         """Number of a block's states in one pass at most, with drafts of every order."""
         # A single step leaves nothing to draft.

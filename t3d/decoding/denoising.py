@@ -28,17 +28,16 @@ def columns(config: DecodingConfig, states: list[State]) -> list[Column]:
         for the strategy, float64 [M], or empty where the setting needs none.
     """
     size = config.block_size
-    cells = [
-        (row * size + position - state.start, state.seed, position, state.step)
-        for row, state in enumerate(states)
-        for position in state.masked
-    ]
-    cell, seed, position, step = torch.tensor(cells).T.contiguous()
+    position = np.array([position for state in states for position in state.masked])
+    numbers = [(row * size - s.start, s.seed, s.step) for row, s in enumerate(states)]
+    offset, seed, step = np.repeat(np.array(numbers).T, [len(s.masked) for s in states], axis=1)
     draws = config.temperature > 0
     ranks = config.remasking in ("random", "ancestral")
-    keys = fold(seed, position, step) if draws or ranks else seed
+    keys = torch.tensor(seed)
+    if draws or ranks:
+        keys = fold(keys, torch.tensor(position), torch.tensor(step))
     return [
-        cell.numpy(),
+        offset + position,
         np.array(
             [scheduled(config, s.step - s.first_step, len(s.masked)) for s in states], np.float64
         ),

@@ -258,9 +258,9 @@ class BlockDecoder:
             top = likeliest(logits[first_row:row], self._banned, num) if num else []
             number, own = self._walk(work, [next(steps) for _ in work.states], top)
             events += own
-            sequence.draft = Draft()
             if config.most_states == 1 or (own and own[-1].completion is not None):
                 continue
+            sequence.draft = Draft()
             first_row += sum(len(state.masked) for state in work.states[:number])
             masked = work.states[number].masked
             left = [r for r, p in enumerate(masked, first_row) if p in sequence.masked]
@@ -310,8 +310,10 @@ class BlockDecoder:
             sequence.commit(chosen)
             completion = sequence.finished(self.stop_token_ids)
             if chosen or completion is not None:
-                first = sum(len(state.masked) for state in work.states[:number])
-                seen = dict(zip(work.states[number].masked, top[first:], strict=False))
+                seen: dict[int, dict[int, float]] = {}
+                if top:
+                    first = sum(len(state.masked) for state in work.states[:number])
+                    seen = dict(zip(work.states[number].masked, top[first:], strict=False))
                 events.append(
                     Event(
                         id=sequence.id,

@@ -6,8 +6,8 @@ Letters in shapes: N tokens of a pass, B blocks, M masked positions, V vocabular
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import chain, groupby
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -24,7 +24,7 @@ from t3d.decoding.cache import SlotCache
 from t3d.decoding.graphs import Shape, StaticPasses, can_capture, padded
 from t3d.decoding.scheduler import Work
 from t3d.decoding.transfer import Column, send
-from t3d.decoding.view import ViewMaker
+from t3d.decoding.view import ViewMaker, Wanted
 from t3d.models.block_diffusion import BlockDiffusionLM
 
 STORED_AT_ONCE = 64
@@ -32,8 +32,7 @@ STORED_AT_ONCE = 64
 span's tokens all meet the slots of the last one."""
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """Blocks of one work that run in one span."""
 
     kind: tuple[int, int, int]
@@ -119,11 +118,11 @@ class Runner:
         blocks = [(part.row, *block) for part in parts for block in part.blocks]
         rows, starts, slots, ids = zip(*blocks, strict=True)
         first_token = dict[int, int]()
-        num_tokens = 0
+        num_denoised = 0
         for part in parts:
             if part.kind[0] == 0:
-                first_token[part.work] = num_tokens
-            num_tokens += part.kind[1]
+                first_token[part.work] = num_denoised
+                num_denoised += part.kind[1]
         select: list[int] = []
         for number, work in enumerate(works):
             size = work.sequence.config.block_size
@@ -154,27 +153,27 @@ class Runner:
             return run(numbers, shape)[:num_selected], rest
         sent = send(self.model.device, [*common, *own, *columns])
         attend = self._grouped(sent[4:8], parts)
-        return self._forward(sent[:4], attend), sent[8:]
+        return self._forward(sent[:4], attend, num_denoised), sent[8:]
 
     def _forward_fast(self, numbers: Tensor, shape: Shape) -> Tensor:
         """A pass of blocks that all follow their prefixes, from one tensor of all its numbers."""
         num, num_tokens, num_selected, largest = shape
         *common, table = numbers.split([num_tokens] * 3 + [num_selected, 3 * (num + 1)])
         attend = VarlenAttention(table, num_slots=self._shape[1], largest=largest)
-        return self._forward(common, attend)
+        return self._forward(common, attend, num_tokens)
 
     def _grouped(self, own: list[Tensor], parts: list[Part]) -> Attend:
         spans = []
         for (_, width, size), alike in groupby(parts, key=lambda part: part.kind):
             together = list(alike)
             stop = max(slot for part in together for _, slot, _ in part.blocks) + size
-            spans.append(Span([part.row for part in together], width, stop))
+            spans.append(Span([part.row for part in together], width, stop, width == size))
         shape = self.model.config
         heads_per_key = shape.num_attention_heads // shape.num_key_value_heads
         dtype = self.model.dtype
         return GroupedAttention(own, spans, heads_per_key=heads_per_key, dtype=dtype)
 
-    def _forward(self, common: list[Tensor], attend: Attend) -> Tensor:
+    def _forward(self, common: list[Tensor], attend: Attend, stop: int) -> Tensor:
         assert self._cache is not None
         token, position, self._cache.target, select = common
         return self._view(
@@ -182,7 +181,7 @@ class Runner:
             # An unused mask, but of four dimensions: transformers makes others causal itself.
             token.new_empty(1, 1, 1, 1),
             position[None],
-            select=select,
             slots=self._cache,
             attend=attend,
-        ).logits
+            wanted=Wanted(select, stop),
+        ).logits[0]

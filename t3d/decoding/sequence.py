@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from t3d.core.blocks import BlockLayout
 from t3d.core.trajectory import FinishReason
@@ -11,8 +12,7 @@ from t3d.decoding.config import DecodingConfig
 from t3d.decoding.request import Completion, Passes, Request
 
 
-@dataclass(frozen=True)
-class State:
+class State(NamedTuple):
     """A denoising state of one block, committed or drafted: the input of a step."""
 
     seed: int
@@ -35,7 +35,7 @@ class State:
             ids[position - self.start] = token
             positions.add(position)
         masked = tuple(p for p in self.masked if p not in positions)
-        return replace(self, ids=tuple(ids), masked=masked, step=self.step + num_steps)
+        return self._replace(ids=tuple(ids), masked=masked, step=self.step + num_steps)
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,8 @@ class Sequence:
     num_draft_cached: int = 0
     """`num_cached` of the model that drafts, if it is another one."""
     draft: Draft = Draft()
+    num_slots: int = field(init=False)
+    """Number of cache slots that its passes write; states beside the first need their own."""
     start: int = field(init=False)
     masked: list[int] = field(init=False)
     """Positions of the current window that are still to be decoded, ascending."""
@@ -89,6 +91,8 @@ class Sequence:
         self.initial_ids = self.ids[self.prompt_length :]
         self.step_map = [-1] * len(self.ids)
         self.log_probs = [0.0] * len(self.ids)
+        num = self.config.most_states
+        self.num_slots = len(self.ids) + (num * self.config.block_size if num > 1 else 0)
         layout = BlockLayout(self.config.block_size)
         self.start = self.prefix = layout.floor(self.prompt_length)
         # Windows divide blocks, so they form a finer grid.
@@ -104,12 +108,6 @@ class Sequence:
     def end(self) -> int:
         """The position after the current block."""
         return self.start + self.config.block_size
-
-    @property
-    def num_slots(self) -> int:
-        """Number of cache slots that its passes write; states beside the first need their own."""
-        num = self.config.most_states
-        return len(self.ids) + (num * self.config.block_size if num > 1 else 0)
 
     @property
     def state(self) -> State:

@@ -1,13 +1,14 @@
 """The decoder's view of a model: a shallow copy that shares parameters and swaps modules.
 
-Attention writes into the slots of the cache and reads from them, and rotary embedding, norms and
-activation take fewer operations than the library's. Large linear layers on a CPU are packed ones.
+Attention writes into the slots of the cache and reads from them, the last layer ends with the
+tokens whose logits are wanted, and rotary embedding, norms and activation take fewer operations than
+the library's. Large linear layers on a CPU are packed ones.
 """
 
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +21,19 @@ from t3d.decoding.packing import PackedLinear, packable
 from t3d.models.block_diffusion import BlockDiffusionLM
 
 
+class Wanted(NamedTuple):
+    """The tokens of a pass whose logits are wanted."""
+
+    tokens: Tensor
+    """Their numbers, int64 [M]."""
+    stop: int
+    """A number above all of them; attention of the last layer is computed for the tokens before."""
+
+
 class SlotAttention(nn.Module):
     """An attention layer of the library, over the slots of a cache.
 
-    In shapes: N tokens of the pass, D head size.
+    In shapes: N tokens of the pass, M wanted ones, D head size.
     """
 
     q_proj: nn.Module
@@ -43,6 +53,7 @@ class SlotAttention(nn.Module):
         *,
         slots: SlotCache,
         attend: Attend,
+        only: Wanted | None = None,
         **_: Any,
     ) -> tuple[Tensor, None]:
         """The output [1, N, hidden_size], and None in place of attention weights.
@@ -52,6 +63,7 @@ class SlotAttention(nn.Module):
             position_embeddings: what `SignedRotary` returns.
             slots: cache in which the tokens have their places.
             attend: attention of this pass.
+            only: the tokens that the output is limited to, [1, M, hidden_size]; by default all.
         """
         size, tokens = self.head_dim, hidden_states[0]
         query, key, value = (
@@ -67,8 +79,29 @@ class SlotAttention(nn.Module):
         rotated.mul_(cos).addcmul_(turned, sin)
         query, stored = states[:, :heads], states[:, heads:].unflatten(1, (2, -1))
         keys, values = slots.write(stored, self.layer_idx)
-        mixed = attend(query, keys, values, self.scaling)
+        if only is None:
+            mixed = attend(query, keys, values, self.scaling)
+        else:
+            mixed = attend(query[: only.stop], keys, values, self.scaling)[only.tokens]
         return self.o_proj(mixed.flatten(1))[None], None
+
+
+class LastLayer(nn.Module):
+    """The last decoder layer of the library, with output only where it is wanted.
+
+    Of all other tokens, nothing but their keys and values is ever read.
+    """
+
+    self_attn: nn.Module
+    mlp: nn.Module
+    input_layernorm: nn.Module
+    post_attention_layernorm: nn.Module
+
+    def forward(self, hidden_states: Tensor, *_: Any, wanted: Wanted, **options: Any) -> Tensor:
+        """The output [1, M, hidden_size] of the M wanted tokens, from [1, N, hidden_size]."""
+        mixed, _ = self.self_attn(self.input_layernorm(hidden_states), only=wanted, **options)
+        mixed = hidden_states[:, wanted.tokens] + mixed
+        return mixed + self.mlp(self.post_attention_layernorm(mixed))
 
 
 class SignedRotary(nn.Module):
@@ -110,12 +143,16 @@ class ViewMaker:
         }
 
     def __call__(self) -> BlockDiffusionLM:
-        """A view in evaluation mode; its forward pass takes `slots` and `attend`.
+        """A view in evaluation mode; its forward pass takes `slots`, `attend` and `wanted`, and
+        returns logits [1, M, V] of the M wanted tokens.
 
         It shares the model's parameters, so later changes of these show in the view as well.
         """
         view = self._view(self._model)
         assert isinstance(view, BlockDiffusionLM)
+        layers = view.base_model.layers
+        assert isinstance(layers, nn.ModuleList)
+        _turned(layers[-1], LastLayer)
         return view.eval()
 
     def _view(self, module: nn.Module) -> nn.Module:

@@ -108,7 +108,7 @@ def test_groups_attend_as_each_block_alone(
     for (num, size), together in groupby(sequences, key=lambda own: (len(own), own[0][3])):
         alike = list(together)
         stop = max(block[2] for own in alike for block in own) + size
-        spans.append(Span([own[0][0] for own in alike], num * size, stop))
+        spans.append(Span([own[0][0] for own in alike], num * size, stop, num == 1))
     keys, values = random(2, ROWS, SLOTS, KEY_HEADS, SIZE)
     layout = packed(blocks)
     query = random(int(layout.size.sum()), HEADS, SIZE, seed=1)
@@ -149,7 +149,7 @@ def test_the_call_of_flash_attention_means_each_block_alone(
 def test_neighbours_are_read_in_place(rows: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     keys, values = random(2, ROWS, SLOTS, KEY_HEADS, SIZE)
     layout = packed([(row, 0, 0, 1) for row in rows])
-    spans = [Span(rows, 1, 1)]
+    spans = [Span(rows, 1, 1, True)]
     attend = GroupedAttention(
         owned(layout),
         spans,
