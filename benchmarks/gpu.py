@@ -59,12 +59,15 @@ def requests(num: int, length: int) -> list[Request]:
     return [Request(row, seed) for seed, row in enumerate(ids.tolist())]
 
 
-def decoded(device: str, dtype: torch.dtype, temperature: float = 0.0) -> list[Completion]:
+def decoded(
+    device: str, dtype: torch.dtype, temperature: float = 0.0, ahead: bool | None = None
+) -> list[Completion]:
     """Requests of one small model, as the batched engine decodes them."""
     model = tiny(seed=1, dtype=dtype, head_dim=32, vocab_size=64)
     nn.Module.to(model, device)
     config = DecodingConfig(4, 2, temperature=temperature, max_new_tokens=64)
-    return BlockDecoder(model, config, **IDS, batch_size=5).decode(requests(16, 9))
+    decoder = BlockDecoder(model, config, **IDS, batch_size=5, ahead=ahead)
+    return decoder.decode(requests(16, 9))
 
 
 def ids_of(completions: list[Completion]) -> list[list[int]]:
@@ -92,6 +95,12 @@ def graphs_equal_eager(device: str) -> bool:
     eager = ids_of(decoded(device, torch.bfloat16))
     graphs.SEEN_BEFORE = before
     return fast == eager
+
+
+def ahead_equals_waiting(device: str) -> bool:
+    """Ids in bfloat16 of passes that are launched before the last one is read, and after."""
+    fast, slow = (ids_of(decoded(device, torch.bfloat16, 1.0, own)) for own in (True, False))
+    return fast == slow
 
 
 def flash_equals_sdpa(device: str) -> bool:
@@ -125,6 +134,7 @@ CHECKS: list[Callable[[str], bool]] = [
     engine_equals_oracle,
     float32_equals_cpu,
     graphs_equal_eager,
+    ahead_equals_waiting,
     flash_equals_sdpa,
     flex_equals_sdpa,
 ]
@@ -188,6 +198,22 @@ def main() -> int:
                     "" if roof is None else f"bound {roof:,}",
                 )
 
+    def ahead() -> None:
+        lm = random_model(shape, on, dtype)
+        config = DecodingConfig(4, 4, max_new_tokens=new_tokens)
+        for batch in (1, 32, 128, 256) if device == "cuda" else (1, 4):
+            seconds = []
+            for own in (False, True):
+                decoder = BlockDecoder(lm.model, config, **IDS, batch_size=batch, ahead=own)
+                decoder.decode(requests(batch, 64))
+                started = time.perf_counter()
+                decoder.decode(requests(batch, 64))
+                seconds.append(time.perf_counter() - started)
+            tell(
+                f"passes launched ahead, batch {batch}",
+                f"{seconds[0] / seconds[1]:.2f} times as fast as one after the other",
+            )
+
     def training(micro: int, checkpointing: bool) -> None:
         config = TrainingConfig(
             steps=3,
@@ -208,6 +234,7 @@ def main() -> int:
         )
 
     attempt("decode", decoding)
+    attempt("passes launched ahead", ahead)
     for micro, checkpointing in ((1, False), (8, True)):
         attempt(f"train, {micro}", lambda m=micro, c=checkpointing: training(m, c))
     console.print(table)

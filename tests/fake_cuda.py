@@ -37,11 +37,13 @@ needs_no_driver = pytest.mark.skipif(
 
 
 class _Indexing(TorchFunctionMode):
-    """Indexing by operations, since Python's own asks for a CUDA driver first."""
+    """Indexing by operations, and memory that is not pinned: else both ask for a CUDA driver."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        if func is torch.tensor:
+            return func(*args, **(kwargs or {}) | {"pin_memory": False})
         if func is torch.Tensor.__getitem__:
             return _index(*args)
         if func is torch.Tensor.__invert__:

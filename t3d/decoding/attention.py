@@ -82,6 +82,7 @@ class GroupedAttention:
         for span in spans:
             shape = len(span.rows), span.width
             tokens = slice(offset, offset := offset + shape[0] * shape[1])
+            # All tokens of a block see the same slots, so one row of the mask serves them.
             alike = slice(1 if span.is_block else span.width)
             row, start, slot, size = (column[tokens].view(*shape, 1)[:, alike] for column in own)
             key = torch.arange(span.stop, device=start.device)
@@ -101,21 +102,21 @@ class GroupedAttention:
         """The output [N, H, D]; see `Attend`."""
         heads, out = keys.shape[2], []
         for rows, shape, mask in self._groups:
-            # Queries may be those of the first spans alone.
+            # The last layer has queries of the spans with states alone, which come first.
             if not len(query):
                 break
             num = shape[0] * shape[1]
             own, query = query[:num], query[num:]
             folded = own.unflatten(1, (heads, -1)).unflatten(0, shape).permute(0, 2, 3, 1, 4)
             seen = [states[:, : mask.shape[-1]].transpose(1, 2) for states in (keys, values)]
-            # Neighbouring rows in place; others are copied, by the faster of torch's functions.
+            # Neighbours in place; others are copied by `index_select`, which beats indexing.
             seen = [s[rows] if isinstance(rows, slice) else s.index_select(0, rows) for s in seen]
             mixed = F.scaled_dot_product_attention(
                 folded.flatten(2, 3), *seen, attn_mask=mask, scale=scale
             )  # [B, K, G * W, D]
             mixed = mixed.unflatten(2, (-1, shape[1])).permute(0, 3, 1, 2, 4)
             out.append(mixed.reshape(own.shape))
-        return out[0] if len(out) == 1 else torch.cat([*out, query])
+        return out[0] if len(out) == 1 else torch.cat(out)
 
 
 class VarlenAttention:

@@ -13,8 +13,9 @@ from transformers.cache_utils import Cache
 class SlotCache(Cache):
     """Keys and values of each layer, [num_rows, num_slots, 2, kv_heads, D], allocated once.
 
-    Before every forward pass `place` sets the rows and slots of its tokens; the attention layers
-    then call `update`, which writes these and returns all slots of all rows. A slot can be written
+    Before every forward pass `place`, or the runner by `target`, sets the rows and slots of its
+    tokens. Attention then calls `write`, or `update` in the library's modules, which writes these
+    and returns all slots of all rows. A slot can be written
     again, so the keys of a block that is not finished need no clean-up.
     """
 

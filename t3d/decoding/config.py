@@ -150,6 +150,12 @@ class DecodingConfig:
         return min(self.draft_states, 2**size - 1)
 
     @property
+    def counts_are_known(self) -> bool:
+        """Whether the number of tokens that a pass commits is known before it runs: one step a
+        pass, by a strategy with a fixed quota."""
+        return self.most_states == 1 and self.remasking in (STATIC, "sequential", "random")
+
+    @property
     def order_is_known(self) -> bool:
         """Whether positions commit in an order that no prediction changes."""
         return self.remasking in ("sequential", "random", "ancestral")

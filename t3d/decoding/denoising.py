@@ -5,7 +5,10 @@ Letters in shapes: B blocks of one size S, M masked positions of their windows, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import islice
+from math import prod
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,16 +19,17 @@ from t3d.decoding.config import DecodingConfig
 from t3d.decoding.remasking import STRATEGIES, Scores, scheduled
 from t3d.decoding.sampling import entropies, sample
 from t3d.decoding.sequence import State
-from t3d.decoding.transfer import Column, fetch, send
+from t3d.decoding.transfer import Column, fetch
 
 
 def columns(config: DecodingConfig, states: list[State]) -> list[Column]:
     """The numbers about states that `choose` needs on the device, made on the host.
 
     Returns:
-        The place of every masked position among the blocks' positions, int64 [M]; what is
-        `scheduled` for each state, float64 [B]; and uniform random numbers for the candidates and
-        for the strategy, float64 [M], or empty where the setting needs none.
+        First, end to end: the places of the masked positions among the blocks' positions, and the
+        bits of uniform random numbers for the candidates and for the strategy, where the setting
+        needs them, int64 [1 to 3 * M]. They are one column, so that one selection cuts them all.
+        Second: what is `scheduled` for each state, float64 [B].
     """
     size = config.block_size
     position = np.array([position for state in states for position in state.masked])
@@ -33,64 +37,74 @@ def columns(config: DecodingConfig, states: list[State]) -> list[Column]:
     offset, seed, step = np.repeat(np.array(numbers).T, [len(s.masked) for s in states], axis=1)
     draws = config.temperature > 0
     ranks = config.remasking in ("random", "ancestral")
-    keys = torch.tensor(seed)
+    places = [offset + position]
     if draws or ranks:
-        keys = fold(keys, torch.tensor(position), torch.tensor(step))
-    return [
-        offset + position,
-        np.array(
-            [scheduled(config, s.step - s.first_step, len(s.masked)) for s in states], np.float64
-        ),
-        uniform(keys).numpy() if draws else [],
-        uniform(fold(keys, 1)).numpy() if ranks else [],
-    ]
+        keys = fold(torch.tensor(seed), torch.tensor(position), torch.tensor(step))
+        wanted = [keys] * draws + [fold(keys, 1)] * ranks
+        places += [uniform(own).numpy().view(np.int64) for own in wanted]
+    schedule = [scheduled(config, s.step - s.first_step, s.num_masked) for s in states]
+    return [np.concatenate(places), np.array(schedule, np.float64)]
+
+
+Candidate = tuple[float, float, float]
+"""Token id and log-probability (nats) of a candidate, and whether it commits."""
+
+
+class Choice(NamedTuple):
+    """The candidates of all masked positions, and which of them commit."""
+
+    ids: Tensor
+    """Token ids of the candidates, int64 [M]."""
+    commits: Tensor
+    """Whether they commit, bool [M]."""
+    read: Callable[[], list[list[float]]]
+    """Function that waits for the device and returns ids, log-probabilities and `commits`."""
+
+    def of(self, states: list[State]) -> list[list[Candidate]]:
+        """Of each state, token ids, log-probabilities (nats) and `commits` of its candidates."""
+        found = zip(*self.read(), strict=True)
+        return [[*islice(found, state.num_masked)] for state in states]
+
+
+def committed(masked: Sequence[int], found: list[Candidate]) -> list[tuple[int, int, float]]:
+    """Position, token id and log-probability (nats) of the candidates that commit."""
+    rows = zip(masked, found, strict=False)
+    return [(position, int(token), log_prob) for position, (token, log_prob, yes) in rows if yes]
 
 
 def choose(
     config: DecodingConfig,
-    states: list[State],
     logits: Tensor,
     banned: Tensor,
-    sent: Sequence[Tensor] | None = None,
-) -> list[list[tuple[int, int, float]]]:
+    sent: Sequence[Tensor],
+) -> Choice:
     """Draw a candidate for every masked position, and choose which of them commit.
 
     Args:
-        config: decoding setting of all these states.
+        config: decoding setting of all states.
         logits: logits of their masked positions, in order, [M, V].
         banned: ids that are never drawn, int64 [K].
-        sent: `columns` on the device, if they are there.
-
-    Returns:
-        What each state commits: position, token id and its log-probability (nats).
+        sent: `columns` on the device.
     """
-    device, size = logits.device, config.block_size
-    shape = (len(states), size)
-    cell, schedule, draws, ranks = sent or send(device, columns(config, states))
+    places, schedule = sent
+    cell, *uniforms = places.view(-1, len(logits))
+    shape = (len(schedule), config.block_size)
 
     def spread(values: Tensor, fill: float = -torch.inf) -> Tensor:
         """Put the values [M] at their blocks and positions, [B, S], and `fill` elsewhere."""
-        out = torch.full((len(states) * size,), fill, dtype=values.dtype, device=device)
+        out = torch.full((prod(shape),), fill, dtype=values.dtype, device=values.device)
         return out.index_copy(0, cell, values).view(shape)
 
-    uniforms = None if config.temperature == 0 else draws.view(torch.float64)
-    candidates = sample(logits, uniforms, banned, config)
+    draws = None if config.temperature == 0 else uniforms[0].view(torch.float64)
+    candidates = sample(logits, draws, banned, config)
     scores = Scores(
         config=config,
         confidence=spread(candidates.confidence),
         schedule=schedule.view(torch.float64),
-        uniforms=lambda: spread(ranks.view(torch.float64)),
+        uniforms=lambda: spread(uniforms[-1].view(torch.float64)),
         entropy=lambda: spread(entropies(logits, banned), torch.inf),
     )
     commit = STRATEGIES[config.remasking](scores).flatten()[cell]
     # Stacked, because one copy from the device is faster than three; float32 is exact for ids.
     results = torch.stack([candidates.ids, candidates.log_probs, commit])
-    found = zip(*fetch(results), strict=True)
-    return [
-        [
-            (position, int(token), log_prob)
-            for position, (token, log_prob, commits) in zip(state.masked, found, strict=False)
-            if commits
-        ]
-        for state in states
-    ]
+    return Choice(candidates.ids, commit, fetch(results))

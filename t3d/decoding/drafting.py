@@ -13,7 +13,7 @@ from itertools import pairwise
 from torch import Tensor
 
 from t3d.decoding.config import DecodingConfig
-from t3d.decoding.denoising import choose
+from t3d.decoding.denoising import choose, columns, committed
 from t3d.decoding.sequence import Draft, Sequence, State
 from t3d.decoding.transfer import send
 
@@ -46,8 +46,10 @@ def draft(
         if not states:
             break
         own = [rows[n, p] for n, state in zip(going, states, strict=True) for p in state.masked]
-        picked = logits[send(logits.device, [own])[0]]
-        for number, chosen in zip(going, choose(config, states, picked, banned), strict=True):
+        picked, *sent = send(logits.device, [own, *columns(config, states)])
+        choice = choose(config, logits[picked], banned, sent)
+        for number, found in zip(going, choice.of(states), strict=True):
+            chosen = committed(paths[number][-1].masked, found)
             commits = [(position, token) for position, token, _ in chosen]
             paths[number].append(paths[number][-1].after(commits))
     return [

@@ -8,17 +8,18 @@ denoising steps.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Collection
 from collections.abc import Sequence as Ordered
-from itertools import chain
+from itertools import chain, islice
 
 import torch
 from torch import Tensor
 
-from t3d.core.blocks import BlockLayout
 from t3d.core.ranges import check_number
+from t3d.decoding.ahead import Launched, Outcome
 from t3d.decoding.config import DecodingConfig
-from t3d.decoding.denoising import choose, columns
+from t3d.decoding.denoising import Candidate, Choice, choose, columns, committed
 from t3d.decoding.drafting import draft
 from t3d.decoding.request import Completion, Event, Request
 from t3d.decoding.runner import Runner
@@ -51,6 +52,10 @@ class BlockDecoder:
             running sequence needs; sequences wait for room. None: as much as `batch_size` needs.
         draft_model: the model that drafts for all requests, `DecodingConfig.draft_model`; by
             default the model itself.
+        ahead: whether a pass is launched before the results of the last one are read, so that the
+            device need not wait for the host; by default on CUDA. It needs `fused`, and requests
+            of one setting whose `counts_are_known`, without alternatives; with others passes wait.
+            After a stop one pass runs in vain, which `Passes` does not count.
     """
 
     def __init__(
@@ -66,6 +71,7 @@ class BlockDecoder:
         prefill_chunk: int = PREFILL_CHUNK,
         cache_tokens: int | None = None,
         draft_model: BlockDiffusionLM | None = None,
+        ahead: bool | None = None,
     ) -> None:
         bounds = {"batch_size": batch_size, "prefill_chunk": prefill_chunk}
         if cache_tokens is not None:
@@ -97,6 +103,8 @@ class BlockDecoder:
         self._runners = [runner for runner in (self._runner, self._draft_runner) if runner]
         self._sequences: dict[int, Sequence] = {}
         self._num_submitted = 0
+        self._ahead = fused and (model.device.type == "cuda" if ahead is None else ahead)
+        self._unread: Launched | None = None
 
     @property
     def num_unfinished(self) -> int:
@@ -132,6 +140,9 @@ class BlockDecoder:
         # Numbered from 0 again, because errors name a request by its place in this list.
         self._num_submitted = 0
         try:
+            # Passes make many small objects, for which Python's collector would search all that
+            # torch holds again and again.
+            gc.freeze()
             for request in requests:
                 self.submit(request)
             while self._sequences:
@@ -141,6 +152,7 @@ class BlockDecoder:
                         if on_finish is not None:
                             on_finish(event.id, event.completion)
         finally:
+            gc.unfreeze()
             self.reset()
         return [done[index] for index in range(len(requests))]
 
@@ -154,14 +166,22 @@ class BlockDecoder:
             raise ValueError("the model is in training mode; call model.eval() before decoding")
         id = self._num_submitted
         config = request.settings(self.config)
-        end = self._check(id, request, config)
+        if config.draft_model != self.config.draft_model:
+            raise ValueError(
+                f"request {id}: draft_model must be the decoder's, "
+                f"{self.config.draft_model!r}, got {config.draft_model!r}"
+            )
+        shape = self.model.config
+        end = request.check(
+            id, config, vocab_size=shape.vocab_size, limit=shape.max_position_embeddings
+        )
         initial = initial_ids(
             request.seed,
             range(len(request.prompt_ids), end),
             random_share=config.random_share,
             mask_token_id=self.mask_token_id,
             banned_token_ids=self._banned_ids,
-            vocab_size=self.model.config.vocab_size,
+            vocab_size=shape.vocab_size,
         )
         ids = request.prompt_ids + initial
         sequence = Sequence(id, request, config, ids, self.mask_token_id)
@@ -176,6 +196,8 @@ class BlockDecoder:
         sequence = self._sequences.pop(id, None)
         if sequence is None:
             return False
+        if not self._sequences:
+            self._unread = None
         if sequence.row < 0:
             self._scheduler.waiting.remove(sequence)
         else:
@@ -185,6 +207,7 @@ class BlockDecoder:
     def reset(self) -> None:
         """Drop every request and the cache, whatever state an exception left them in."""
         self._sequences.clear()
+        self._unread = None
         self._scheduler.reset()
         for runner in self._runners:
             runner.reset()
@@ -193,7 +216,8 @@ class BlockDecoder:
     def step(self) -> list[Event]:
         """Admit waiting requests while there is room, and run one pass of every sequence.
 
-        A pass that only stores, and a denoising step that commits nothing, have no event.
+        A pass that only stores, and a denoising step that commits nothing, have no event. The
+        events may be those of the pass before, which is read while the new one runs (`ahead`).
         After an exception, such as lack of memory or an interrupt, call `reset` before any other
         method.
         """
@@ -201,12 +225,18 @@ class BlockDecoder:
         scheduler.admit()
         for runner in self._runners:
             runner.resize(scheduler.num_rows, scheduler.num_slots)
+        before, self._unread = self._unread, None
+        ahead = self._ahead and scheduler.can_go_ahead
+        if before is not None and not ahead:
+            for sequence in scheduler.running:
+                sequence.unread_token = -1
+            return self._read(before)
         works = scheduler.next_pass()
-        events = self._pass(works) if works else []
-        for event in events:
-            if event.completion is not None:
-                self._release(self._sequences.pop(event.id))
-        return events
+        launched = self._launch(works, before, ahead) if works else None
+        if ahead:
+            # The device has a pass to run while the host reads the last one.
+            launched, self._unread = before, launched
+        return self._read(launched) if launched else []
 
     def _release(self, sequence: Sequence) -> None:
         moved = self._scheduler.release(sequence)
@@ -214,49 +244,83 @@ class BlockDecoder:
             for runner in self._runners:
                 runner.move(moved, sequence.row)
 
-    def _pass(self, works: list[Work]) -> list[Event]:
+    def _launch(self, works: list[Work], before: Launched | None, ahead: bool) -> Launched:
+        """Launch a pass.
+
+        Args:
+            before: the pass before, if it is not read.
+            ahead: whether the next pass will be launched before this one is read.
+        """
         # Works of one setting, and the rows of the logits that belong to them.
         groups: dict[DecodingConfig, tuple[list[Work], list[int]]] = {}
         row = 0
         for work in works:
-            work.sequence.num_tokens += work.width
             if not work.states:
-                work.sequence.store(work.stop)
+                work.sequence.store(work.stop, work.width)
                 continue
+            # At once, because the next pass may be planned before this one is read.
+            work.sequence.num_cached = work.stored
             own, rows = groups.setdefault(work.sequence.config, ([], []))
             own.append(work)
-            rows += range(row, row := row + sum(len(state.masked) for state in work.states))
+            rows += range(row, row := row + sum(state.num_masked for state in work.states))
         numbers = [
-            [*columns(config, [state for work in own for state in work.states]), rows]
+            [
+                *columns(config, [state for work in own for state in work.states]),
+                rows if len(groups) > 1 else [],
+            ]
             for config, (own, rows) in groups.items()
         ]
-        logits, sent = self._runner.run(works, [*chain(*numbers)])
-        events = []
-        for number, (config, (own, _)) in enumerate(groups.items()):
-            *tensors, rows = sent[number * 5 : number * 5 + 5]
-            few = logits if len(groups) == 1 else logits[rows]
-            events += self._denoise(config, own, few, tensors)
+        run = self._runner.run(works, [*chain(*numbers)], before and before.outcome)
+        found, outcome = [], None
+        sent = iter(run.columns)
+        for config, (own, _) in groups.items():
+            places, schedule, rows = islice(sent, 3)
+            if run.kept is not None:
+                num = sum(len(state.masked) for work in own for state in work.states)
+                places = places.view(-1, num)[:, run.kept]
+            logits = run.logits if len(groups) == 1 else run.logits[rows]
+            choice = choose(config, logits, self._banned, [places, schedule])
+            if ahead:
+                assert len(groups) == 1
+                outcome = Outcome.of(run.ids, run.select, choice.ids, choice.commits)
+                # Nothing is drafted or told from them, and the next pass needs their memory.
+                logits = logits.new_empty(0)
+            found.append((config, own, logits, choice))
+        if ahead:
+            for number, work in enumerate(works):
+                work.sequence.unread_token = run.first_token.get(number, -1)
+        return Launched(found, outcome)
+
+    def _read(self, launched: Launched) -> list[Event]:
+        """Wait for a pass, and take the steps that it leads to."""
+        events = [event for group in launched.groups for event in self._denoise(*group)]
+        for event in events:
+            if event.completion is not None:
+                self._release(self._sequences.pop(event.id))
         return events
 
     def _denoise(
-        self, config: DecodingConfig, works: list[Work], logits: Tensor, sent: list[Tensor]
+        self, config: DecodingConfig, works: list[Work], logits: Tensor, choice: Choice
     ) -> list[Event]:
-        """Take the steps that the logits [M, V] of the works' states lead to, and draft the next.
+        """Take the steps that the works' states lead to, and draft the next.
 
-        The works are of sequences with one setting, and `sent` has the `columns` of their states.
+        The works are of sequences with one setting; the logits [M, V] are their states'.
         """
-        states = [state for work in works for state in work.states]
-        steps = iter(choose(config, states, logits, self._banned, sent))
+        steps = iter(choice.of([state for work in works for state in work.states]))
         events: list[Event] = []
         drafting: list[Sequence] = []
         rows: list[int] = []
         row = 0
         for work in works:
             sequence, first_row = work.sequence, row
-            row += sum(len(state.masked) for state in work.states)
+            row += sum(state.num_masked for state in work.states)
+            own_steps = [next(steps) for _ in work.states]
+            # A response may have stopped in the pass before, which was read after this one began.
+            if self._sequences.get(sequence.id) is not sequence:
+                continue
             num = sequence.request.num_alternatives
             top = likeliest(logits[first_row:row], self._banned, num) if num else []
-            number, own = self._walk(work, [next(steps) for _ in work.states], top)
+            number, own = self._walk(work, own_steps, top)
             events += own
             if config.most_states == 1 or (own and own[-1].completion is not None):
                 continue
@@ -281,19 +345,18 @@ class BlockDecoder:
     def _predict(self, runner: Runner, sequences: list[Sequence]) -> Tensor:
         """Logits of the sequences' masked positions, by the model that drafts."""
         works = [Work(s, s.num_draft_cached, s.end, (s.state,)) for s in sequences]
-        logits, _ = runner.run(works)
         for sequence in sequences:
             sequence.num_draft_cached = sequence.start
             sequence.num_drafts += 1
-        return logits
+        return runner.run(works).logits
 
     def _walk(
-        self, work: Work, steps: list[list[tuple[int, int, float]]], top: list[dict[int, float]]
+        self, work: Work, steps: list[list[Candidate]], top: list[dict[int, float]]
     ) -> tuple[int, list[Event]]:
         """Commit step after step, for as long as they lead to a state that the pass saw.
 
         Args:
-            steps: what each state commits: position, token id and log-probability.
+            steps: the candidates of each state's masked positions.
             top: alternatives at the masked positions of all states in turn; may be empty.
 
         Returns:
@@ -301,19 +364,18 @@ class BlockDecoder:
         """
         sequence, drafted = work.sequence, work.sequence.draft.block
         block = slice(sequence.start, sequence.end)
+        sequence.num_tokens += work.width
         sequence.num_denoising += 1
         sequence.num_drafted += len(steps) - 1
         events: list[Event] = []
         number = 0
         while True:
-            step, chosen = sequence.step, steps[number]
+            step, chosen = sequence.step, committed(sequence.masked, steps[number])
             sequence.commit(chosen)
             completion = sequence.finished(self.stop_token_ids)
             if chosen or completion is not None:
-                seen: dict[int, dict[int, float]] = {}
-                if top:
-                    first = sum(len(state.masked) for state in work.states[:number])
-                    seen = dict(zip(work.states[number].masked, top[first:], strict=False))
+                first = sum(len(state.masked) for state in work.states[:number])
+                seen = dict(zip(work.states[number].masked, top[first:], strict=False))
                 events.append(
                     Event(
                         id=sequence.id,
@@ -335,36 +397,3 @@ class BlockDecoder:
                 return number, events
             number = work.states.index(state)
             sequence.num_accepted += 1
-
-    def _check(self, index: int, request: Request, config: DecodingConfig) -> int:
-        """Number of positions that the request takes; ValueError if it cannot be decoded."""
-        length, new = len(request.prompt_ids), request.num_new(self.config)
-        _, end = BlockLayout(config.block_size).span(length, new)
-        limit, vocabulary = self.model.config.max_position_embeddings, self.model.config.vocab_size
-        if length == 0:
-            raise ValueError(f"request {index}: the prompt is empty; give at least one token")
-        if new < 1:
-            raise ValueError(f"request {index}: max_new_tokens must be at least 1, got {new}")
-        if end > limit:
-            raise ValueError(
-                f"request {index}: a prompt of {length} tokens and max_new_tokens={new} make "
-                f"{end} in whole blocks of {config.block_size}, more than the model's "
-                f"max_position_embeddings={limit}; shorten the prompt or lower max_new_tokens"
-            )
-        if not -(2**63) <= request.seed < 2**63:
-            raise ValueError(
-                f"request {index}: seed must lie in [-2^63, 2^63), got {request.seed}; "
-                "make one with t3d.core.rng.derive_key"
-            )
-        if config.draft_model != self.config.draft_model:
-            raise ValueError(
-                f"request {index}: draft_model must be the decoder's, "
-                f"{self.config.draft_model!r}, got {config.draft_model!r}"
-            )
-        for token in request.prompt_ids:
-            if not 0 <= token < vocabulary:
-                raise ValueError(
-                    f"request {index}: token id {token} of the prompt lies outside the model's "
-                    f"vocabulary of {vocabulary}; encode it with the model's own tokenizer"
-                )
-        return end

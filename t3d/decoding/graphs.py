@@ -1,7 +1,7 @@
 """Forward passes of few shapes, which CUDA graphs hold: no launch of theirs waits for the host.
 
 A pass is padded with copies of its last block, which write the same keys to the same slots, and
-its logits with copies of the last one.
+its logits with those of any of its tokens.
 """
 
 from __future__ import annotations
@@ -35,9 +35,7 @@ def can_capture(config: BlockDiffusionConfig) -> bool:
 
     A mixture of experts counts its tokens, and some rotary embeddings look for the last position.
     """
-    rope = config.rope_parameters
-    assert rope is not None
-    return config.model_type != "sdar_moe" and rope["rope_type"] not in ("dynamic", "longrope")
+    return config.model_type != "sdar_moe" and config.has_fixed_rotation
 
 
 @dataclass

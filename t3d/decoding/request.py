@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from t3d.core.blocks import BlockLayout
 from t3d.core.trajectory import FinishReason
 from t3d.decoding.config import DecodingConfig
 
@@ -29,6 +30,43 @@ class Request:
         """The largest number of response tokens."""
         settings = self.settings(default)
         return settings.max_new_tokens if self.max_new_tokens is None else self.max_new_tokens
+
+    def check(self, id: int, config: DecodingConfig, *, vocab_size: int, limit: int) -> int:
+        """Number of positions that the request takes.
+
+        Args:
+            id: number of the request, for errors.
+            config: its decoding setting.
+            vocab_size: size of the model's vocabulary.
+            limit: largest number of positions that the model takes.
+
+        Raises:
+            ValueError: if the request cannot be decoded.
+        """
+        length, new = len(self.prompt_ids), self.num_new(config)
+        _, end = BlockLayout(config.block_size).span(length, new)
+        if length == 0:
+            raise ValueError(f"request {id}: the prompt is empty; give at least one token")
+        if new < 1:
+            raise ValueError(f"request {id}: max_new_tokens must be at least 1, got {new}")
+        if end > limit:
+            raise ValueError(
+                f"request {id}: a prompt of {length} tokens and max_new_tokens={new} make "
+                f"{end} in whole blocks of {config.block_size}, more than the model's "
+                f"max_position_embeddings={limit}; shorten the prompt or lower max_new_tokens"
+            )
+        if not -(2**63) <= self.seed < 2**63:
+            raise ValueError(
+                f"request {id}: seed must lie in [-2^63, 2^63), got {self.seed}; "
+                "make one with t3d.core.rng.derive_key"
+            )
+        for token in self.prompt_ids:
+            if not 0 <= token < vocab_size:
+                raise ValueError(
+                    f"request {id}: token id {token} of the prompt lies outside the model's "
+                    f"vocabulary of {vocab_size}; encode it with the model's own tokenizer"
+                )
+        return end
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,11 @@ class Work:
     def width(self) -> int:
         return self.stop - self.first
 
+    @property
+    def stored(self) -> int:
+        """The slot after those of positions that are only stored."""
+        return self.states[0].start if self.states else self.stop
+
 
 @dataclass(kw_only=True)
 class Scheduler:
@@ -122,6 +127,19 @@ class Scheduler:
         self.running[last.row] = last
         return source
 
+    @property
+    def can_go_ahead(self) -> bool:
+        """Whether the next pass can be planned before the last one is read: all that run have one
+        setting whose `counts_are_known`, and none reports alternatives."""
+        if not self.running:
+            return True
+        config = self.running[0].config
+        return config.counts_are_known and all(
+            # Comparing two settings takes long, and most requests share one object.
+            (s.config is config or s.config == config) and not s.request.num_alternatives
+            for s in self.running
+        )
+
     def next_pass(self) -> list[Work]:
         """The next pass: the work of every running sequence, by row."""
         budget, late = self.prefill_chunk, set[int]()
@@ -130,7 +148,8 @@ class Scheduler:
             budget -= self._chunk_end(sequence) - sequence.num_cached
             if i > 0 and budget < 0:
                 late.add(sequence.id)
-        return [self._work(s) for s in self.running if s.id not in late]
+        works = (self._work(s) for s in self.running if s.id not in late)
+        return [work for work in works if work is not None]
 
     def _chunk_end(self, sequence: Sequence) -> int:
         """Where the next chunk of a prompt ends; independent of all other sequences."""
@@ -138,7 +157,14 @@ class Scheduler:
         chunk = max(BlockLayout(size).floor(self.prefill_chunk), size)
         return min(sequence.num_cached + chunk, sequence.prefix)
 
-    def _work(self, sequence: Sequence) -> Work:
+    def _work(self, sequence: Sequence) -> Work | None:
+        """The next work of a sequence; None if its last pass runs already."""
+        if sequence.unread_token >= 0:
+            state = sequence.next_state
+            if state is None:
+                return None
+            stop = state.start + sequence.config.block_size
+            return Work(sequence, sequence.start, stop, (state,))
         first, stop = sequence.num_cached, sequence.start
         if first < sequence.prefix:
             stop = self._chunk_end(sequence)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from t3d.core.blocks import BlockLayout
 from t3d.core.trajectory import FinishReason
 from t3d.decoding.config import DecodingConfig
+from t3d.decoding.remasking import scheduled
 from t3d.decoding.request import Completion, Passes, Request
 
 
@@ -27,6 +28,14 @@ class State(NamedTuple):
     """Number of denoising steps of the block so far."""
     first_step: int
     """Denoising step of the block with which the current window began."""
+    num_unread: int = 0
+    """Number of `masked` positions that the pass before commits, if it is not read. The host does
+    not know which; `masked` and `ids` still show them as masked."""
+
+    @property
+    def num_masked(self) -> int:
+        """Number of positions whose logits are wanted."""
+        return len(self.masked) - self.num_unread
 
     def after(self, chosen: Iterable[tuple[int, int]], num_steps: int = 1) -> State:
         """The state that follows when these steps commit (position, token)."""
@@ -79,8 +88,9 @@ class Sequence:
     num_draft_cached: int = 0
     """`num_cached` of the model that drafts, if it is another one."""
     draft: Draft = Draft()
-    num_slots: int = field(init=False)
-    """Number of cache slots that its passes write; states beside the first need their own."""
+    unread_token: int = -1
+    """Number of its current block's first token in the pass that is launched and not read; -1 if
+    there is none."""
     start: int = field(init=False)
     masked: list[int] = field(init=False)
     """Positions of the current window that are still to be decoded, ascending."""
@@ -91,8 +101,6 @@ class Sequence:
         self.initial_ids = self.ids[self.prompt_length :]
         self.step_map = [-1] * len(self.ids)
         self.log_probs = [0.0] * len(self.ids)
-        num = self.config.most_states
-        self.num_slots = len(self.ids) + (num * self.config.block_size if num > 1 else 0)
         layout = BlockLayout(self.config.block_size)
         self.start = self.prefix = layout.floor(self.prompt_length)
         # Windows divide blocks, so they form a finer grid.
@@ -110,6 +118,12 @@ class Sequence:
         return self.start + self.config.block_size
 
     @property
+    def num_slots(self) -> int:
+        """Number of cache slots that its passes write; states beside the first need their own."""
+        num = self.config.most_states
+        return len(self.ids) + (num * self.config.block_size if num > 1 else 0)
+
+    @property
     def state(self) -> State:
         """The state that the current block is in."""
         return State(
@@ -122,17 +136,38 @@ class Sequence:
         )
 
     @property
+    def next_state(self) -> State | None:
+        """The state after the pass that runs now, as far as the host knows it; None if that pass
+        ends the response."""
+        state, config = self.state, self.config
+        num = int(scheduled(config, self.step - self.first_step, len(self.masked)))
+        if num < len(self.masked):
+            return state._replace(step=self.step + 1, num_unread=num)
+        if self.window_end == len(self.ids):
+            return None
+        if self.window_end == self.end:
+            return self._next_block
+        masked = tuple(range(self.window_end, self.window_end + config.window_size))
+        return state._replace(masked=masked, step=self.step + 1, first_step=self.step + 1)
+
+    @property
+    def _next_block(self) -> State:
+        """The first state of the next block."""
+        ids = tuple(self.ids[self.end : self.end + self.config.block_size])
+        masked = tuple(range(self.end, self.end + self.config.window_size))
+        return State(self.request.seed, self.end, ids, masked, 0, 0)
+
+    @property
     def states(self) -> tuple[State, ...]:
         """The states of the next pass: the current one, the draft's, and the next block's first."""
         states = (self.state, *self.draft.states)
         if self.draft.block is None or self.end == len(self.ids):
             return states
-        ids = tuple(self.ids[self.end : self.end + self.config.block_size])
-        window = range(self.end, self.end + self.config.window_size)
-        return *states, State(self.request.seed, self.end, ids, tuple(window), 0, 0)
+        return *states, self._next_block
 
-    def store(self, stop: int) -> None:
+    def store(self, stop: int, num_tokens: int) -> None:
         """Note that a pass stored the positions before `stop` and did nothing else."""
+        self.num_tokens += num_tokens
         if stop > self.prefix:
             self.num_commits += 1
         else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -23,10 +23,22 @@ def send(device: torch.device, columns: Sequence[Column]) -> list[Tensor]:
         own.view(np.int64) if isinstance(own, np.ndarray) else np.array(own, dtype=np.int64)
         for own in columns
     ]
-    copied = torch.tensor(np.concatenate(whole)).to(device, non_blocking=True)
+    # Pinned, because for a large copy of other memory the host waits until the device is idle.
+    numbers = torch.tensor(np.concatenate(whole), pin_memory=device.type == "cuda")
+    copied = numbers.to(device, non_blocking=True)
     return list(copied.split([len(own) for own in whole]))
 
 
-def fetch(values: Tensor) -> list[list[float]]:
-    """The numbers of a tensor [A, B]; waits until the device has computed them."""
-    return values.tolist()
+def fetch(values: Tensor) -> Callable[[], list[list[float]]]:
+    """Start the copy of a tensor [A, B]; the function that it returns waits for the numbers."""
+    # From CUDA, torch copies to pinned memory, for which the host does not wait.
+    copied = values.to("cpu", non_blocking=True)
+    if values.device.type != "cuda":
+        return copied.tolist
+    done = torch.cuda.current_stream(values.device).record_event()
+
+    def read() -> list[list[float]]:
+        done.synchronize()
+        return copied.tolist()
+
+    return read

@@ -1,8 +1,8 @@
 """The decoder's view of a model: a shallow copy that shares parameters and swaps modules.
 
-Attention writes into the slots of the cache and reads from them, the last layer ends with the
-tokens whose logits are wanted, and rotary embedding, norms and activation take fewer operations than
-the library's. Large linear layers on a CPU are packed ones.
+Attention writes into the slots of the cache and reads from them, the last layer goes on with the
+tokens whose logits are wanted, and rotary embedding, norms and activation take fewer operations
+than the library's. Large linear layers on a CPU are packed ones.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ class Wanted(NamedTuple):
     tokens: Tensor
     """Their numbers, int64 [M]."""
     stop: int
-    """A number above all of them; attention of the last layer is computed for the tokens before."""
+    """Number of leading tokens that include all of them; attention of the last layer is computed
+    for these alone."""
 
 
 class SlotAttention(nn.Module):
@@ -63,7 +64,8 @@ class SlotAttention(nn.Module):
             position_embeddings: what `SignedRotary` returns.
             slots: cache in which the tokens have their places.
             attend: attention of this pass.
-            only: the tokens that the output is limited to, [1, M, hidden_size]; by default all.
+            only: the tokens that the output is limited to, [1, M, hidden_size], which the last
+                layer gives; by default all. `wanted`, which every layer gets, is ignored here.
         """
         size, tokens = self.head_dim, hidden_states[0]
         query, key, value = (
@@ -105,17 +107,30 @@ class LastLayer(nn.Module):
 
 
 class SignedRotary(nn.Module):
-    """The library's rotary embedding, with the signs of the rotation in the sines."""
+    """The library's rotary embedding, with the signs of the rotation in the sines.
+
+    Args:
+        rotary: the library's.
+    """
+
+    table: Tensor | None = None
+    """What `turns` returns for positions 0, 1, ..., if that depends on nothing else."""
 
     def __init__(self, rotary: nn.Module) -> None:
         super().__init__()
         self.rotary = rotary
 
-    def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def forward(self, states: Tensor, position_ids: Tensor) -> tuple[Tensor, ...]:
         """Cosines and sines [N, 1, D]: a vector x turns into x * cos + roll(x, D / 2) * sin."""
-        cos, sin = (states[0, :, None] for states in self.rotary(*args, **kwargs))
+        if self.table is not None:
+            return self.table.index_select(0, position_ids[0]).unbind(1)
+        return self.turns(states, position_ids).unbind(1)
+
+    def turns(self, states: Tensor, position_ids: Tensor) -> Tensor:
+        """Cosines and sines of positions [1, N], [N, 2, 1, D]; only the dtype of states matters."""
+        cos, sin = self.rotary(states, position_ids)
         left, right = sin.chunk(2, -1)
-        return cos, torch.cat([-left, right], -1)
+        return torch.stack([cos, torch.cat([-left, right], -1)], 2)[0, :, :, None]
 
 
 class FusedNorm(nn.Module):
@@ -142,16 +157,21 @@ class ViewMaker:
             layer: PackedLinear.of(layer) for layer in packable(model)
         }
 
-    def __call__(self) -> BlockDiffusionLM:
+    def __call__(self, num_positions: int) -> BlockDiffusionLM:
         """A view in evaluation mode; its forward pass takes `slots`, `attend` and `wanted`, and
-        returns logits [1, M, V] of the M wanted tokens.
+        returns logits [1, M, V] of the M wanted tokens, at positions below `num_positions`.
 
         It shares the model's parameters, so later changes of these show in the view as well.
         """
         view = self._view(self._model)
         assert isinstance(view, BlockDiffusionLM)
-        layers = view.base_model.layers
+        layers, rotary = view.base_model.layers, view.base_model.rotary_emb
         assert isinstance(layers, nn.ModuleList)
+        assert isinstance(rotary, SignedRotary)
+        if view.config.has_fixed_rotation:
+            states = torch.empty(0, dtype=view.dtype, device=view.device)
+            positions = torch.arange(num_positions, device=view.device)
+            rotary.table = rotary.turns(states, positions[None])
         _turned(layers[-1], LastLayer)
         return view.eval()
 

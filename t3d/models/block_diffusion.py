@@ -38,6 +38,12 @@ class BlockDiffusionConfig(PreTrainedConfig):
             self.head_dim = self.hidden_size // self.num_attention_heads
         super().__post_init__(**kwargs)
 
+    @property
+    def has_fixed_rotation(self) -> bool:
+        """Whether the rotary embedding of a position depends on no other one."""
+        assert self.rope_parameters is not None
+        return self.rope_parameters["rope_type"] not in ("dynamic", "longrope")
+
     def to_diff_dict(self) -> dict[str, Any]:
         """The content of config.json, with the top-level fields that other engines read.
 

@@ -202,7 +202,9 @@ def test_decoding_by_flash_attention_is_the_oracles(
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("remasking", ["sequential", "low_confidence_dynamic", "ancestral"])
+@pytest.mark.parametrize(
+    "remasking", ["low_confidence_static", "sequential", "low_confidence_dynamic", "ancestral"]
+)
 def test_passes_padded_to_few_shapes_decode_the_same(
     remasking: Remasking, temperature: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,14 +232,17 @@ def test_passes_padded_to_few_shapes_decode_the_same(
         for seed, length in enumerate((3, 9, 1, 6, 17, 2, 8))
     ]
     completions = []
-    for capture in (True, False):
+    for capture, ahead in ((True, False), (True, True), (False, False)):
         monkeypatch.setattr(runner, "can_capture", lambda config, capture=capture: capture)
-        decoder = BlockDecoder(tiny(), config, mask_token_id=63, stop_token_ids={7}, batch_size=4)
+        decoder = BlockDecoder(
+            tiny(), config, mask_token_id=63, stop_token_ids={7}, batch_size=4, ahead=ahead
+        )
         completions.append(decoder.decode(requests))
         assert bool(replays)
-    few, eager = completions
-    assert [c.response_ids for c in few] == [c.response_ids for c in eager]
-    assert [c.step_map for c in few] == [c.step_map for c in eager]
+    *few, eager = completions
+    for own in few:
+        assert [c.response_ids for c in own] == [c.response_ids for c in eager]
+        assert [c.step_map for c in own] == [c.step_map for c in eager]
     assert len(set(replays)) < len(replays)
     assert all(graphs.padded(n) == n for num, _, wanted, _ in replays for n in (num, wanted))
 

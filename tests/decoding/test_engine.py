@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from dataclasses import replace
 from functools import cache
@@ -312,6 +313,7 @@ def test_decode_waits_for_nobody_and_leaves_nothing() -> None:
     with pytest.raises(Enough):
         engine.decode([Request(prompt(5)), Request(prompt(6))], on_finish=stop)
     assert engine.num_unfinished == 0
+    assert gc.get_freeze_count() == 0
     assert engine.decode([Request(prompt(7))]) == [decode(7)]
 
 

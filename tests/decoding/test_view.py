@@ -16,7 +16,7 @@ from t3d.decoding.config import DecodingConfig
 from t3d.decoding.engine import BlockDecoder
 from t3d.decoding.packing import PackedLinear, packable, packed_bytes
 from t3d.decoding.request import Request
-from t3d.decoding.view import ViewMaker
+from t3d.decoding.view import SignedRotary, ViewMaker
 from t3d.testing import tiny
 
 
@@ -83,7 +83,7 @@ def test_they_are_packed_only_where_there_is_room(
 def test_a_view_shares_every_parameter_and_leaves_the_model_alone() -> None:
     model = tiny(dtype=torch.float32).train()
     kinds = [type(module) for module in model.modules()]
-    view = ViewMaker(model)()
+    view = ViewMaker(model)(8)
     assert dict(view.named_parameters()).keys() == dict(model.named_parameters()).keys()
     for ours, theirs in zip(view.parameters(), model.parameters(), strict=True):
         assert ours is theirs
@@ -92,6 +92,22 @@ def test_a_view_shares_every_parameter_and_leaves_the_model_alone() -> None:
     assert all(module.training for module in model.modules())
     assert [type(module) for module in model.modules()] == kinds
     assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("rope_type", ["default", "linear", "yarn", "dynamic"])
+def test_positions_turn_as_in_the_library(rope_type: str) -> None:
+    """From a table, unless the embedding depends on the last position of a pass."""
+    rope = {"rope_type": rope_type, "rope_theta": 1e4}
+    model = tiny(rope_parameters=rope | ({} if rope_type == "default" else {"factor": 2.0}))
+    rotary = ViewMaker(model)(40).base_model.rotary_emb
+    assert isinstance(rotary, SignedRotary)
+    assert (rotary.table is None) is (rope_type == "dynamic")
+    states, position = torch.randn(7, 3, 8).double(), torch.tensor([[3, 0, 39, 5, 6, 7, 20]])
+    actual = [own[:, 0] for own in rotary(states, position)]
+    cos, sin = (own[0] for own in rotary.rotary(states, position))
+    torch.testing.assert_close(actual[0], cos, rtol=0, atol=0)
+    halves = torch.cat([-torch.ones(4), torch.ones(4)])
+    torch.testing.assert_close(actual[1], sin * halves, rtol=0, atol=0)
 
 
 @pytest.mark.usefixtures("small_layers_too")

@@ -27,6 +27,7 @@ MASK = 49
 BANNED = (48, 11)
 STOPS = (3, 19, 30, 44)
 BLOCK_STEPS = [(size, steps) for size in (1, 3, 4, 8) for steps in range(1, size + 1)]
+MODES: list[dict[str, Any]] = [{}, {"fused": False}, {"ahead": True}]
 WINDOWS = [(12, 4), (8, 2), (32, 8), (32, None)]
 """Block size and window; with 32 a prompt of up to 18 tokens and its answer are one block."""
 
@@ -135,8 +136,9 @@ def test_engine_equals_oracle(block_size: int, denoising_steps: int, remasking: 
         top_p=0.9 if sampled else 1.0,
         max_new_tokens=9,
     )
-    for request, completion in zip(batch, engine(config, 3).decode(batch), strict=True):
-        assert_same(completion, oracle(config, request))
+    for mode in MODES:
+        for request, completion in zip(batch, engine(config, 3, **mode).decode(batch), strict=True):
+            assert_same(completion, oracle(config, request))
 
 
 @settings(max_examples=30)
@@ -175,7 +177,7 @@ def test_engine_equals_oracle_in_windows_and_whole_sequences(
     configs(),
     st.lists(requests, min_size=1, max_size=5),
     st.integers(1, 5),
-    st.booleans(),
+    st.sampled_from(MODES),
     st.sampled_from([1, 5, 8192]),
     st.sampled_from([None, 64, 100]),
 )
@@ -183,22 +185,22 @@ def test_engine_equals_oracle_on_anything(
     config: DecodingConfig,
     batch: list[Request],
     batch_size: int,
-    fused: bool,
+    mode: dict[str, Any],
     prefill_chunk: int,
     cache_tokens: int | None,
 ) -> None:
-    """Settings mixed in a batch, fused or not, prompts in chunks, rows that wait for room."""
+    """Settings mixed in a batch, every mode, prompts in chunks, rows that wait for room."""
     decoder = engine(
         config,
         batch_size,
-        fused=fused,
         prefill_chunk=prefill_chunk,
         cache_tokens=roomy(cache_tokens, config, batch),
+        **mode,
     )
     for request, completion in zip(batch, decoder.decode(batch), strict=True):
         expected = oracle(config, request)
         assert_same(completion, expected)
-        assert_passes(completion, config, request, fused, prefill_chunk)
+        assert_passes(completion, config, request, mode.get("fused", True), prefill_chunk)
 
 
 def roomy(cache_tokens: int | None, config: DecodingConfig, batch: list[Request]) -> int | None:
@@ -230,6 +232,7 @@ def assert_passes(
     st.lists(requests, min_size=2, max_size=5),
     st.integers(1, 4),
     st.sampled_from([None, 64, 120]),
+    st.booleans(),
     st.data(),
 )
 def test_events_tell_all_of_each_request_whatever_comes_and_goes(
@@ -237,10 +240,12 @@ def test_events_tell_all_of_each_request_whatever_comes_and_goes(
     batch: list[Request],
     batch_size: int,
     cache_tokens: int | None,
+    ahead: bool,
     data: st.DataObject,
 ) -> None:
     """Requests arrive and are cancelled between steps; the others decode as by the oracle."""
-    decoder = engine(config, batch_size, cache_tokens=roomy(cache_tokens, config, batch))
+    room = roomy(cache_tokens, config, batch)
+    decoder = engine(config, batch_size, cache_tokens=room, ahead=ahead)
     arrivals = [data.draw(st.integers(0, 6)) for _ in batch]
     ends = [data.draw(st.none() | st.integers(0, 12)) for _ in batch]
     ids: dict[int, int] = {}
