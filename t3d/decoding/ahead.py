@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from t3d.decoding.config import DecodingConfig
-from t3d.decoding.denoising import Choice
+from t3d.decoding.denoising import Chosen
 from t3d.decoding.scheduler import Work
 
 KNOWN = -1
-"""In place of a token's number in the pass before, where that pass cannot have changed it."""
+"""The number of a token that the pass before cannot have changed."""
 
 
 class Outcome(NamedTuple):
@@ -67,7 +67,7 @@ class Outcome(NamedTuple):
 class Launched:
     """A pass that the host has not read."""
 
-    groups: list[tuple[DecodingConfig, list[Work], Tensor, Choice]]
+    groups: list[tuple[DecodingConfig, list[Work], Tensor, Chosen]]
     """Works of one setting each, with the logits of their states and what these commit."""
     outcome: Outcome | None
     """What the next pass needs if it is launched before this one is read."""

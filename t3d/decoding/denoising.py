@@ -50,7 +50,7 @@ Candidate = tuple[float, float, float]
 """Token id and log-probability (nats) of a candidate, and whether it commits."""
 
 
-class Choice(NamedTuple):
+class Chosen(NamedTuple):
     """The candidates of all masked positions, and which of them commit."""
 
     ids: Tensor
@@ -77,7 +77,7 @@ def choose(
     logits: Tensor,
     banned: Tensor,
     sent: Sequence[Tensor],
-) -> Choice:
+) -> Chosen:
     """Draw a candidate for every masked position, and choose which of them commit.
 
     Args:
@@ -107,4 +107,4 @@ def choose(
     commit = STRATEGIES[config.remasking](scores).flatten()[cell]
     # Stacked, because one copy from the device is faster than three; float32 is exact for ids.
     results = torch.stack([candidates.ids, candidates.log_probs, commit])
-    return Choice(candidates.ids, commit, fetch(results))
+    return Chosen(candidates.ids, commit, fetch(results))

@@ -19,7 +19,7 @@ from torch import Tensor
 from t3d.core.ranges import check_number
 from t3d.decoding.ahead import Launched, Outcome
 from t3d.decoding.config import DecodingConfig
-from t3d.decoding.denoising import Candidate, Choice, choose, columns, committed
+from t3d.decoding.denoising import Candidate, Chosen, choose, columns, committed
 from t3d.decoding.drafting import draft
 from t3d.decoding.request import Completion, Event, Request
 from t3d.decoding.runner import Runner
@@ -300,7 +300,7 @@ class BlockDecoder:
         return events
 
     def _denoise(
-        self, config: DecodingConfig, works: list[Work], logits: Tensor, choice: Choice
+        self, config: DecodingConfig, works: list[Work], logits: Tensor, choice: Chosen
     ) -> list[Event]:
         """Take the steps that the works' states lead to, and draft the next.
 

@@ -43,14 +43,15 @@ def recorded(model: BlockDiffusionLM) -> Iterator[list[Load]]:
         ids, _, position, *_ = given
         assert len(ids) == 1
         stored, tokens = int(position.min()), ids.shape[1]
-        shape = model.config
-        folds = shape.num_attention_heads // shape.num_key_value_heads
-        masks = [mask for _, _, mask in settings["attend"]._groups]
-        pairs = sum(int(mask.isfinite().sum()) for mask in masks) // folds
+        # A mask has a row for each query, or one for all.
+        pairs = sum(
+            int(mask.isfinite().sum()) * width // mask.shape[2]
+            for _, (_, width), mask in settings["attend"]._groups
+        )
         seen.append(Load(tokens, pairs, -1, stored))
 
     def head(_: Any, given: tuple[torch.Tensor]) -> None:
-        seen.append(replace(seen.pop(), logits=len(given[0])))
+        seen.append(replace(seen.pop(), logits=given[0].shape[-2]))
 
     handles = [
         model.base_model.register_forward_pre_hook(layers, with_kwargs=True),
