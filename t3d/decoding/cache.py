@@ -15,8 +15,8 @@ class SlotCache(Cache):
 
     Before every forward pass `place`, or the runner by `target`, sets the rows and slots of its
     tokens. Attention then calls `write`, or `update` in the library's modules, which writes these
-    and returns all slots of all rows. A slot can be written
-    again, so the keys of a block that is not finished need no clean-up.
+    and returns all slots of all rows. A slot can be written again, so the keys of a block that is
+    not finished need no clean-up.
     """
 
     def __init__(
